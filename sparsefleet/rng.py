@@ -1,0 +1,100 @@
+"""Counter-based random numbers: a value is a pure function of (key, position).
+
+Nothing here has hidden state that a checkpoint could lose, and no draw depends on the storage of a layer, on the device or on the
+process: the dense twin, ``masked`` and every sparse storage of one seed read the same numbers. The mixing function is SplitMix64's
+finaliser (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195, Fig. 13), evaluated in wrapping int64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_CHUNK = 1 << 20
+
+
+def key_of(*parts: object) -> int:
+    """A signed 64-bit key from any printable parts, the same in every process (no ``hash()``)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, where int64's own shift keeps the sign
+
+
+def hash_positions(key: int, positions: Tensor) -> Tensor:
+    """63-bit non-negative integers, one per position.
+
+    Args:
+        positions: int64, any shape.
+    """
+    z = (positions + 1) * _GOLDEN + key
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return _shift_right(z ^ _shift_right(z, 31), 1)
+
+
+def uniform_at(key: int, positions: Tensor) -> Tensor:
+    """Uniform float64 in [0, 1), one per position, 53 bits each."""
+    out = torch.empty(positions.shape, dtype=torch.float64, device=positions.device)
+    flat_in, flat_out = positions.reshape(-1), out.view(-1)
+    for start in range(0, flat_in.numel(), _CHUNK):  # bounded temporaries: a dense twin asks for 10^7 positions
+        part = hash_positions(key, flat_in[start : start + _CHUNK])
+        flat_out[start : start + _CHUNK] = (part >> 10).to(torch.float64) * 2.0**-53
+    return out
+
+
+class Rng:
+    """A stream of draws under one key; ``counter`` is its only state.
+
+    Args:
+        *parts: what the stream is for, e.g. ``Rng(seed, "rewire", layer, step)``.
+    """
+
+    def __init__(self, *parts: object, counter: int = 0) -> None:
+        self.key = key_of(*parts)
+        self.counter = counter
+
+    def spawn(self, *parts: object) -> Rng:
+        """An independent stream under this one's key."""
+        return Rng(self.key, *parts)
+
+    def _take(self, n: int, device: torch.device | str | None) -> Tensor:
+        positions = torch.arange(self.counter, self.counter + n, device=device)
+        self.counter += n
+        return positions
+
+    def uniform(self, n: int, device: torch.device | str | None = None) -> Tensor:
+        """``(n,)`` float64 in [0, 1)."""
+        return uniform_at(self.key, self._take(n, device))
+
+    def normal(self, n: int, device: torch.device | str | None = None) -> Tensor:
+        """``(n,)`` standard normal float64 (Box–Muller)."""
+        radius = torch.sqrt(-2.0 * torch.log1p(-self.uniform(n, device)))
+        return radius * torch.cos(2.0 * math.pi * self.uniform(n, device))
+
+    def integers(self, n: int, high: int, device: torch.device | str | None = None) -> Tensor:
+        """``(n,)`` int64 in [0, high); the modulo's bias is below ``high / 2**63``."""
+        if high <= 0:
+            raise ValueError(f"high must be positive, got {high}")
+        return hash_positions(self.key, self._take(n, device)) % high
+
+    def distinct(self, n: int, high: int, device: torch.device | str | None = None) -> Tensor:
+        """``(n,)`` different int64 of [0, high), ascending; memory O(n) for any ``high``, every subset equally likely."""
+        if not 0 <= n <= high:
+            raise ValueError(f"cannot draw {n} different values of {high}")
+        if 2 * n > high:  # memory is O(n) here too: high < 2n
+            order = torch.argsort(self.uniform(high, device), stable=True)
+            return torch.sort(order[:n]).values
+        chosen = torch.empty(0, dtype=torch.int64, device=device)
+        while chosen.numel() < n:
+            fresh = torch.unique(self.integers(n - chosen.numel(), high, device))
+            chosen = torch.unique(torch.cat([chosen, fresh]))
+        return chosen

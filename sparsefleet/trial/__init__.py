@@ -1,0 +1,1 @@
+"""One experiment on one device; needs neither ray nor mlflow."""

@@ -1,0 +1,326 @@
+"""TrialSpec: one point of a grid with every value fixed, as canonical JSON with a digest. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SPEC_SCHEMA = "sf-spec/1"
+
+
+class Frozen(BaseModel):
+    """Immutable, strict about keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PluginRef(Frozen):
+    """A plugin by name with all of its hyper-parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The bare name."""
+        return self.name
+
+
+class Sgd(Frozen):
+    """torch.optim.SGD."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    dampening: float = Field(0.0, ge=0)
+
+
+class Adam(Frozen):
+    """torch.optim.Adam."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+
+
+class AdamW(Frozen):
+    """torch.optim.AdamW."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+
+
+class RMSprop(Frozen):
+    """torch.optim.RMSprop."""
+
+    kind: Literal["rmsprop"] = "rmsprop"
+    lr: float = Field(gt=0)
+    alpha: float = Field(0.99, gt=0, lt=1)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+
+
+Optimizer = Annotated[Sgd | Adam | AdamW | RMSprop, Field(discriminator="kind")]
+
+
+class ConstantLr(Frozen):
+    """The optimizer's learning rate throughout."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class StepLr(Frozen):
+    """Times ``factor`` after every ``every`` steps."""
+
+    kind: Literal["step"] = "step"
+    every: int = Field(ge=1, description="optimizer steps")
+    factor: float = Field(0.1, gt=0, le=1)
+
+
+class MultiStepLr(Frozen):
+    """Times ``factor`` at each of the given shares of the training."""
+
+    kind: Literal["multi-step"] = "multi-step"
+    at: tuple[float, ...] = Field(min_length=1, description="shares of the training in (0, 1)")
+    factor: float = Field(0.1, gt=0, le=1)
+
+
+class CosineLr(Frozen):
+    """Cosine from the optimizer's learning rate to ``final`` times it, after a linear warm-up."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training")
+    final: float = Field(0.0, ge=0, le=1)
+
+
+LrSchedule = Annotated[ConstantLr | StepLr | MultiStepLr | CosineLr, Field(discriminator="kind")]
+
+
+class Train(Frozen):
+    """The training budget and its settings."""
+
+    epochs: int = Field(ge=0, le=100_000)
+    batch_size: int = Field(64, ge=1)
+    drop_last: bool = False
+    max_steps: int | None = Field(None, ge=0, description="ends the training early; None means epochs decide")
+    weight_decay: float = Field(0.0, ge=0)
+    lr_schedule: LrSchedule = ConstantLr()
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
+    augment: bool = False
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class Init(Frozen):
+    """Uniform in ±1/sqrt(fan-in), as torch.nn.Linear; ``fan_in`` says which fan-in."""
+
+    fan_in: Literal["dense", "live"] = "dense"
+
+
+class OneShot(Frozen):
+    """All at once at ``at``."""
+
+    kind: Literal["one-shot"] = "one-shot"
+    at: float = Field(0.0, ge=0, le=1, description="share of the training")
+
+
+class Linear(Frozen):
+    """Sparsity grows linearly from begin to end."""
+
+    kind: Literal["linear"] = "linear"
+    begin: float = Field(0.0, ge=0, le=1, description="share of the training")
+    end: float = Field(0.75, gt=0, le=1, description="share of the training")
+    every: int = Field(20, ge=1, description="steps between prunings")
+
+
+class Cubic(Frozen):
+    """Sparsity grows by arXiv 1710.01878, Eq. 1."""
+
+    kind: Literal["cubic"] = "cubic"
+    begin: float = Field(0.0, ge=0, le=1, description="share of the training")
+    end: float = Field(0.75, gt=0, le=1, description="share of the training")
+    every: int = Field(20, ge=1, description="steps between prunings")
+
+
+class Iterative(Frozen):
+    """``levels`` equal ratios of density, evenly spaced from begin to end."""
+
+    kind: Literal["iterative"] = "iterative"
+    begin: float = Field(0.0, ge=0, le=1, description="share of the training")
+    end: float = Field(0.75, gt=0, le=1, description="share of the training")
+    levels: int = Field(5, ge=1)
+
+
+Schedule = Annotated[OneShot | Linear | Cubic | Iterative, Field(discriminator="kind")]
+
+
+class Unstructured(Frozen):
+    """Any connection may go."""
+
+    kind: Literal["unstructured"] = "unstructured"
+
+
+class NOfM(Frozen):
+    """Of every ``m`` consecutive inputs, ``n`` stay (arXiv 2104.08378)."""
+
+    kind: Literal["n:m"] = "n:m"
+    n: int = Field(2, ge=1)
+    m: int = Field(4, ge=2)
+
+
+class Block(Frozen):
+    """Whole tiles stay or go; a ragged edge is a smaller tile."""
+
+    kind: Literal["block"] = "block"
+    rows: int = Field(4, ge=1)
+    cols: int = Field(4, ge=1)
+
+
+class Row(Frozen):
+    """Whole output units stay or go (their bias is not touched)."""
+
+    kind: Literal["row"] = "row"
+
+
+class Channel(Frozen):
+    """Whole inputs stay or go: columns of a Linear, input channels of a Conv2d."""
+
+    kind: Literal["channel"] = "channel"
+
+
+Pattern = Annotated[Unstructured | NOfM | Block | Row | Channel, Field(discriminator="kind")]
+Distribution = Literal["uniform", "er", "erk", "global"]
+
+
+class Method(Frozen):
+    """How the network becomes or stays sparse: a pruner or a rewirer, never both; neither means dense."""
+
+    pruner: PluginRef | None = None
+    rewirer: PluginRef | None = None
+    distribution: Distribution = "uniform"
+    schedule: Schedule | None = None
+    pattern: Pattern = Unstructured()
+    keep_dense: tuple[str, ...] = Field((), description="'first', 'last', or names of modules that stay dense")
+    convert_at: float = Field(1.0, gt=0, le=1, description="share of the training at which a pruned net moves to its layer")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Method:
+        if self.pruner and self.rewirer:
+            raise ValueError("a method has a pruner or a rewirer, not both")
+        if self.rewirer and self.schedule:
+            raise ValueError("schedule belongs to a pruner; a rewirer keeps its density")
+        if self.rewirer and self.distribution == "global":
+            raise ValueError("distribution 'global' needs scores, so it belongs to a pruner; use uniform, er or erk")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Canonical label, e.g. ``magnitude+cubic``, ``set``, ``dense``."""
+        if self.pruner:
+            parts = [self.pruner.name, self.schedule.kind if self.schedule else "one-shot"]
+            if self.distribution == "global":
+                parts.append("global")
+            return "+".join(parts)
+        return self.rewirer.name if self.rewirer else "dense"
+
+    @property
+    def variant(self) -> str:
+        """What differs from the method's plain form: pattern and distribution; empty if nothing does."""
+        parts = [] if self.pattern.kind == "unstructured" else [_pattern_label(self.pattern)]
+        if self.distribution in ("er", "erk"):
+            parts.append(self.distribution)
+        return ",".join(parts)
+
+
+def _pattern_label(pattern: Pattern) -> str:
+    if isinstance(pattern, NOfM):
+        return f"{pattern.n}:{pattern.m}"
+    if isinstance(pattern, Block):
+        return f"block{pattern.rows}x{pattern.cols}"
+    return pattern.kind
+
+
+class TrialSpec(Frozen):
+    """One trial. Two specs with equal canonical JSON are the same trial."""
+
+    schema_: Literal["sf-spec/1"] = Field("sf-spec/1", alias="schema")
+    dataset: PluginRef
+    model: PluginRef
+    layer: PluginRef = PluginRef(name="dense")
+    connectivity: PluginRef = PluginRef(name="random")
+    activation: PluginRef = PluginRef(name="relu")
+    method: Method = Method()
+    density: float = Field(1.0, gt=0, le=1, description="kept share of the prunable weights")
+    narrow_to_density: float | None = Field(
+        None, gt=0, lt=1, description="small-dense: narrow the model to the trainable parameters it would have at this density"
+    )
+    optimizer: Optimizer
+    train: Train
+    init: Init = Init()
+    validation: float = Field(0.1, ge=0, lt=1, description="share of the training set; 0 forbids selection")
+    seed: int = Field(0, ge=0, lt=2**31)
+    start_from: str | None = Field(None, description="spec_id of the trial whose trained weights this one starts from")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrialSpec:
+        sparse = self.method.pruner is not None or self.method.rewirer is not None
+        if sparse and self.density >= 1:
+            raise ValueError("a sparse method needs a density below 1")
+        if not sparse and self.density < 1:
+            raise ValueError("density below 1 needs a method: a pruner or a rewirer ('static' keeps a random topology)")
+        return self
+
+    @property
+    def is_sparse(self) -> bool:
+        """True if a pruner or rewirer acts."""
+        return self.method.pruner is not None or self.method.rewirer is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, every default spelled out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def spec_id(self) -> str:
+        """12 hex digits of the sha256 of the canonical JSON: what people see."""
+        return digest(self.to_json())[:12]
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of ``value``: sorted keys, no spaces, finite numbers."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def trial_key(
+    spec: TrialSpec,
+    *,
+    code: dict[str, str],
+    data: str,
+    threads: int,
+    device_class: str,
+    start_key: str | None = None,
+) -> str:
+    """What results are cached under: same key, same work, never run twice.
+
+    Args:
+        code: digests of the code that computes: ``core``, one ``family/name`` per plugin, and ``torch``'s version.
+        data: digest of the data files.
+        threads: intra-op threads of the trial.
+        device_class: ``cpu:<model>`` or ``cuda:<name>``.
+        start_key: trial key of the trial named by ``spec.start_from``.
+    """
+    return digest(
+        {"spec": spec.to_json(), "code": code, "data": data, "threads": threads, "device_class": device_class, "start": start_key}
+    )
