@@ -1,1 +1,1 @@
-
+"""From a grid file to trials."""

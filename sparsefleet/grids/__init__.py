@@ -1,1 +1,1 @@
-
+"""Grids that ship with the package."""

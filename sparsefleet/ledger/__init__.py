@@ -1,1 +1,1 @@
-
+"""Attempts, committed records, raw samples and the outbox, in SQLite."""

@@ -1,1 +1,1 @@
-
+"""The timing protocol sf-measure/1."""

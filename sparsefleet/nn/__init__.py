@@ -1,1 +1,1 @@
-
+"""Sparse modules, and the machinery that makes a network sparse."""

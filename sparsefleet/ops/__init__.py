@@ -1,1 +1,1 @@
-
+"""Sparse kernels behind plain functions."""

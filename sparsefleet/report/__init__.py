@@ -1,1 +1,1 @@
-
+"""From rows of the ledger to tables."""

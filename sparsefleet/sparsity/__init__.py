@@ -1,1 +1,1 @@
-
+"""Pure tensor maths: selection, distributions, schedules, surgery, accounting."""

@@ -1,1 +1,1 @@
-
+"""The conformance kit for plugin authors."""

@@ -1,0 +1,391 @@
+"""Finds plugins, keeps a broken one from harming the others, and builds the one that a trial names.
+
+Two views. The *catalogue* is what grids, plans and listings need: names, JSON schemas and class facts of every plugin. It is made in a
+separate process, which a plugin that exits or crashes at import cannot leave with anything but its own entry missing, and it is cached under
+the digests of the plugins' code, so that reading it imports no plugin and no torch. The *registry* is what a trial needs: the classes, each
+imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsefleet.code_digest import module_digest
+from sparsefleet.errors import PluginError, UnknownPlugin, UserError, did_you_mean
+from sparsefleet.home import cache_dir
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from sparsefleet.plugin import Plugin
+
+GROUP = "sparsefleet"
+_CACHE_FORMAT = 3
+_DESCRIBE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plugin of the catalogue; a broken module has one entry with family ``?`` and its entry point's name."""
+
+    family: str
+    name: str
+    distribution: str
+    version: str
+    module: str
+    digest: str
+    state: str = "ok"
+    reason: str = ""
+    class_name: str = ""
+    schema: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """An entry point as its distribution declares it."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+
+
+def _points() -> list[_Point]:
+    found: dict[tuple[str, str, str], _Point] = {}
+    for dist in metadata.distributions():
+        for ep in dist.entry_points:
+            if ep.group == GROUP:
+                name = dist.metadata["Name"]
+                found.setdefault((name, ep.name, ep.module), _Point(ep.name, ep.module, name, dist.version))  # first on sys.path wins
+    return sorted(found.values(), key=lambda p: (p.distribution, p.name))
+
+
+class Catalog:
+    """Every installed plugin with its schema; see ``catalog()``."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = _mark_conflicts(list(entries))
+
+    def get(self, family: str, name: str) -> Entry:
+        """The usable plugin of that name.
+
+        Raises:
+            UnknownPlugin: no plugin of the family has the name.
+            PluginError: it is installed, but broken or claimed by two distributions.
+        """
+        matches = [e for e in self.entries if e.name == name and e.family in (family, "?")]
+        for entry in matches:
+            if entry.state == "ok" and entry.family == family:
+                return entry
+        if matches:
+            entry = matches[0]
+            raise PluginError(
+                f"{family} {name!r} of {entry.distribution} {entry.version} is {entry.state}",
+                cause=entry.reason,
+                fix="sparsefleet plugins list",
+            )
+        raise UnknownPlugin(family, name, self.names(family))
+
+    def names(self, family: str) -> list[str]:
+        """Usable names of a family, sorted."""
+        return sorted(e.name for e in self.entries if e.family == family and e.state == "ok")
+
+    def complete(self, family: str, name: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """``params`` with every default filled in, and the problems found, as (path of the parameter, message).
+
+        Integers become floats where the schema wants a number, so that ``1`` and ``1.0`` are the same trial.
+        """
+        schema = self.get(family, name).schema
+        known = schema.get("properties", {})
+        problems = [
+            (key, f"unknown parameter {key!r} of {family} {name!r}; {did_you_mean(key, known)}") for key in params if key not in known
+        ]
+        full = {key: prop["default"] for key, prop in known.items() if "default" in prop}
+        full.update({key: _coerce(value, known[key], schema) for key, value in params.items() if key in known})
+        problems += [(key, f"{family} {name!r} needs the parameter {key!r}") for key in schema.get("required", []) if key not in params]
+        given = {key: value for key, value in full.items() if key in params}
+        problems += [(path, f"{family} {name!r}: {message}") for path, message in _schema_problems(given, schema)]
+        return full, problems
+
+
+def _coerce(value: Any, prop: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    if "$ref" in prop:
+        prop = root.get("$defs", {}).get(prop["$ref"].rsplit("/", 1)[-1], {})
+    kinds = {prop.get("type"), *(option.get("type") for option in prop.get("anyOf", []))}
+    if isinstance(value, int) and not isinstance(value, bool) and "number" in kinds and "integer" not in kinds:
+        return float(value)
+    if isinstance(value, list) and "items" in prop:
+        return [_coerce(item, prop["items"], root) for item in value]
+    return value
+
+
+def _schema_problems(params: Mapping[str, Any], schema: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from jsonschema import Draft202012Validator
+
+    relaxed = {key: value for key, value in schema.items() if key not in ("required", "additionalProperties")}
+    problems = []
+    for error in Draft202012Validator(relaxed).iter_errors(dict(params)):
+        path = ".".join(str(part) for part in error.absolute_path)
+        problems.append((path, f"{path}: {error.message}"))
+    return problems
+
+
+def _mark_conflicts(entries: list[Entry]) -> list[Entry]:
+    """Two plugins of one name: neither is used, and each names both distributions."""
+    by_name: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if entry.state == "ok":
+            by_name.setdefault((entry.family, entry.name), []).append(entry)
+    marked = []
+    for entry in entries:
+        rivals = by_name.get((entry.family, entry.name), [])
+        if entry.state == "ok" and len(rivals) > 1:
+            owners = " and ".join(sorted(f"{r.distribution} {r.version} ({r.module})" for r in rivals))
+            entry = Entry(
+                **{**asdict(entry), "state": "conflict", "reason": f"{entry.family} {entry.name!r} is taken by {owners}; uninstall one"}
+            )
+        marked.append(entry)
+    return sorted(marked, key=lambda e: (e.family, e.name, e.distribution))
+
+
+def catalog(refresh: bool = False) -> Catalog:
+    """Every installed plugin, from the cache where the code has not changed."""
+    points = _points()
+    keys: dict[_Point, str] = {}
+    entries: list[Entry] = []
+    for point in points:
+        try:
+            keys[point] = module_digest(point.module)
+        except (PluginError, SyntaxError, OSError, ValueError) as error:
+            entries.append(_broken(point, "", f"{type(error).__name__}: {error}"))
+    contract = module_digest("sparsefleet.plugin")
+    cached = {} if refresh else _load_cache()
+    fresh: dict[str, list[dict[str, Any]]] = {}
+    missing: list[tuple[_Point, str]] = []
+    for point, digest in keys.items():
+        slot = f"{contract[:16]}:{sys.version_info[0]}.{sys.version_info[1]}:{point.distribution}:{point.version}:{point.name}:{point.module}:{digest}"
+        if slot in cached:
+            fresh[slot] = cached[slot]
+        else:
+            missing.append((point, slot))
+    if missing:
+        described = _describe([point for point, _ in missing])
+        for point, slot in missing:
+            found = described[point.distribution, point.name]
+            if isinstance(found, str):
+                fresh[slot] = [asdict(_broken(point, keys[point], found))]
+            else:
+                base: dict[str, Any] = {"distribution": point.distribution, "version": point.version, "module": point.module, "digest": keys[point]}
+                fresh[slot] = [asdict(Entry(**base, **item)) for item in found]
+        _save_cache({**cached, **fresh})
+    entries += [Entry(**item) for items in fresh.values() for item in items]
+    return Catalog(entries)
+
+
+def _broken(point: _Point, digest: str, reason: str) -> Entry:
+    return Entry("?", point.name, point.distribution, point.version, point.module, digest, state="broken", reason=reason)
+
+
+def _cache_file() -> Path:
+    return cache_dir() / "catalog.json"
+
+
+def _load_cache() -> dict[str, list[dict[str, Any]]]:
+    try:
+        stored = json.loads(_cache_file().read_text())
+    except (OSError, ValueError):  # absent, unreadable or half-written by an older version: made anew
+        return {}
+    return dict(stored["slots"]) if isinstance(stored, dict) and stored.get("format") == _CACHE_FORMAT else {}
+
+
+def _save_cache(slots: Mapping[str, Any]) -> None:
+    path = _cache_file()
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    newest = dict(list(slots.items())[-500:])
+    temporary.write_text(json.dumps({"format": _CACHE_FORMAT, "slots": newest}))
+    temporary.replace(path)
+
+
+def _describe(points: list[_Point]) -> dict[tuple[str, str], list[dict[str, Any]] | str]:
+    """What each entry point offers, or the reason why it is broken; plugin code runs in a child process only."""
+    results: dict[tuple[str, str], list[dict[str, Any]] | str] = {}
+    todo = list(points)
+    while todo:
+        argument = json.dumps([[p.name, p.module, p.distribution] for p in todo])
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "sparsefleet.describe", argument],
+                capture_output=True,
+                text=True,
+                timeout=_DESCRIBE_TIMEOUT_S,
+                env=env,
+                check=False,
+            )
+            output, end = done.stdout, f"ended the process with exit code {done.returncode} at import"
+            if done.returncode < 0:
+                end = f"ended the process with signal {-done.returncode} at import"
+        except subprocess.TimeoutExpired as error:
+            raw = error.stdout or b""
+            output = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+            end = f"took more than {_DESCRIBE_TIMEOUT_S:.0f} s to import"
+        n_before = len(todo)
+        for line in output.splitlines():
+            if line.startswith("\x1e"):
+                item = json.loads(line[1:])
+                results[item["distribution"], item["point"]] = item["error"] if item["error"] else item["plugins"]
+        todo = [p for p in todo if (p.distribution, p.name) not in results]
+        if todo and len(todo) <= n_before:  # the first one without an answer is the one that ended the process
+            culprit = todo.pop(0)
+            results[culprit.distribution, culprit.name] = end
+    return results
+
+
+class Registry:
+    """Builds plugins by name, importing each module when it is first asked for."""
+
+    def __init__(self, catalogue: Catalog | None = None) -> None:
+        self.catalog = catalogue or catalog()
+        self._classes: dict[tuple[str, str], type[Plugin]] = {}
+
+    def plugin_class(self, family: str, name: str) -> type[Plugin]:
+        """The class behind a name.
+
+        Raises:
+            UnknownPlugin: no such name.
+            PluginError: the module failed to import or no longer offers it.
+        """
+        if (family, name) not in self._classes:
+            entry = self.catalog.get(family, name)
+            module = load_module(entry.module)
+            self._classes.update({(cls.family, cls.name): cls for cls in classes_of(module)})
+            if (family, name) not in self._classes:
+                raise PluginError(f"module {entry.module} no longer offers {family} {name!r}", fix="sparsefleet plugins list --refresh")
+        return self._classes[family, name]
+
+    def build(self, family: str, ref: Any) -> Any:
+        """The plugin that ``ref`` (with ``name`` and ``params``) describes.
+
+        Raises:
+            UserError: a parameter is unknown or out of its bounds.
+        """
+        from pydantic import ValidationError
+
+        cls = self.plugin_class(family, ref.name)
+        try:
+            return cls(**ref.params)
+        except ValidationError as error:
+            details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UserError(f"{family} {ref.name!r}: {details}", fix=f"sparsefleet plugins show {ref.name}") from error
+
+    def observers(self) -> list[Entry]:
+        """Entries of the modules that implement an observing hook."""
+        return [e for e in self.catalog.entries if e.family == "hooks" and e.state == "ok"]
+
+    def observe(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
+        """Calls one observing hook, one implementation at a time: (distribution, result or the exception it raised)."""
+        results: list[tuple[str, Any]] = []
+        for entry in self.observers():
+            if hook not in entry.facts["hooks"]:
+                continue
+            manager = plugin_manager()
+            try:
+                manager.register(load_module(entry.module), name=entry.module)
+                results += [(entry.distribution, value) for value in getattr(manager.hook, hook)(**arguments)]
+            except (Exception, SystemExit) as error:  # noqa: BLE001  an observer must not end a trial; the caller records it
+                results.append((entry.distribution, error))
+        return results
+
+
+def plugin_manager() -> pluggy.PluginManager:
+    """A pluggy manager that knows every hook of sparsefleet and no plugin."""
+    import pluggy
+
+    from sparsefleet import hookspecs
+
+    manager = pluggy.PluginManager("sparsefleet")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def load_module(module: str) -> Any:
+    """Imports a plugin module; whatever it raises becomes a PluginError that names it."""
+    try:
+        return import_module(module)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"plugin module {module} failed to import", cause=f"{type(error).__name__}: {error}") from error
+
+
+def classes_of(module: Any) -> list[type[Plugin]]:
+    """The plugin classes that a module's registration hooks return, checked.
+
+    Raises:
+        PluginError: a misspelt hook, a hook with wrong arguments, or a class of the wrong family or without a name.
+    """
+    import pluggy
+
+    from sparsefleet.hookspecs import REGISTRATION_HOOKS
+    from sparsefleet.plugin import Plugin
+
+    _check_hook_names(module)
+    manager = plugin_manager()
+    try:
+        manager.register(module, name=module.__name__)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"plugin module {module.__name__} does not fit the hooks", cause=str(error)) from error
+    classes: list[type[Plugin]] = []
+    for hook, family in REGISTRATION_HOOKS.items():
+        for offered in getattr(manager.hook, hook)():
+            for cls in offered:
+                if not (isinstance(cls, type) and issubclass(cls, Plugin)):
+                    raise PluginError(f"{hook} of {module.__name__} returned {cls!r}, which is not a plugin class")
+                if cls.family != family:
+                    raise PluginError(f"{hook} of {module.__name__} returned {cls.__name__}, which is a {cls.family or 'plain Plugin'}")
+                if not cls.name:
+                    raise PluginError(f"{cls.__name__} of {module.__name__} has no name", fix='add a line such as name = "my-method"')
+                classes.append(cls)
+    return classes
+
+
+def _check_hook_names(module: Any) -> None:
+    from sparsefleet import hookspecs
+
+    known = [name for name in vars(hookspecs) if name.startswith("sparsefleet_")]
+    for name, value in vars(module).items():
+        marked = getattr(value, "sparsefleet_impl", None) is not None
+        hook_like = callable(value) and name.startswith("sparsefleet_")
+        if (marked or hook_like) and name not in known:
+            raise PluginError(f"{module.__name__}.{name} is not a hook of sparsefleet", fix=did_you_mean(name, known))
+        if hook_like and not marked and name in known:
+            raise PluginError(f"{module.__name__}.{name} is not marked as a hook", fix="decorate it with @sparsefleet.hookimpl")
+
+
+@lru_cache(maxsize=1)
+def _base_facts() -> frozenset[str]:
+    return frozenset({"model_config", "family", "name", "paper"})
+
+
+def facts_of(cls: type[Plugin]) -> dict[str, Any]:
+    """The class facts that plans and listings need, as JSON values."""
+    facts: dict[str, Any] = {"paper": cls.paper}
+    for name in sorted(cls.__class_vars__ - _base_facts()):
+        value = getattr(cls, name, None)
+        if isinstance(value, (bool, int, float, str)):
+            facts[name] = value
+        elif isinstance(value, (tuple, list)):
+            facts[name] = list(value)
+        elif name == "info" and value is not None:
+            facts[name] = asdict(value)
+    return facts
