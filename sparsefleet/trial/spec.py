@@ -6,15 +6,26 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from sparsefleet.sparsity.vocabulary import (
+    Block as Block,
+    Channel as Channel,
+    Cubic as Cubic,
+    Distribution as Distribution,
+    Frozen as Frozen,
+    Iterative as Iterative,
+    Linear as Linear,
+    NOfM as NOfM,
+    OneShot as OneShot,
+    Pattern as Pattern,
+    Row as Row,
+    Schedule as Schedule,
+    Unstructured as Unstructured,
+    pattern_label,
+)
 
 SPEC_SCHEMA = "sf-spec/1"
-
-
-class Frozen(BaseModel):
-    """Immutable, strict about keys, finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PluginRef(Frozen):
@@ -123,81 +134,6 @@ class Init(Frozen):
     fan_in: Literal["dense", "live"] = "dense"
 
 
-class OneShot(Frozen):
-    """All at once at ``at``."""
-
-    kind: Literal["one-shot"] = "one-shot"
-    at: float = Field(0.0, ge=0, le=1, description="share of the training")
-
-
-class Linear(Frozen):
-    """Sparsity grows linearly from begin to end."""
-
-    kind: Literal["linear"] = "linear"
-    begin: float = Field(0.0, ge=0, le=1, description="share of the training")
-    end: float = Field(0.75, gt=0, le=1, description="share of the training")
-    every: int = Field(20, ge=1, description="steps between prunings")
-
-
-class Cubic(Frozen):
-    """Sparsity grows by arXiv 1710.01878, Eq. 1."""
-
-    kind: Literal["cubic"] = "cubic"
-    begin: float = Field(0.0, ge=0, le=1, description="share of the training")
-    end: float = Field(0.75, gt=0, le=1, description="share of the training")
-    every: int = Field(20, ge=1, description="steps between prunings")
-
-
-class Iterative(Frozen):
-    """``levels`` equal ratios of density, evenly spaced from begin to end."""
-
-    kind: Literal["iterative"] = "iterative"
-    begin: float = Field(0.0, ge=0, le=1, description="share of the training")
-    end: float = Field(0.75, gt=0, le=1, description="share of the training")
-    levels: int = Field(5, ge=1)
-
-
-Schedule = Annotated[OneShot | Linear | Cubic | Iterative, Field(discriminator="kind")]
-
-
-class Unstructured(Frozen):
-    """Any connection may go."""
-
-    kind: Literal["unstructured"] = "unstructured"
-
-
-class NOfM(Frozen):
-    """Of every ``m`` consecutive inputs, ``n`` stay (arXiv 2104.08378)."""
-
-    kind: Literal["n:m"] = "n:m"
-    n: int = Field(2, ge=1)
-    m: int = Field(4, ge=2)
-
-
-class Block(Frozen):
-    """Whole tiles stay or go; a ragged edge is a smaller tile."""
-
-    kind: Literal["block"] = "block"
-    rows: int = Field(4, ge=1)
-    cols: int = Field(4, ge=1)
-
-
-class Row(Frozen):
-    """Whole output units stay or go (their bias is not touched)."""
-
-    kind: Literal["row"] = "row"
-
-
-class Channel(Frozen):
-    """Whole inputs stay or go: columns of a Linear, input channels of a Conv2d."""
-
-    kind: Literal["channel"] = "channel"
-
-
-Pattern = Annotated[Unstructured | NOfM | Block | Row | Channel, Field(discriminator="kind")]
-Distribution = Literal["uniform", "er", "erk", "global"]
-
-
 class Method(Frozen):
     """How the network becomes or stays sparse: a pruner or a rewirer, never both; neither means dense."""
 
@@ -232,18 +168,10 @@ class Method(Frozen):
     @property
     def variant(self) -> str:
         """What differs from the method's plain form: pattern and distribution; empty if nothing does."""
-        parts = [] if self.pattern.kind == "unstructured" else [_pattern_label(self.pattern)]
+        parts = [] if self.pattern.kind == "unstructured" else [pattern_label(self.pattern)]
         if self.distribution in ("er", "erk"):
             parts.append(self.distribution)
         return ",".join(parts)
-
-
-def _pattern_label(pattern: Pattern) -> str:
-    if isinstance(pattern, NOfM):
-        return f"{pattern.n}:{pattern.m}"
-    if isinstance(pattern, Block):
-        return f"block{pattern.rows}x{pattern.cols}"
-    return pattern.kind
 
 
 class TrialSpec(Frozen):

@@ -1,0 +1,67 @@
+"""Patterns: the shapes in which connections may leave, combined with any score."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparsefleet.connections import Connections
+from sparsefleet.sparsity.select import keep_best, keep_best_per_row
+from sparsefleet.sparsity.vocabulary import Block, Channel, NOfM, Pattern, Row
+
+
+def keep_by_pattern(score: Tensor, conn: Connections, n_keep: int, pattern: Pattern, kernel: int = 1) -> Tensor:
+    """``(nnz,)`` bool: what stays of ``conn`` when about ``n_keep`` should, in whole units of the pattern.
+
+    Unstructured keeps exactly ``n_keep``. Rows, channels and blocks keep the number of whole units nearest to it (at least one), so the
+    realised density can differ from the asked one; both are recorded. ``n:m`` keeps n of every m consecutive inputs.
+
+    Args:
+        score: ``(nnz,)`` importance.
+        kernel: elements of the convolution kernel (``kh * kw``); columns are ``channel * kernel + offset``.
+    """
+    if isinstance(pattern, Row):
+        return _keep_units(score, conn.row, conn.n_out, n_keep, conn.n_in)
+    if isinstance(pattern, Channel):
+        return _keep_units(score, conn.col // kernel, conn.n_in // kernel, n_keep, conn.n_out * kernel)
+    if isinstance(pattern, Block):
+        wide = -(-conn.n_in // pattern.cols)
+        tile = (conn.row // pattern.rows) * wide + conn.col // pattern.cols
+        return _keep_tiles(score, tile, n_keep)
+    if isinstance(pattern, NOfM):
+        return _keep_n_of_m(score, conn, pattern, n_keep, kernel)
+    return keep_best(score, n_keep)
+
+
+def _keep_units(score: Tensor, unit: Tensor, n_units: int, n_keep: int, unit_size: int) -> Tensor:
+    """Keeps whole rows or channels by the sum of their scores; a unit without a live connection is never chosen."""
+    total = torch.zeros(n_units, dtype=torch.float64, device=score.device).index_add_(0, unit, score.detach().double())
+    alive = torch.bincount(unit, minlength=n_units) > 0
+    total[~alive] = -math.inf
+    n_chosen = max(1, min(int(alive.sum()), math.floor(n_keep / unit_size + 0.5)))
+    return keep_best(total, n_chosen)[unit]
+
+
+def _keep_tiles(score: Tensor, tile: Tensor, n_keep: int) -> Tensor:
+    """Keeps tiles by mean score, best first, up to the number of connections nearest to ``n_keep``."""
+    present, index, size = torch.unique(tile, return_inverse=True, return_counts=True)
+    mean = torch.zeros(present.numel(), dtype=torch.float64, device=score.device).index_add_(0, index, score.detach().double()) / size
+    order = torch.argsort(mean, descending=True, stable=True)
+    reached = torch.cumsum(size[order], 0)
+    n_chosen = max(1, int(torch.argmin((reached - n_keep).abs())) + 1) if n_keep else 1
+    chosen = torch.zeros(present.numel(), dtype=torch.bool, device=score.device)
+    chosen[order[:n_chosen]] = True
+    return chosen[index]
+
+
+def _keep_n_of_m(score: Tensor, conn: Connections, pattern: NOfM, n_keep: int, kernel: int) -> Tensor:
+    """While a schedule is above n/m, more than n of each m stay; at the target exactly n (fewer in a ragged or thinner group)."""
+    n_now = max(pattern.n, math.ceil(pattern.m * n_keep / conn.n_sites - 1e-9))
+    channel, offset = conn.col // kernel, conn.col % kernel
+    n_groups = -(-(conn.n_in // kernel) // pattern.m)
+    group = (conn.row * n_groups + channel // pattern.m) * kernel + offset
+    _, index = torch.unique(group, return_inverse=True)
+    limit = torch.full((int(index.max()) + 1,), n_now, dtype=torch.int64, device=score.device)
+    return keep_best_per_row(score, index, limit)

@@ -1,0 +1,53 @@
+"""Which connections stay: exact counts, ties by position, never a threshold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsefleet.errors import PluginError
+
+
+def keep_best(score: Tensor, n_keep: int) -> Tensor:
+    """``(n,)`` bool with exactly ``n_keep`` True at the highest scores; of equal scores the earlier positions stay.
+
+    Linear in n and without the 2**24-element limits of ``torch.quantile`` and ``torch.multinomial``.
+
+    Args:
+        score: ``(n,)`` float, no NaN.
+
+    Raises:
+        PluginError: NaN among the scores, or n_keep outside [0, n].
+    """
+    n = score.numel()
+    if not 0 <= n_keep <= n:
+        raise PluginError(f"cannot keep {n_keep} of {n} connections")
+    if n_keep in (0, n):
+        return torch.full((n,), n_keep == n, dtype=torch.bool, device=score.device)
+    score = score.detach().reshape(-1)
+    if bool(torch.isnan(score).any()):
+        raise PluginError(f"{int(torch.isnan(score).sum())} of {n} scores are NaN")
+    last = torch.kthvalue(score, n - n_keep + 1).values  # the n_keep-th largest
+    keep = score > last
+    n_tied = n_keep - int(keep.sum())
+    keep[torch.nonzero(score == last).flatten()[:n_tied]] = True
+    return keep
+
+
+def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
+    """``(n,)`` bool: in every row the ``n_keep[row]`` highest scores, ties by position.
+
+    Args:
+        score: ``(n,)`` float.
+        row: ``(n,)`` int64, any order.
+        n_keep: ``(n_rows,)`` int64.
+    """
+    order = torch.argsort(score.detach(), descending=True, stable=True)
+    order = order[torch.argsort(row[order], stable=True)]  # rows together, best first inside
+    sorted_row = row[order]
+    count = torch.bincount(row, minlength=n_keep.numel())
+    first = torch.cumsum(count, 0) - count
+    rank = torch.arange(row.numel(), device=row.device) - first[sorted_row]
+    keep = torch.zeros(row.numel(), dtype=torch.bool, device=row.device)
+    keep[order] = rank < n_keep[sorted_row]
+    return keep
