@@ -1,0 +1,143 @@
+"""From a network on the meta device to one that computes, with the weights of a seed; absent weights are never allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections, check_sites
+from sparsefleet.errors import PluginError, UserError
+from sparsefleet.nn.module import SparseModule
+from sparsefleet.plugin import Connectivity, Layer
+from sparsefleet.rng import Rng, key_of, uniform_at
+
+FanIn = Literal["dense", "live"]
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of a prunable module's weight, on any device."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        raise PluginError(f"{type(module).__name__} has no weight matrix, so it cannot be prunable")
+    return tuple(weight.shape)
+
+
+def initial_weights(conn: Connections, seed: int, fan_in: FanIn, dtype: torch.dtype) -> Tensor:
+    """``(nnz,)`` weights uniform in ±1/sqrt(fan-in), as ``torch.nn.Linear`` draws them; a function of (seed, layer, site) alone.
+
+    With ``fan_in="dense"`` the bound is that of the dense layer, so that every storage and density of one seed shares its weights; with
+    ``"live"`` each output unit's bound follows its number of connections.
+    """
+    uniform = uniform_at(key_of(seed, "weight", conn.layer), conn.flat)
+    if fan_in == "dense":
+        return uniform.mul_(2).sub_(1).div_(math.sqrt(conn.n_in)).to(dtype)
+    bound = conn.per_row().clamp(min=1).to(torch.float64).rsqrt()
+    return ((2 * uniform - 1) * bound[conn.row]).to(dtype)
+
+
+def initial_bias(name: str, n_out: int, n_in: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(n_out,)`` uniform in ±1/sqrt(n_in)."""
+    uniform = uniform_at(key_of(seed, "bias", name), torch.arange(n_out, device=device))
+    return uniform.mul_(2).sub_(1).div_(math.sqrt(n_in)).to(dtype)
+
+
+def draw_connections(
+    name: str,
+    shape: tuple[int, ...],
+    nnz: int,
+    connectivity: Connectivity | None,
+    seed: int,
+    device: torch.device,
+) -> Connections:
+    """Connections without weights: all sites, or those that ``connectivity`` draws; exact count, checked."""
+    matrix = (shape[0], math.prod(shape[1:]))
+    n_sites = math.prod(matrix)
+    if nnz == n_sites:
+        flat = torch.arange(n_sites, device=device)
+    elif connectivity is None:
+        raise PluginError(f"layer {name!r}: {nnz} of {n_sites} connections asked, but no connectivity to draw them")
+    else:
+        sites = connectivity.draw(matrix, nnz, Rng(seed, "connectivity", name)).to(device)
+        flat = check_sites(sites, matrix, layer=name)
+        if flat.numel() != nnz:
+            raise PluginError(f"connectivity {connectivity.name!r} drew {flat.numel()} connections for layer {name!r}, asked {nnz}")
+    return Connections(name, matrix, flat // matrix[1], flat % matrix[1], torch.empty(0, device=device))
+
+
+def materialise(
+    network: nn.Module,
+    modules: Mapping[str, tuple[Layer, Connections]],
+    *,
+    seed: int,
+    fan_in: FanIn = "dense",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> dict[str, SparseModule]:
+    """Replaces the named modules of ``network`` (on the meta device, in place) and initialises everything else.
+
+    Args:
+        modules: by qualified name, the layer that stores the module and its connections (their weights are drawn here).
+
+    Returns:
+        The replaced modules that hold connections, in the order of ``modules``.
+    """
+    device = torch.device(device)
+    replaced: dict[str, SparseModule] = {}
+    done: set[int] = set()
+    for name, (layer, conn) in modules.items():
+        template = network.get_submodule(name)
+        n_bias = 0 if getattr(template, "bias", None) is None else conn.n_out
+        conn.weight = initial_weights(conn, seed, fan_in, dtype)
+        bias = initial_bias(name, n_bias, conn.n_in, seed, dtype, device) if n_bias else None
+        kind = type(template).__name__
+        if kind not in layer.kinds:
+            raise UserError(f"layer {layer.name!r} cannot store a {kind} ({name})", fix=f"it stores: {', '.join(layer.kinds)}")
+        kernel = math.prod(weight_shape(template)[2:])
+        built: Any = layer.build(template, conn, bias)
+        if isinstance(built, SparseModule):
+            built.layer_name, built.kernel = name, kernel
+            replaced[name] = built
+        replace_module(network, name, built)
+        done.update(id(part) for part in built.modules())
+    for name, module in network.named_modules():
+        if id(module) not in done:
+            _initialise(module, name, seed, dtype, device)
+    return replaced
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts ``module`` in the place of the module called ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _initialise(module: nn.Module, name: str, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if not any(tensor.is_meta for tensor in own):
+        module.to(device)
+        return
+    reset = getattr(module, "reset_parameters", None)
+    if reset is None:
+        raise PluginError(
+            f"module {name!r} ({type(module).__name__}) was built on the meta device and has no reset_parameters()",
+            fix="give it a reset_parameters() method that fills its tensors",
+        )
+    module.to_empty(device=device, recurse=False)
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        matrix = (module.weight.shape[0], module.weight[0].numel())
+        flat = torch.arange(math.prod(matrix), device=device)
+        conn = Connections(name, matrix, flat // matrix[1], flat % matrix[1], torch.empty(0))
+        with torch.no_grad():
+            module.weight.view(-1).copy_(initial_weights(conn, seed, "dense", dtype))
+            if module.bias is not None:
+                module.bias.copy_(initial_bias(name, *matrix, seed, dtype, device))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key_of(seed, "module", name))
+            reset()
+    if dtype != torch.float32:
+        module.to(dtype)

@@ -1,0 +1,141 @@
+"""SparseModule: what the core needs of a layer that can be pruned or rewired."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections
+from sparsefleet.rng import Rng
+
+
+@dataclass(frozen=True)
+class Remap:
+    """How the connections after a topology change relate to those before.
+
+    Attributes:
+        source: ``(nnz_new,)`` int64: position among the old connections, or -1 for a grown one; new order is ascending by site.
+        dropped: ``(n,)`` int64 flat sites that are gone.
+        grown: ``(m,)`` int64 flat sites that are new.
+        flat: ``(nnz_new,)`` int64 all flat sites, ascending.
+    """
+
+    source: Tensor
+    dropped: Tensor
+    grown: Tensor
+    flat: Tensor
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``(nnz_new,)``: old per-connection values in the new order, zeros at grown connections."""
+        taken = values[self.source.clamp(min=0)]
+        return torch.where(self.source >= 0, taken, torch.zeros_like(taken)) if taken.numel() else taken
+
+
+class SparseModule(nn.Module):
+    """A module whose weight is a set of connections.
+
+    ``method_state`` holds the method's ``(nnz,)`` tensors and ``dense_state`` its ``(n_out, n_in)`` ones; the core re-indexes and checkpoints
+    them. Connections are always listed in ascending order of ``row * n_in + col``, whatever the storage.
+    """
+
+    layer_name: str = ""
+    execution: str = ""
+    kernel: int = 1
+    """Elements of a convolution's kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.method_state: dict[str, Tensor] = {}
+        self.dense_state: dict[str, Tensor] = {}
+
+    @property
+    @abstractmethod
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(n_out, n_in)`` of the weight seen as a matrix."""
+
+    @property
+    @abstractmethod
+    def weight_parameter(self) -> nn.Parameter:
+        """The Parameter that holds the weights; the same object for the module's whole life."""
+
+    @abstractmethod
+    def flat_sites(self) -> Tensor:
+        """``(nnz,)`` int64, ascending."""
+
+    @abstractmethod
+    def values(self) -> Tensor:
+        """``(nnz,)`` weights, detached; a view where the storage allows one."""
+
+    @abstractmethod
+    def grad_values(self) -> Tensor | None:
+        """``(nnz,)`` gradient of the weights, or None before the first backward."""
+
+    @abstractmethod
+    def write_values(self, values: Tensor) -> None:
+        """Stores ``(nnz,)`` weights."""
+
+    @abstractmethod
+    def set_topology(self, remap: Remap, values: Tensor) -> None:
+        """Takes over new sites and their ``(nnz_new,)`` weights; the Parameter object stays."""
+
+    @abstractmethod
+    def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:
+        """An optimizer slot or gradient of the weight's old shape, for the new topology: zero wherever a connection was dropped or grown."""
+
+    @abstractmethod
+    def watch_absent(self, on: bool) -> None:
+        """Whether the next backward passes keep what ``best_absent`` needs."""
+
+    @abstractmethod
+    def best_absent(self, present: Tensor, k: int) -> Tensor:
+        """``(2, k)`` sites outside ``present`` with the largest gradient magnitude in the last watched backward pass."""
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored connections."""
+        return self.flat_sites().numel()
+
+    def enforce(self) -> None:
+        """Called after every optimizer step: absent weights are zero again, whatever the optimizer did."""
+
+    def connections(self, rng: Rng | None = None) -> Connections:
+        """The module's connections as a method plugin sees them."""
+        flat, (_, n_in) = self.flat_sites(), self.matrix_shape
+        return Connections(
+            layer=self.layer_name,
+            shape=self.matrix_shape,
+            row=flat // n_in,
+            col=flat % n_in,
+            weight=self.values(),
+            grad=self.grad_values(),
+            state=dict(self.method_state),
+            rng=rng or Rng("unseeded", self.layer_name),
+            best_absent_by_gradient=self.best_absent,
+        )
+
+
+def remap_sites(flat: Tensor, keep: Tensor, new: Tensor, *, regrown_are_kept: bool) -> Remap:
+    """The change from sites ``flat`` to ``flat[keep]`` and ``new``.
+
+    Args:
+        flat: ``(nnz,)`` int64 ascending.
+        keep: ``(nnz,)`` bool.
+        new: ``(k,)`` int64 flat sites, none of them kept; may hold just-dropped ones.
+        regrown_are_kept: a site that is dropped and grown at once is as if it had stayed; otherwise it starts anew.
+    """
+    positions = torch.nonzero(keep).flatten()
+    if regrown_are_kept and new.numel() and flat.numel():
+        at = torch.searchsorted(flat, new).clamp_(max=flat.numel() - 1)
+        returned = flat[at] == new
+        positions = torch.sort(torch.cat([positions, at[returned]])).values
+        new = new[~returned]
+    new = torch.sort(new).values
+    sites = torch.cat([flat[positions], new])
+    source = torch.cat([positions, torch.full_like(new, -1)])
+    order = torch.argsort(sites)
+    gone = torch.ones(flat.numel(), dtype=torch.bool, device=flat.device)
+    gone[positions] = False
+    return Remap(source=source[order], dropped=flat[gone], grown=new, flat=sites[order])

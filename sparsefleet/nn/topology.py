@@ -1,0 +1,204 @@
+"""Every topology change of a network: who goes, who comes, and what becomes of weights, optimizer slots and the method's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections, check_sites
+from sparsefleet.errors import PluginError
+from sparsefleet.nn.module import Remap, SparseModule, remap_sites
+from sparsefleet.plugin import Progress, Pruner, Rewirer
+from sparsefleet.rng import Rng
+from sparsefleet.sparsity.distribute import distribute, total_nnz
+from sparsefleet.sparsity.pattern import keep_by_pattern
+from sparsefleet.sparsity.select import keep_best
+from sparsefleet.sparsity.vocabulary import Distribution, Pattern, Unstructured
+
+
+@dataclass
+class Change:
+    """What one update did to one layer."""
+
+    layer: str
+    n_dropped: int
+    n_grown: int
+    nnz: int
+
+
+class Topology:
+    """The sparse modules of a network, their optimizer, and the only code that changes their connections.
+
+    Args:
+        modules: by qualified name, input to output.
+        optimizer: its slots follow every change; None before training.
+        seed: all draws are functions of (seed, purpose, layer, step).
+        shapes: weight shapes for distributions that look at the kernel; default: the matrix shapes.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, SparseModule],
+        optimizer: torch.optim.Optimizer | None,
+        seed: int,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self.modules = dict(modules)
+        self.optimizer = optimizer
+        self.seed = seed
+        self.shapes = dict(shapes or {name: module.matrix_shape for name, module in modules.items()})
+
+    @property
+    def nnz(self) -> int:
+        """Stored connections of all layers."""
+        return sum(module.nnz for module in self.modules.values())
+
+    @property
+    def n_sites(self) -> int:
+        """Possible connections of all layers."""
+        return sum(module.matrix_shape[0] * module.matrix_shape[1] for module in self.modules.values())
+
+    def connections(self, purpose: str, step: int) -> dict[str, Connections]:
+        """Every layer's connections, each with its own stream of draws for this purpose and step."""
+        return {name: module.connections(Rng(self.seed, purpose, name, step)) for name, module in self.modules.items()}
+
+    def watch_absent(self, on: bool) -> None:
+        """Whether the next backward pass keeps what growing by gradient needs."""
+        for module in self.modules.values():
+            module.watch_absent(on)
+
+    def enforce(self) -> None:
+        """Absent weights are zero, whatever the optimizer did."""
+        for module in self.modules.values():
+            module.enforce()
+
+    # Pruning
+
+    def prune(
+        self,
+        scores: Mapping[str, Tensor],
+        density: float,
+        *,
+        distribution: Distribution = "uniform",
+        pattern: Pattern | None = None,
+    ) -> list[Change]:
+        """Removes the lowest scores until the layers together have ``density``; what is gone stays gone.
+
+        Args:
+            scores: ``(nnz,)`` per layer.
+            distribution: ``global`` compares scores across layers, each of which keeps at least one connection; the others give each
+                layer its own budget.
+        """
+        pattern = pattern or Unstructured()
+        for name, module in self.modules.items():
+            if scores[name].shape != (module.nnz,):
+                raise PluginError(f"layer {name!r}: scores must have shape ({module.nnz},), got {tuple(scores[name].shape)}")
+        if distribution == "global":
+            budget = self._global_budget(scores, density)
+        else:
+            budget = distribute(self.shapes, density, distribution)
+        changes = []
+        for name, module in self.modules.items():
+            n_keep = min(budget[name], module.nnz)
+            keep = keep_by_pattern(scores[name], module.connections(), n_keep, pattern, module.kernel)
+            changes.append(self._change(name, keep, torch.empty((2, 0), dtype=torch.int64, device=keep.device)))
+        return changes
+
+    def _global_budget(self, scores: Mapping[str, Tensor], density: float) -> dict[str, int]:
+        n_keep = min(total_nnz(self.n_sites, density), self.nnz)
+        keep = keep_best(torch.cat([scores[name].detach().double() for name in self.modules]), n_keep)
+        counts = [int(part.sum()) for part in torch.split(keep, [module.nnz for module in self.modules.values()])]
+        while 0 in counts and max(counts) > 1:  # no layer may disconnect the network
+            counts[counts.index(max(counts))] -= 1
+            counts[counts.index(0)] += 1
+        return dict(zip(self.modules, counts, strict=True))
+
+    def score(self, pruner: Pruner, step: int) -> dict[str, Tensor]:
+        """``pruner.score`` of every layer."""
+        return {name: pruner.score(conn) for name, conn in self.connections("prune", step).items()}
+
+    # Rewiring
+
+    def start(self, method: Pruner | Rewirer) -> None:
+        """Gives every layer the method's first state."""
+        if isinstance(method, Rewirer):
+            for name, conn in self.connections("state", 0).items():
+                self.modules[name].method_state = dict(method.initial_state(conn))
+
+    def on_step(self, method: Pruner | Rewirer, lr: float, step: int) -> None:
+        """Lets the method act after an optimizer step; costs nothing for methods that do not."""
+        if type(method).on_step in (Rewirer.on_step, Pruner.on_step):
+            return
+        for name, conn in self.connections("step", step).items():
+            method.on_step(conn, lr, conn.rng)
+            self.modules[name].write_values(conn.weight)
+            self.modules[name].method_state = dict(conn.state)
+
+    def rewire(self, rewirer: Rewirer, progress: Progress) -> list[Change]:
+        """One update of every layer; the total number of connections stays."""
+        layers = self.connections("rewire", progress.step)
+        total = self.nnz
+        target = rewirer.redistribute(layers, progress) or {name: conn.nnz for name, conn in layers.items()}
+        if sum(target.values()) != total:
+            raise PluginError(f"rewirer {rewirer.name!r} redistributed {total} connections into {sum(target.values())}")
+        changes = []
+        for name, conn in layers.items():
+            update = rewirer.update(conn, progress, conn.rng, target[name])
+            changes.append(self._change(name, update.keep, update.new, rewirer, conn.rng))
+            if self.modules[name].nnz != target[name]:
+                raise PluginError(
+                    f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"
+                )
+        return changes
+
+    def _change(self, name: str, keep: Tensor, new: Tensor, rewirer: Rewirer | None = None, rng: Rng | None = None) -> Change:
+        module = self.modules[name]
+        if not new.numel() and bool(keep.all()):
+            return Change(name, 0, 0, module.nnz)
+        flat = module.flat_sites()
+        new_flat = check_sites(new, module.matrix_shape, layer=name)
+        if flat.numel() and new_flat.numel():
+            at = torch.searchsorted(flat, new_flat).clamp_(max=flat.numel() - 1)
+            n_present = int(((flat[at] == new_flat) & keep[at]).sum())
+            if n_present:
+                raise PluginError(f"layer {name!r}: {n_present} of {new_flat.numel()} grown connections are already there")
+        remap = remap_sites(flat, keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
+        old = module.connections(rng)
+        values = remap.gather(old.weight)
+        state = {key: remap.gather(value) for key, value in old.state.items()}
+        if rewirer is not None and remap.grown.numel():
+            self._fill_grown(old, remap, values, state, rewirer)
+        self._remap_slots(module, remap, values)
+        module.method_state = state
+        return Change(name, remap.dropped.numel(), remap.grown.numel(), remap.flat.numel())
+
+    @staticmethod
+    def _fill_grown(old: Connections, remap: Remap, values: Tensor, state: dict[str, Tensor], rewirer: Rewirer) -> None:
+        sites = torch.stack([remap.grown // old.n_in, remap.grown % old.n_in])
+        weight = rewirer.grown_weight(old, sites, old.rng).to(values.dtype)
+        is_new = remap.source < 0  # ascending by site, as remap.grown is
+        values[is_new] = weight
+        grown = Connections(old.layer, old.shape, sites[0], sites[1], weight, rng=old.rng)
+        for key, first in rewirer.initial_state(grown).items():
+            state[key][is_new] = first.to(state[key].dtype)
+
+    def _remap_slots(self, module: SparseModule, remap: Remap, values: Tensor) -> None:
+        parameter = module.weight_parameter
+        shape = parameter.shape
+        slots = self.optimizer.state.get(parameter, {}) if self.optimizer is not None else {}
+        moved = {
+            key: module.remap_slot(slot, remap)
+            for key, slot in slots.items()
+            if isinstance(slot, Tensor) and slot.shape == shape and slot.dim()
+        }
+        parameter.grad = None  # it belongs to the old topology
+        module.set_topology(remap, values)
+        slots.update(moved)
+
+
+def parameters_and_names(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Trainable parameters with their names, in the order that optimizers see."""
+    return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
