@@ -1,0 +1,335 @@
+"""The ledger: what was asked, what was tried, what is committed. One SQLite file per home; the truth."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsefleet.errors import UserError
+from sparsefleet.ledger import outbox as mail, schema, sweeps, timings as times
+from sparsefleet.ledger.clock import now
+from sparsefleet.ledger.lock import is_held
+from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
+from sparsefleet.ledger.trials import Truth, attempts, dump, read, sha256
+
+_LISTED = 8
+_FENCE = "key=? AND attempt=? AND state IN ('LEASED','RUNNING')"
+
+
+def open_ledger(home: Path) -> Ledger:
+    """The home's ledger for reading and writing; created if there is none."""
+    return Ledger(home, schema.open_file(home, read_only=False))
+
+
+def read_ledger(home: Path) -> Ledger:
+    """The home's ledger for reading.
+
+    Raises:
+        UserError: there is none.
+    """
+    return Ledger(home, schema.open_file(home, read_only=True))
+
+
+class Ledger:
+    """One connection, for one thread. Every public method is one transaction unless it runs inside ``batch``."""
+
+    def __init__(self, home: Path, db: sqlite3.Connection) -> None:
+        self.home = home
+        self._db = db
+        self._depth = 0
+        self._begun: dict[tuple[str, int], float] = {}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """One transaction around several calls: all of them are durable when the block ends, or none."""
+        if self._depth:
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._depth = 1
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, e.g. a full disk
+                self._db.execute("ROLLBACK")
+            raise
+        finally:
+            self._depth = 0
+
+    # sweeps
+
+    def create_sweep(
+        self, sweep: str, name: str, digest: str, grid_text: str, settings: dict[str, Any], trials: Iterable[SweepTrial]
+    ) -> None:
+        """Enter a sweep and its trials; a trial whose key is committed is shared. Repeating it with the same digest changes nothing.
+
+        Raises:
+            UserError: the id is taken by a sweep with another digest.
+        """
+        with self.batch():
+            known = self._db.execute("SELECT digest FROM sweeps WHERE sweep=?", (sweep,)).fetchone()
+            if known and known["digest"] != digest:
+                raise UserError(
+                    f"sweep {sweep!r} exists with another digest",
+                    cause=f"{known['digest'][:16]} is not {digest[:16]}",
+                    fix="give the grid another name",
+                )
+            if known:
+                return
+            self._db.execute(
+                "INSERT INTO sweeps (sweep, name, digest, grid_text, state, created, settings) VALUES (?,?,?,?,'RUNNING',?,?)",
+                (sweep, name, digest, grid_text, now(), dump(settings)),
+            )
+            mail.enqueue(self._db, "sweep", sweep, None, {"state": "RUNNING"})
+            for trial in trials:
+                self._add(sweep, trial)
+
+    def _add(self, sweep: str, trial: SweepTrial) -> None:
+        self._db.execute("INSERT OR IGNORE INTO trials (key, spec_id, spec) VALUES (?,?,?)", (trial.key, trial.spec_id, dump(trial.spec)))
+        row = self._db.execute("SELECT state, attempt FROM trials WHERE key=?", (trial.key,)).fetchone()
+        cached = row["state"] in TERMINAL
+        asked = [dump(value) for value in (trial.resources, trial.limits, trial.request)]
+        added = self._db.execute(
+            "INSERT OR IGNORE INTO sweep_trials VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            (sweep, trial.ordinal, trial.key, trial.arm, trial.twin_key, trial.rival_key, trial.depends_on, *asked, int(cached)),
+        )
+        if cached and added.rowcount:
+            mail.enqueue(self._db, "trial", sweep, trial.key, {"attempt": row["attempt"], "state": row["state"], "shared": True})
+
+    def sweep(self, sweep: str) -> SweepRow:
+        """The sweep with this id, or the only one whose id begins so.
+
+        Raises:
+            UserError: there is none or more than one.
+        """
+        return sweeps.find(self._db, self.home, sweep)
+
+    def sweeps(self) -> list[SweepRow]:
+        """All sweeps, newest first."""
+        return sweeps.all_sweeps(self._db, self.home)
+
+    def set_sweep_state(self, sweep: str, state: str) -> None:
+        """Set what the driver knows; ``ended`` follows from it."""
+        with self.batch():
+            self._db.execute("UPDATE sweeps SET state=?, ended=? WHERE sweep=?", (state, None if state in LIVE_SWEEP else now(), sweep))
+            mail.enqueue(self._db, "sweep", sweep, None, {"state": state})
+
+    # trials
+
+    def trials(self, sweep: str, *, with_record: bool = True) -> Iterator[TrialRow]:
+        """The sweep's trials in the grid's order."""
+        return read(self._db, "s.sweep=? ORDER BY s.ordinal", (sweep,), with_record=with_record, truth=Truth(self._db, self.home))
+
+    def trial(self, key_or_spec_id_prefix: str) -> TrialRow:
+        """The trial whose key or spec_id begins so; of several keys of one spec_id (its code changed) the one that ran last.
+
+        Raises:
+            UserError: there is none, or several trials begin so.
+        """
+        prefix = key_or_spec_id_prefix
+        found = self._db.execute(
+            "SELECT key, spec_id FROM trials WHERE substr(key, 1, ?1) = ?2 OR substr(spec_id, 1, ?1) = ?2 ORDER BY started DESC LIMIT 50",
+            (len(prefix), prefix),
+        ).fetchall()
+        if not prefix or not found:
+            raise UserError(f"unknown trial {prefix!r}", fix="sparsefleet status SWEEP lists the trials")
+        if len({row["spec_id"] for row in found}) > 1:
+            raise UserError(f"several trials begin with {prefix!r}", fix=", ".join(sorted({row["spec_id"] for row in found})[:_LISTED]))
+        where = "s.key=? ORDER BY (SELECT created FROM sweeps w WHERE w.sweep = s.sweep) DESC LIMIT 1"
+        return next(read(self._db, where, (found[0]["key"],), with_record=True, truth=Truth(self._db, self.home)))
+
+    def lease(self, key: str, sweep: str, node: str) -> int | None:
+        """The new attempt's number, or None if the trial is terminal or another live sweep holds it."""
+        with self.batch():
+            row = self._db.execute("SELECT state, attempt, owner FROM trials WHERE key=?", (key,)).fetchone()
+            if row is None:
+                raise UserError(f"unknown trial {key!r}")
+            if row["state"] in TERMINAL:
+                return None
+            if row["state"] in ACTIVE:
+                if row["owner"] == sweep or is_held(self.home, row["owner"]):
+                    return None
+                self.end_attempt(
+                    key, row["attempt"], "INTERRUPTED", f"the driver of {row['owner']} is gone", requeue=True, final_state=None
+                )
+            attempt: int = row["attempt"] + 1
+            started = now()
+            self._db.execute(
+                "UPDATE trials SET state='LEASED', attempt=?, owner=?, node=?, reason=NULL, started=?, ended=NULL WHERE key=?",
+                (attempt, sweep, node, started, key),
+            )
+            self._db.execute("INSERT INTO attempts (key, n, sweep, node, started) VALUES (?,?,?,?,?)", (key, attempt, sweep, node, started))
+        self._begun[key, attempt] = time.monotonic()
+        return attempt
+
+    def mark_running(self, key: str, attempt: int, node: str) -> bool:
+        """The child of this attempt has started on ``node``; fenced."""
+        with self.batch():
+            done = self._db.execute(f"UPDATE trials SET state='RUNNING', node=?, started=? WHERE {_FENCE}", (node, now(), key, attempt))
+            if done.rowcount:
+                self._db.execute("UPDATE attempts SET node=? WHERE key=? AND n=?", (node, key, attempt))
+                self._begun[key, attempt] = time.monotonic()
+            return done.rowcount == 1
+
+    def commit(self, key: str, attempt: int, record: dict[str, Any], outbox: bool = True) -> bool:
+        """Store the attempt's record; False, and nothing stored, if the attempt is not the current one or was ended before.
+
+        The record's ``attempts_log`` is written here: the ledger knows all attempts.
+        """
+        state = str(record["state"])
+        if state not in TERMINAL:
+            raise ValueError(f"a record's state is terminal, got {state!r}")
+        with self.batch():
+            if not self._end(key, attempt, state, record.get("reason"), requeue=False, final_state=state):
+                return False
+            log = [{"n": a["n"], "end": a["end"], "node": a["node"], "t_s": a["t_s"] or 0.0} for a in attempts(self._db, key)]
+            text = dump({**record, "attempt": attempt, "attempts_log": log})
+            self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (text, sha256(text), key))
+            if outbox:
+                self._report(key, attempt, state)
+        return True
+
+    def end_attempt(self, key: str, attempt: int, end: str, reason: str, *, requeue: bool, final_state: str | None) -> bool:
+        """End an attempt that has no record: back to the queue, or to ``final_state``. False if it is not the current attempt."""
+        if requeue == (final_state is not None):
+            raise ValueError("an ended attempt is either requeued or final")
+        with self.batch():
+            if not self._end(key, attempt, end, reason, requeue=requeue, final_state=final_state):
+                return False
+            if final_state:
+                self._report(key, attempt, final_state)
+        return True
+
+    def _report(self, key: str, attempt: int, state: str) -> None:
+        mail.enqueue_trial(self._db, key, attempt, state)
+
+    def _end(self, key: str, attempt: int, end: str, reason: str | None, *, requeue: bool, final_state: str | None) -> bool:
+        ended = now()
+        done = self._db.execute(
+            f"UPDATE trials SET state=?, reason=?, ended=?, owner=NULL WHERE {_FENCE}",
+            ("PENDING" if requeue else final_state, reason, ended, key, attempt),
+        )
+        if done.rowcount != 1:
+            return False
+        begun = self._begun.pop((key, attempt), None)
+        t_s = None if begun is None else round(time.monotonic() - begun, 3)
+        self._db.execute(
+            'UPDATE attempts SET ended=?, "end"=?, reason=?, t_s=? WHERE key=? AND n=?', (ended, end, reason, t_s, key, attempt)
+        )
+        return True
+
+    def refuse(self, key: str, state: str, reason: str) -> bool:
+        """Give a waiting trial a terminal state without an attempt, e.g. INVALID when what it starts from failed."""
+        with self.batch():
+            done = self._db.execute(
+                "UPDATE trials SET state=?, reason=?, ended=? WHERE key=? AND state='PENDING'", (state, reason, now(), key)
+            )
+            if done.rowcount:
+                self._report(key, self._db.execute("SELECT attempt FROM trials WHERE key=?", (key,)).fetchone()[0], state)
+            return done.rowcount == 1
+
+    def recover(self, sweep: str) -> int:
+        """End the attempts that a dead driver of this sweep left behind; only the holder of the sweep's lock may call it."""
+        with self.batch():
+            stale = self._db.execute("SELECT key, attempt FROM trials WHERE owner=? AND state IN ('LEASED','RUNNING')", (sweep,)).fetchall()
+            for row in stale:
+                self.end_attempt(row["key"], row["attempt"], "INTERRUPTED", "the driver ended", requeue=True, final_state=None)
+        return len(stale)
+
+    def retry_failed(self, sweep: str) -> int:
+        """Put the sweep's failed trials back into the queue with fresh budgets."""
+        marks = ",".join("?" * len(FAILED))
+        with self.batch():
+            done = self._db.execute(
+                "UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, record=NULL, record_sha256=NULL"
+                f" WHERE state IN ({marks}) AND key IN (SELECT key FROM sweep_trials WHERE sweep=?)",
+                (*FAILED, sweep),
+            )
+        return done.rowcount
+
+    def ends(self, key: str) -> list[str]:
+        """How the attempts since the last ``retry_failed`` ended, oldest first."""
+        rows = self._db.execute(
+            'SELECT a."end" FROM attempts a JOIN trials t ON t.key = a.key WHERE a.key=? AND a.n > t.budget_from AND a."end" NOT NULL ORDER BY a.n',
+            (key,),
+        )
+        return [row[0] for row in rows]
+
+    # timings
+
+    def timings(self, sweep: str) -> list[TimingRow]:
+        """The sweep's timings, one row per configuration."""
+        return times.of_sweep(self._db, sweep)
+
+    def timing(self, config_key: str, states: Sequence[str] = ("OK",)) -> TimingRow | None:
+        """The newest timing of this configuration, whichever sweep took it."""
+        return times.of_config(self._db, config_key, states)
+
+    def commit_timing(
+        self,
+        sweep: str,
+        config_key: str,
+        keys: Sequence[str],
+        state: str,
+        timings: Sequence[dict[str, Any]],
+        samples: bytes | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Store or replace one configuration's timings and their raw samples."""
+        with self.batch():
+            ref = None if samples is None else times.store_samples(self._db, samples)
+            times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, reason))
+            mail.enqueue(self._db, "timing", sweep, config_key, {"config_key": config_key})
+
+    def samples(self, ref: str) -> bytes:
+        """Raw samples by their digest."""
+        return times.load_samples(self._db, ref)
+
+    # outbox
+
+    def enqueue(self, kind: str, sweep: str, key: str | None, payload: dict[str, Any]) -> None:
+        """Give the uploader something to do; an item of the same kind, sweep and key that still waits is replaced."""
+        with self.batch():
+            mail.enqueue(self._db, kind, sweep, key, payload)
+
+    def outbox(self, limit: int = 100) -> list[OutboxItem]:
+        """What waits to be uploaded, oldest first, failed ones last."""
+        return mail.waiting(self._db, limit)
+
+    def outbox_size(self) -> int:
+        """How many items wait."""
+        count: int = self._db.execute("SELECT count(*) FROM outbox WHERE uploaded IS NULL").fetchone()[0]
+        return count
+
+    def mark_uploaded(self, id: int, run_id: str | None) -> None:
+        """The server has it."""
+        with self.batch():
+            self._db.execute("UPDATE outbox SET uploaded=?, run_id=?, error=NULL WHERE id=?", (now(), run_id, id))
+
+    def mark_failed(self, id: int, error: str) -> None:
+        """The server did not take it; it is tried again after the others."""
+        with self.batch():
+            self._db.execute("UPDATE outbox SET attempts=attempts+1, error=? WHERE id=?", (error[:2000], id))
+
+    def run_id(self, kind: str, sweep: str, key: str | None) -> str | None:
+        """The run under which this item was uploaded last."""
+        row = self._db.execute(
+            "SELECT run_id FROM outbox WHERE kind=? AND sweep=? AND key IS ? AND run_id NOT NULL ORDER BY id DESC LIMIT 1",
+            (kind, sweep, key),
+        ).fetchone()
+        return row[0] if row else None

@@ -1,0 +1,36 @@
+"""What the tracking server has not seen yet, in the order in which it happened."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from sparsefleet.ledger.clock import now
+from sparsefleet.ledger.rows import OutboxItem
+
+
+def enqueue(db: sqlite3.Connection, kind: str, sweep: str, key: str | None, payload: dict[str, Any]) -> None:
+    """Add an item; one of the same kind, sweep and key that still waits is replaced."""
+    db.execute("DELETE FROM outbox WHERE kind=? AND sweep=? AND key IS ? AND uploaded IS NULL", (kind, sweep, key))
+    db.execute(
+        "INSERT INTO outbox (kind, sweep, key, payload, created) VALUES (?,?,?,?,?)",
+        (kind, sweep, key, json.dumps(payload, allow_nan=False), now()),
+    )
+
+
+def enqueue_trial(db: sqlite3.Connection, key: str, attempt: int, state: str) -> None:
+    """Tell every sweep that shows this trial that it ended; the one that ran it reports it as its own."""
+    owner = db.execute("SELECT sweep FROM attempts WHERE key=? AND n=?", (key, attempt)).fetchone()
+    for (sweep,) in db.execute("SELECT sweep FROM sweep_trials WHERE key=?", (key,)).fetchall():
+        shared = owner is not None and owner[0] != sweep
+        enqueue(db, "trial", sweep, key, {"attempt": attempt, "state": state, "shared": shared})
+
+
+def waiting(db: sqlite3.Connection, limit: int) -> list[OutboxItem]:
+    """The oldest items, those that failed before last."""
+    rows = db.execute("SELECT * FROM outbox WHERE uploaded IS NULL ORDER BY attempts, id LIMIT ?", (limit,))
+    return [
+        OutboxItem(row["id"], row["kind"], row["sweep"], row["key"], json.loads(row["payload"]), row["created"], row["attempts"])
+        for row in rows
+    ]

@@ -1,0 +1,92 @@
+"""The ledger's tables, and how its file is opened."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from sparsefleet.errors import IntegrityError, UserError
+
+VERSION = 1
+FILE = "ledger.db"
+
+_TABLES = """
+CREATE TABLE sweeps (
+    sweep TEXT PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, grid_text TEXT NOT NULL,
+    state TEXT NOT NULL, created TEXT NOT NULL, ended TEXT, settings TEXT NOT NULL
+);
+CREATE TABLE trials (
+    key TEXT PRIMARY KEY, spec_id TEXT NOT NULL, spec TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'PENDING',
+    attempt INTEGER NOT NULL DEFAULT 0, budget_from INTEGER NOT NULL DEFAULT 0, owner TEXT, node TEXT, reason TEXT,
+    started TEXT, ended TEXT, record TEXT, record_sha256 TEXT
+) WITHOUT ROWID;
+CREATE INDEX trials_spec ON trials (spec_id);
+CREATE TABLE sweep_trials (
+    sweep TEXT NOT NULL REFERENCES sweeps, ordinal INTEGER NOT NULL, key TEXT NOT NULL REFERENCES trials, arm TEXT NOT NULL,
+    twin_key TEXT, rival_key TEXT, depends_on TEXT, resources TEXT NOT NULL, limits TEXT NOT NULL, request TEXT NOT NULL,
+    cached INTEGER NOT NULL, PRIMARY KEY (sweep, ordinal), UNIQUE (sweep, key)
+) WITHOUT ROWID;
+CREATE INDEX sweep_trials_key ON sweep_trials (key);
+CREATE TABLE attempts (
+    key TEXT NOT NULL REFERENCES trials, n INTEGER NOT NULL, sweep TEXT NOT NULL, node TEXT NOT NULL, started TEXT NOT NULL,
+    ended TEXT, "end" TEXT, reason TEXT, t_s REAL, PRIMARY KEY (key, n)
+) WITHOUT ROWID;
+CREATE TABLE timings (
+    sweep TEXT NOT NULL REFERENCES sweeps, config_key TEXT NOT NULL, keys TEXT NOT NULL, state TEXT NOT NULL, timings TEXT NOT NULL,
+    samples_ref TEXT, reason TEXT, created TEXT NOT NULL, PRIMARY KEY (sweep, config_key)
+) WITHOUT ROWID;
+CREATE TABLE samples (ref TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, sweep TEXT NOT NULL, key TEXT, payload TEXT NOT NULL,
+    created TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, error TEXT, uploaded TEXT, run_id TEXT
+);
+CREATE INDEX outbox_waiting ON outbox (attempts, id) WHERE uploaded IS NULL;
+CREATE INDEX outbox_of ON outbox (kind, sweep, key);
+"""
+
+
+def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
+    """A connection in WAL mode with full synchronisation.
+
+    Raises:
+        UserError: there is no ledger to read, or a newer sparsefleet wrote it.
+        IntegrityError: the file is not a ledger.
+    """
+    path = home / FILE
+    if read_only and not path.exists():
+        raise UserError(
+            f"there is no ledger in {home}", fix="submit a grid first, or set SPARSEFLEET_HOME: sparsefleet submit grid quickstart"
+        )
+    if not read_only:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite's own mode follows the umask
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, isolation_level=None, timeout=60)
+    try:
+        return _prepare(db, path, read_only=read_only)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise IntegrityError(
+            f"{path} cannot be read", cause=str(error), fix="restore it from a backup, or choose another SPARSEFLEET_HOME"
+        ) from error
+    except BaseException:
+        db.close()
+        raise
+
+
+def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> sqlite3.Connection:
+    db.row_factory = sqlite3.Row
+    if not read_only:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA foreign_keys=ON")
+        db.execute("BEGIN IMMEDIATE")  # two processes may create it at once
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in _TABLES.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version={VERSION}")
+        db.execute("COMMIT")
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found != VERSION:
+        raise UserError(f"{path} has ledger format {found}, this sparsefleet reads {VERSION}", fix="use the sparsefleet that wrote it")
+    return db

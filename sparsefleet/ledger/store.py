@@ -1,0 +1,129 @@
+"""Files by the sha256 of their bytes, behind any fsspec URI. A file is there completely or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from sparsefleet.errors import BackendUnreachable, IntegrityError
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A stored file: what it is called, and its digest and size."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as ``sparsefleet.trial.record.ArtifactRef`` reads them."""
+        return asdict(self)
+
+
+class ArtifactStore:
+    """A store at ``uri``. A plain path or ``file:`` needs nothing; any other URI needs the fsspec package for its protocol."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        parts = urlsplit(uri)
+        self._local = Path(unquote(parts.path) if parts.scheme == "file" else uri) if parts.scheme in ("", "file") else None
+
+    def put(self, path: Path, name: str | None = None) -> ArtifactRef:
+        """Store a file; one with the same bytes is stored once.
+
+        Raises:
+            BackendUnreachable: the store cannot be written.
+        """
+        digest = file_sha256(path)
+        ref = ArtifactRef(name or path.name, digest, path.stat().st_size)
+        try:
+            if self._local:
+                _put_local(path, self._local / _place(digest), ref.bytes)
+            else:
+                self._put_remote(path, digest, ref.bytes)
+        except OSError as error:
+            raise BackendUnreachable(f"artifact store {self.uri} cannot be written", cause=str(error)) from error
+        return ref
+
+    def get(self, sha256: str, to: Path) -> Path:
+        """Copy a file to the path ``to`` and return it.
+
+        Raises:
+            BackendUnreachable: the store has no such file or does not answer.
+            IntegrityError: the stored bytes are not those of the digest; ``to`` is not written.
+        """
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            if self._local:
+                shutil.copyfile(self._local / _place(sha256), part)
+            else:
+                fs, root = self._remote()
+                fs.get_file(f"{root}/{_place(sha256)}", str(part))
+            if file_sha256(part) != sha256:
+                raise IntegrityError(
+                    f"artifact {sha256[:12]} in {self.uri} does not match its digest", fix="delete it and run its trial again"
+                )
+            part.replace(to)
+        except OSError as error:
+            raise BackendUnreachable(f"artifact {sha256[:12]} cannot be read from {self.uri}", cause=str(error)) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return to
+
+    def _remote(self) -> tuple[Any, str]:
+        import fsspec
+
+        fs, root = fsspec.core.url_to_fs(self.uri)
+        return fs, root.rstrip("/")
+
+    def _put_remote(self, path: Path, digest: str, size: int) -> None:
+        fs, root = self._remote()
+        final = f"{root}/{_place(digest)}"
+        if fs.exists(final) and fs.size(final) == size:
+            return
+        fs.makedirs(final.rsplit("/", 1)[0], exist_ok=True)
+        part = f"{final}.{uuid.uuid4().hex[:8]}.part"
+        fs.put_file(str(path), part)
+        fs.mv(part, final)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _place(digest: str) -> str:
+    return f"{digest[:2]}/{digest}"
+
+
+def _put_local(path: Path, final: Path, size: int) -> None:
+    if final.exists() and final.stat().st_size == size:
+        return
+    final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        shutil.copyfile(path, part)
+        fd = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(fd)  # files first, commit after: also when the machine loses power
+        finally:
+            os.close(fd)
+        part.replace(final)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

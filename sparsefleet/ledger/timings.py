@@ -1,0 +1,61 @@
+"""Timings per configuration, and their raw samples by digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from sparsefleet.errors import IntegrityError, UserError
+from sparsefleet.ledger.clock import now
+from sparsefleet.ledger.rows import TimingRow
+from sparsefleet.ledger.trials import dump
+
+
+def store_samples(db: sqlite3.Connection, body: bytes) -> str:
+    """The sha256 under which the raw samples lie."""
+    ref = hashlib.sha256(body).hexdigest()
+    db.execute("INSERT OR IGNORE INTO samples VALUES (?,?)", (ref, body))
+    return ref
+
+
+def load_samples(db: sqlite3.Connection, ref: str) -> bytes:
+    """The raw samples.
+
+    Raises:
+        UserError: there are none under this name.
+        IntegrityError: they are not what was stored.
+    """
+    row = db.execute("SELECT body FROM samples WHERE ref=?", (ref,)).fetchone()
+    if row is None:
+        raise UserError(f"there are no samples {ref[:12]}")
+    body = bytes(row["body"])
+    if hashlib.sha256(body).hexdigest() != ref:
+        raise IntegrityError(f"the samples {ref[:12]} do not match their digest")
+    return body
+
+
+def store(db: sqlite3.Connection, sweep: str, row: TimingRow) -> None:
+    """Enter or replace the sweep's timing of one configuration."""
+    values = (sweep, row.config_key, dump(row.keys), row.state, dump(row.timings), row.samples_ref, row.reason, now())
+    db.execute("INSERT OR REPLACE INTO timings VALUES (?,?,?,?,?,?,?,?)", values)
+
+
+def of_sweep(db: sqlite3.Connection, sweep: str) -> list[TimingRow]:
+    """All timings of the sweep, in the order in which they were taken."""
+    return [_row(row) for row in db.execute("SELECT * FROM timings WHERE sweep=? ORDER BY created, config_key", (sweep,))]
+
+
+def of_config(db: sqlite3.Connection, config_key: str, states: Sequence[str]) -> TimingRow | None:
+    """The newest timing of this configuration in any sweep that is in one of ``states``."""
+    for row in db.execute("SELECT * FROM timings WHERE config_key=? ORDER BY created DESC", (config_key,)):
+        if row["state"] in states:
+            return _row(row)
+    return None
+
+
+def _row(row: sqlite3.Row) -> TimingRow:
+    timings: list[dict[str, Any]] = json.loads(row["timings"])
+    return TimingRow(row["config_key"], json.loads(row["keys"]), row["state"], timings, row["samples_ref"], row["reason"])

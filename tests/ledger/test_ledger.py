@@ -1,0 +1,246 @@
+"""The ledger: states, fencing, sharing, what is true when a driver died."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from sparsefleet.errors import IntegrityError, SweepLocked, UserError
+from sparsefleet.ledger import Ledger, SweepLock, SweepTrial, is_held, open_ledger, read_ledger, rows
+
+
+def trial(ordinal: int, key: str | None = None, **kwargs: object) -> SweepTrial:
+    key = key or f"{ordinal:064x}"
+    return SweepTrial(ordinal=ordinal, key=key, spec_id=key[-12:], spec={"seed": ordinal}, arm="dense", **kwargs)
+
+
+def record(state: str = "SUCCEEDED", **kwargs: object) -> dict:
+    return {"schema": "sf-record/1", "state": state, "reason": None, **kwargs}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    with open_ledger(tmp_path) as ledger:
+        yield ledger
+
+
+def create(ledger: Ledger, sweep: str = "a-1", n: int = 3, first: int = 0) -> list[str]:
+    trials = [trial(i) for i in range(first, first + n)]
+    ledger.create_sweep(sweep, sweep[0], f"digest of {sweep}", "name: a", {"measure": {}}, trials)
+    return [t.key for t in trials]
+
+
+def counts(ledger: Ledger, sweep: str) -> dict[str, int]:
+    return {state: n for state, n in ledger.sweep(sweep).counts.items() if n and state not in ("total", "cached")}
+
+
+def test_states_are_those_of_the_record() -> None:
+    from sparsefleet.trial.record import FAILED, TERMINAL
+
+    assert set(rows.TERMINAL) == {state.value for state in TERMINAL}
+    assert set(rows.FAILED) == {state.value for state in FAILED}
+
+
+def test_a_trial_from_pending_to_committed(ledger: Ledger) -> None:
+    k0, k1, k2 = create(ledger)
+    with SweepLock(ledger.home, "a-1"):
+        assert ledger.lease(k0, "a-1", "node-1") == 1
+        assert counts(ledger, "a-1") == {"PENDING": 2, "LEASED": 1}
+        assert ledger.mark_running(k0, 1, "node-1")
+        assert counts(ledger, "a-1") == {"PENDING": 2, "RUNNING": 1}
+        assert ledger.commit(k0, 1, record(accuracy=0.5))
+        assert ledger.lease(k0, "a-1", "node-1") is None
+        row = ledger.trial(k0)
+        assert (row.state, row.attempt, row.record["accuracy"], row.ordinal) == ("SUCCEEDED", 1, 0.5, 0)
+        assert [(a["n"], a["end"], a["node"]) for a in row.record["attempts_log"]] == [(1, "SUCCEEDED", "node-1")]
+        assert [t.key for t in ledger.trials("a-1")] == [k0, k1, k2]
+        assert sum(counts(ledger, "a-1").values()) == ledger.sweep("a-1").counts["total"] == 3
+
+
+def test_a_late_result_is_fenced(ledger: Ledger) -> None:
+    (key, *_) = create(ledger)
+    with SweepLock(ledger.home, "a-1"):
+        first = ledger.lease(key, "a-1", "node-1")
+        assert ledger.end_attempt(key, first, "LOST", "no sign of life", requeue=True, final_state=None)
+        second = ledger.lease(key, "a-1", "node-2")
+        assert second == 2
+        assert not ledger.commit(key, first, record(accuracy=0.1))  # the zombie
+        assert not ledger.end_attempt(key, first, "CRASHED", "zombie", requeue=False, final_state="CRASHED")
+        assert not ledger.mark_running(key, first, "node-1")
+        assert ledger.commit(key, second, record(accuracy=0.9))
+        assert not ledger.commit(key, second, record(accuracy=0.2))  # the same result delivered twice
+    row = ledger.trial(key)
+    assert row.record["accuracy"] == 0.9
+    assert [(a["n"], a["end"]) for a in row.attempts] == [(1, "LOST"), (2, "SUCCEEDED")]
+
+
+def test_a_record_needs_a_terminal_state_and_finite_numbers(ledger: Ledger) -> None:
+    (key, *_) = create(ledger)
+    attempt = ledger.lease(key, "a-1", "n")
+    with pytest.raises(ValueError, match="terminal"):
+        ledger.commit(key, attempt, record("RUNNING"))
+    with pytest.raises(ValueError):
+        ledger.commit(key, attempt, record(accuracy=float("nan")))
+    with SweepLock(ledger.home, "a-1"):
+        assert counts(ledger, "a-1") == {"PENDING": 2, "LEASED": 1}  # the refused commits left nothing
+
+
+def test_a_key_is_shared_and_leased_by_one_sweep(ledger: Ledger) -> None:
+    (key,) = create(ledger, "a-1", 1)
+    with SweepLock(ledger.home, "a-1"), SweepLock(ledger.home, "b-2"):
+        assert ledger.lease(key, "a-1", "n") == 1
+        create(ledger, "b-2", 2)  # the same trial 0, and a new one
+        assert ledger.lease(key, "b-2", "n") is None  # a-1 lives and holds it
+        assert counts(ledger, "b-2") == {"LEASED": 1, "PENDING": 1}
+        ledger.commit(key, 1, record())
+    create(ledger, "c-3", 1)
+    assert ledger.sweep("b-2").counts["cached"] == 0
+    assert ledger.sweep("c-3").counts == {"total": 1, "cached": 1, "SUCCEEDED": 1}
+    sent = {(item.sweep, item.payload["shared"]) for item in ledger.outbox(100) if item.kind == "trial"}
+    assert sent == {("a-1", False), ("b-2", True), ("c-3", True)}
+
+
+def test_a_dead_drivers_lease_is_taken_over(ledger: Ledger) -> None:
+    (key,) = create(ledger, "a-1", 1)
+    create(ledger, "b-2", 1)
+    assert ledger.lease(key, "a-1", "n") == 1  # and a-1's driver dies: its lock is free
+    assert counts(ledger, "a-1") == {"PENDING": 1}
+    assert ledger.sweep("a-1").state == "INTERRUPTED"
+    with SweepLock(ledger.home, "b-2"):
+        assert ledger.lease(key, "b-2", "n") == 2
+    assert [a["end"] for a in ledger.trial(key).attempts] == ["INTERRUPTED", None]
+
+
+def test_recover_requeues_what_an_earlier_driver_held(ledger: Ledger) -> None:
+    k0, k1, _ = create(ledger)
+    ledger.lease(k0, "a-1", "n")
+    ledger.mark_running(k0, 1, "n")
+    ledger.lease(k1, "a-1", "n")
+    with SweepLock(ledger.home, "a-1"):
+        assert ledger.lease(k0, "a-1", "n") is None  # its own, until recovered
+        assert ledger.recover("a-1") == 2
+        assert counts(ledger, "a-1") == {"PENDING": 3}
+        assert not ledger.commit(k0, 1, record())
+        assert ledger.ends(k0) == ["INTERRUPTED"]
+
+
+def test_cancelling_one_sweep_leaves_shared_trials_alone(ledger: Ledger) -> None:
+    create(ledger, "a-1", 2)
+    create(ledger, "b-2", 2)
+    ledger.set_sweep_state("a-1", "CANCELLED")
+    assert counts(ledger, "a-1") == {"CANCELLED": 2}
+    assert counts(ledger, "b-2") == {"PENDING": 2}
+    assert {t.state for t in ledger.trials("a-1")} == {"CANCELLED"}
+    ledger.set_sweep_state("a-1", "RUNNING")
+    assert counts(ledger, "a-1") == {"PENDING": 2}
+
+
+def test_failed_trials_can_be_put_back_with_fresh_budgets(ledger: Ledger) -> None:
+    k0, k1, k2 = create(ledger)
+    ledger.end_attempt(k0, ledger.lease(k0, "a-1", "n"), "CRASHED", "SIGSEGV", requeue=False, final_state="POISONED")
+    ledger.commit(k1, ledger.lease(k1, "a-1", "n"), record("DIVERGED"))
+    assert ledger.refuse(k2, "INVALID", "its twin failed")
+    assert not ledger.refuse(k1, "INVALID", "no")
+    assert ledger.ends(k0) == ["CRASHED"]
+    assert ledger.retry_failed("a-1") == 2  # a diverged trial is a result
+    assert ledger.ends(k0) == []
+    assert ledger.lease(k0, "a-1", "n") == 2
+
+
+def test_create_sweep_twice_changes_nothing_and_another_digest_is_refused(ledger: Ledger) -> None:
+    create(ledger, "a-1", 2)
+    ledger.commit(key := f"{0:064x}", ledger.lease(key, "a-1", "n"), record())
+    create(ledger, "a-1", 2)
+    assert ledger.sweep("a-1").counts == {"total": 2, "cached": 0, "SUCCEEDED": 1, "PENDING": 1}
+    with pytest.raises(UserError, match="another digest"):
+        ledger.create_sweep("a-1", "a", "other", "", {}, [])
+
+
+def test_names_are_found_by_prefix_or_listed(ledger: Ledger) -> None:
+    create(ledger, "wide-12", 1)
+    create(ledger, "wide-34", 1, first=5)
+    assert ledger.sweep("wide-1").sweep == "wide-12"
+    with pytest.raises(UserError, match="2 sweeps begin with 'wide'"):
+        ledger.sweep("wide")
+    with pytest.raises(UserError, match="wide-34"):
+        ledger.sweep("narrow")
+    with pytest.raises(UserError, match="several trials"):
+        ledger.trial("0")
+    with pytest.raises(UserError, match="unknown trial"):
+        ledger.trial("")
+    assert ledger.trial("0" * 11 + "5").spec == {"seed": 5}
+
+
+def test_a_batch_is_all_or_nothing(ledger: Ledger) -> None:
+    k0, k1, _ = create(ledger)
+    with SweepLock(ledger.home, "a-1"):
+        with pytest.raises(RuntimeError), ledger.batch():
+            ledger.lease(k0, "a-1", "n")
+            raise RuntimeError
+        assert counts(ledger, "a-1") == {"PENDING": 3}
+        with ledger.batch():
+            assert [ledger.lease(k, "a-1", "n") for k in (k0, k1)] == [1, 1]
+        assert counts(ledger, "a-1") == {"PENDING": 1, "LEASED": 2}
+
+
+def test_an_altered_record_is_noticed(ledger: Ledger) -> None:
+    (key, *_) = create(ledger)
+    ledger.commit(key, ledger.lease(key, "a-1", "n"), record(accuracy=0.5))
+    with sqlite3.connect(ledger.home / "ledger.db") as other:
+        other.execute("UPDATE trials SET record = replace(record, '0.5', '0.9') WHERE key=?", (key,))
+    other.close()
+    with pytest.raises(IntegrityError, match="digest"):
+        ledger.trial(key)
+    assert [t.state for t in ledger.trials("a-1", with_record=False)][0] == "SUCCEEDED"
+
+
+def test_timings_and_samples(ledger: Ledger) -> None:
+    k0, k1, _ = create(ledger)
+    ledger.commit_timing("a-1", "cfg", [k0, k1], "OK", [{"op": "forward"}], samples=b"1 2 3")
+    (row,) = ledger.timings("a-1")
+    assert (row.keys, row.timings, row.state) == ([k0, k1], [{"op": "forward"}], "OK")
+    assert ledger.samples(row.samples_ref) == b"1 2 3"
+    assert ledger.timing("cfg") == row
+    ledger.commit_timing("a-1", "cfg", [k0], "FAILED", [], reason="incorrect")
+    assert ledger.timing("cfg") is None
+    assert [r.reason for r in ledger.timings("a-1")] == ["incorrect"]
+
+
+def test_the_outbox_keeps_the_last_word_and_puts_failures_last(ledger: Ledger) -> None:
+    create(ledger, "a-1", 1)
+    (sweep,) = ledger.outbox(10)
+    ledger.enqueue("table", "a-1", None, {"text": "old"})
+    ledger.enqueue("table", "a-1", None, {"text": "new"})
+    assert [(i.kind, i.payload) for i in ledger.outbox(10)] == [("sweep", {"state": "RUNNING"}), ("table", {"text": "new"})]
+    ledger.mark_failed(sweep.id, "server away")
+    assert [(i.kind, i.attempts) for i in ledger.outbox(10)] == [("table", 0), ("sweep", 1)]
+    ledger.mark_uploaded(sweep.id, "run-7")
+    assert ledger.outbox_size() == 1
+    assert ledger.run_id("sweep", "a-1", None) == "run-7"
+
+
+def test_reading_needs_a_ledger_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no ledger"):
+        read_ledger(tmp_path)
+    open_ledger(tmp_path).close()
+    with read_ledger(tmp_path) as ledger, pytest.raises(sqlite3.OperationalError):
+        ledger.set_sweep_state("a", "DONE")
+    assert (tmp_path / "ledger.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(IntegrityError):
+        open_ledger(tmp_path)
+
+
+def test_one_driver_per_sweep(tmp_path: Path) -> None:
+    assert not is_held(tmp_path, "a-1")
+    with SweepLock(tmp_path, "a-1"):
+        assert is_held(tmp_path, "a-1")
+        with pytest.raises(SweepLocked, match="sparsefleet watch a-1") as caught:
+            SweepLock(tmp_path, "a-1").acquire()
+        assert caught.value.exit_code == 75
+    assert not is_held(tmp_path, "a-1")
