@@ -1,0 +1,30 @@
+"""One line on what the table's seeds can and cannot claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsefleet.report.intervals import t_quantile
+
+Row = Mapping[str, Any]
+
+
+def claim(rows: Sequence[Row]) -> str:
+    """The smallest difference to dense that the paired intervals could tell from none, in words."""
+    compared = [row for row in rows if row["n_paired"]]
+    if not compared:
+        return "no row is paired with a dense twin, so nothing can be said about differences"
+    n = min(row["n_paired"] for row in compared)
+    if n == 1:
+        return "1 seed can claim nothing about a difference in accuracy: there is no interval; it shows that everything runs"
+    with_interval = [row for row in compared if row["delta_twin_ci"]]
+    halves = sorted((row["delta_twin_ci"][1] - row["delta_twin_ci"][0]) / 2 for row in with_interval)
+    typical = halves[len(halves) // 2]
+    width = t_quantile(n) / math.sqrt(n)
+    chance = len(with_interval) * 0.05
+    return (
+        f"{n} seeds: a paired 95 % interval is ±{width:.1f} standard deviations wide, here typically ±{typical:.3f}; smaller differences, and the "
+        f"order of rows whose intervals overlap, are not results; of {len(with_interval)} intervals about {max(chance, 0.05):.2g} would miss by chance alone"
+    )

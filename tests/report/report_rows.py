@@ -1,0 +1,116 @@
+"""Rows of a ledger made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsefleet.ledger.rows import TimingRow, TrialRow
+
+
+def spec(
+    seed: int = 0, *, density: float = 1.0, method: dict[str, Any] | None = None, layer: str = "dense", **changes: Any
+) -> dict[str, Any]:
+    """A spec as JSON, every default spelled out."""
+    from sparsefleet.trial.spec import TrialSpec
+
+    body = {
+        "dataset": {"name": "digits"},
+        "model": {"name": "mlp", "params": {"hidden": [512]}},
+        "layer": {"name": layer},
+        "density": density,
+        "method": method or {},
+        "optimizer": {"kind": "sgd", "lr": 0.1},
+        "train": {"epochs": 2, "batch_size": 64},
+        "seed": seed,
+        **changes,
+    }
+    return TrialSpec.model_validate(body).to_json()
+
+
+def record(accuracy: float | None, *, state: str = "SUCCEEDED", execution: str = "sparse_csr", density: float = 1.0) -> dict[str, Any]:
+    """The parts of sf-record/1 that the report reads."""
+    return {
+        "schema": "sf-record/1",
+        "state": state,
+        "wall_s": 2.0,
+        "counts": {
+            "layers": [{"name": "0", "shape": [512, 64], "execution": execution, "nnz_asked": 10, "nnz": 10, "nnz_effective": None}],
+            "nnz_weights": round(32768 * density),
+            "params": round(32768 * density) + 522,
+            "resident_bytes": round(131072 * density),
+            "density_realised": density,
+        },
+        "accuracy": {
+            "metric": "top1",
+            "test": accuracy,
+            "test_loss": 0.5,
+            "n_test": 360,
+            "best_on_val": 0.9,
+            "last_on_val": 0.9,
+            "chance": 0.1,
+            "diverged": state == "DIVERGED",
+        },
+    }
+
+
+def trial(key: str, accuracy: float | None, *, state: str = "SUCCEEDED", **named: Any) -> TrialRow:
+    """One trial; ``spec`` is required among ``named``."""
+    body = named.pop("spec")
+    execution = named.pop("execution", "dense" if named.get("arm", "dense") == "dense" else "sparse_csr")
+    done = state in ("SUCCEEDED", "DIVERGED")
+    return TrialRow(
+        ordinal=named.pop("ordinal", 0),
+        key=key,
+        spec_id=f"id-{key}",
+        spec=body,
+        arm=named.pop("arm", "dense"),
+        state=state,
+        record=record(accuracy, state=state, execution=execution, density=body["density"]) if done else None,
+        **named,
+    )
+
+
+def timing(keys: list[str], speedup: float | None, *, op: str = "step", batch_size: int = 64, execution: str = "sparse_csr") -> TimingRow:
+    """One measured configuration: the dense side takes 10 ms."""
+    factor = speedup or 1.0
+    body = {
+        "protocol": "sf-measure/1",
+        "config_key": f"c-{keys[0]}-{op}-{batch_size}",
+        "op": op,
+        "batch_size": batch_size,
+        "dtype": "float32",
+        "device": "cpu:test",
+        "threads": 1,
+        "execution": execution,
+        "baseline": "dense_eager",
+        "dense_s": {"median": 0.010, "p10": 0.009, "p90": 0.012},
+        "sparse_s": {"median": 0.010 / factor, "p10": 0.009 / factor, "p90": 0.012 / factor},
+        "speedup": speedup,
+        "ci95": [speedup * 0.98, speedup * 1.02] if speedup else None,
+        "aa_ratio": 1.0,
+        "rounds": 50,
+        "kept": 48,
+        "dropped": {},
+        "correctness": {},
+        "samples_ref": "",
+        "fingerprint": "fp",
+        "note": "",
+    }
+    return TimingRow(config_key=str(body["config_key"]), keys=keys, state="SUCCEEDED", timings=[body], samples_ref=None, reason=None)
+
+
+def three_seeds(
+    density: float = 0.1, sparse: tuple[Any, ...] = (0.90, 0.92, 0.91), dense: tuple[float, ...] = (0.93, 0.94, 0.95)
+) -> list[TrialRow]:
+    """A dense twin and SET on csr, by seed; a state in place of an accuracy makes that trial end so."""
+    rows = [trial(f"d{s}", dense[s], spec=spec(s), ordinal=s) for s in range(len(dense))]
+    for s, value in enumerate(sparse):
+        named: dict[str, Any] = {
+            "spec": spec(s, density=density, method={"rewirer": {"name": "set"}}, layer="csr"),
+            "arm": "sparse",
+            "twin_key": f"d{s}",
+            "ordinal": 10 + s,
+        }
+        state = value if isinstance(value, str) else "SUCCEEDED"
+        rows.append(trial(f"s{density}-{s}", None if isinstance(value, str) else value, state=state, **named))
+    return rows
