@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsefleet.connections import Connections, DenseValues, check_sites
+    from sparsefleet.errors import PluginError, UserError
     from sparsefleet.hookspecs import hookimpl
     from sparsefleet.plugin import (
         Activation,
@@ -27,13 +28,17 @@ if TYPE_CHECKING:
         Update,
     )
     from sparsefleet.rng import Rng
+    from sparsefleet.sparsity.select import keep_best, keep_best_per_row, rank_within
 
 _HOME = {
     "Connections": "connections",
     "DenseValues": "connections",
     "check_sites": "connections",
+    "PluginError": "errors",
+    "UserError": "errors",
     "hookimpl": "hookspecs",
     "Rng": "rng",
+    **dict.fromkeys(("keep_best", "keep_best_per_row", "rank_within"), "sparsity.select"),
     **dict.fromkeys(
         (
             "Activation",
@@ -66,14 +71,19 @@ __all__ = [
     "Layer",
     "Model",
     "Plugin",
+    "PluginError",
     "Progress",
     "Pruner",
     "Rewirer",
     "Rng",
     "TensorData",
     "Update",
+    "UserError",
     "check_sites",
     "hookimpl",
+    "keep_best",
+    "keep_best_per_row",
+    "rank_within",
 ]
 
 

@@ -15,6 +15,10 @@ from sparsefleet.rng import Rng
 BestAbsent = Callable[[Tensor, int], Tensor]
 
 
+def _unseeded(flat: Tensor) -> Tensor:
+    return Rng("unseeded").at(flat) * 2.0 - 1.0
+
+
 @dataclass
 class DenseValues:
     """Values at every site of a dense-stored layer, for methods that declare ``needs_dense``.
@@ -45,6 +49,8 @@ class Connections:
         grad: ``(nnz,)`` gradient of the loss by ``weight``, or None.
         state: the method's own ``(nnz,)`` tensors; the core re-indexes them at every topology change and checkpoints them.
         rng: draws for this layer at this step.
+        is_last: the network's output layer.
+        initial: the weights that the initialisation gives to ``(k,)`` flat sites, live or not: the same at every step and on every storage.
         dense: values at absent sites; only on ``masked`` and only for methods that declare ``needs_dense``.
     """
 
@@ -56,6 +62,8 @@ class Connections:
     grad: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     rng: Rng = field(default_factory=lambda: Rng("unseeded"))
+    is_last: bool = False
+    initial: Callable[[Tensor], Tensor] = _unseeded
     dense: DenseValues | None = None
     best_absent_by_gradient: BestAbsent | None = None
 

@@ -125,6 +125,7 @@ class Rewirer(Plugin):
     """Drops and grows connections during training, at constant nnz unless it redistributes.
 
     A subclass overrides what its paper changes: usually ``drop_score`` or ``grow``; ``update`` for anything that is not drop-then-grow.
+    A hyper-parameter below that a method does not have becomes a class fact, e.g. ``every: ClassVar[int] = 1``, and no user can set it.
     """
 
     family: ClassVar[str] = "rewirer"
@@ -141,13 +142,14 @@ class Rewirer(Plugin):
     needs_plain_sgd: ClassVar[bool] = False
     """Only defined for SGD without momentum, e.g. as a Langevin step (DEEP R)."""
 
-    every: int = Field(100, ge=1, description="steps between updates")
+    every: int | None = Field(100, ge=1, description="steps between updates; null: the end of every epoch")
     drop_fraction: float = Field(0.3, gt=0, le=1, description="share of a layer's connections dropped at the first update")
     stop: float = Field(0.75, gt=0, le=1, description="share of the training after which the topology stays")
 
     def due(self, progress: Progress) -> bool:
         """True if an update takes place at ``progress.step`` (steps finished, or about to be replaced)."""
-        return progress.step > 0 and progress.step % self.every == 0 and progress.fraction < self.stop
+        every = self.every or progress.steps_per_epoch
+        return progress.step > 0 and progress.step % every == 0 and progress.fraction < self.stop
 
     def drop_count(self, conn: Connections, progress: Progress) -> int:
         """How many to drop; default: the cosine of arXiv 1911.11134, Eq. 1, rounded down."""
@@ -221,6 +223,8 @@ class Activation(Plugin):
     """A non-linearity. The module may have an ``on_epoch()`` method, called at the end of each training epoch."""
 
     family: ClassVar[str] = "activation"
+    sparse: ClassVar[bool] = False
+    """Leaves most units at zero; the dense twin has relu in its place."""
 
     @abstractmethod
     def build(self, features: int) -> nn.Module:

@@ -71,6 +71,10 @@ class Rng:
         self.counter += n
         return positions
 
+    def at(self, positions: Tensor) -> Tensor:
+        """Uniform float64 in [0, 1), one per position: the same position has the same value in any order, storage or call."""
+        return uniform_at(self.key, positions)
+
     def uniform(self, n: int, device: torch.device | str | None = None) -> Tensor:
         """``(n,)`` float64 in [0, 1)."""
         return uniform_at(self.key, self._take(n, device))

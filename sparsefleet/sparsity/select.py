@@ -51,3 +51,22 @@ def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
     keep = torch.zeros(row.numel(), dtype=torch.bool, device=row.device)
     keep[order] = rank < n_keep[sorted_row]
     return keep
+
+
+def rank_within(score: Tensor, group: Tensor) -> Tensor:
+    """``(n,)`` float64 in (0, 1]: the share of its group that a score is not below, so the lowest of m has 1/m and the highest 1.
+
+    The lowest share z of every group is ``rank_within(score, group) <= z``. Of equal scores the later position ranks lower, as in
+    ``keep_best``.
+
+    Args:
+        score: ``(n,)`` float.
+        group: ``(n,)`` int64 or bool.
+    """
+    index = group.long()
+    order = torch.argsort(score.detach(), stable=True, descending=True)
+    order = order[torch.argsort(index[order], stable=True)]  # groups together, highest first inside
+    size = torch.bincount(index)
+    last = torch.cumsum(size, 0)[index[order]]
+    share = (last - torch.arange(score.numel(), device=score.device)) / size[index[order]].double()
+    return torch.empty_like(share).scatter_(0, order, share)

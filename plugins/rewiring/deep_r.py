@@ -1,0 +1,60 @@
+"""DEEP R (arXiv 1711.05136, Algorithm 1): SGD as a random walk; a connection whose weight crosses zero goes dormant."""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sparsefleet import Connections, Progress, Rewirer, Rng, Update, hookimpl
+
+_FIRST_THETA = 1e-12
+
+
+class DeepR(Rewirer):
+    """Weight ``w = s * theta`` with a sign s that belongs to the site for ever; theta <= 0 is dormant, random dormant sites replace it.
+
+    The number of active connections is constant per layer, as in the authors' script; rewiring follows every optimizer step.
+    """
+
+    name = "deep-r"
+    paper = "arXiv 1711.05136, Algorithm 1"
+    needs_plain_sgd = True
+    every: ClassVar[int] = 1
+    drop_fraction: ClassVar[float] = 0.0
+    stop: ClassVar[float] = 1.0
+    alpha: float = Field(1e-5, ge=0, description="l1 coefficient: a step lowers theta by lr * alpha")
+    temperature: float = Field(
+        2.5e-11, ge=0, description="T: a step adds sqrt(2 * lr * T) * N(0, 1) to theta; 2.5e-11 is the authors' noise at lr 0.5"
+    )
+
+    def due(self, progress: Progress) -> bool:
+        """After every step, the last one too: no connection may end with theta <= 0."""
+        return progress.step > 0
+
+    def initial_state(self, conn: Connections) -> Mapping[str, Tensor]:
+        """The signs."""
+        return {"sign": torch.where(conn.weight < 0, -1.0, 1.0).to(conn.weight.dtype)}
+
+    def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
+        """The optimizer has done ``theta -= lr * dE/dtheta``; this adds the prior and the noise."""
+        noise = rng.normal(conn.nnz, conn.weight.device).to(conn.weight.dtype)
+        conn.weight.add_(conn.state["sign"] * (math.sqrt(2 * lr * self.temperature) * noise - lr * self.alpha))
+
+    def update(self, conn: Connections, progress: Progress, rng: Rng, n_target: int) -> Update:
+        """Dormant ones out, uniformly random dormant sites in."""
+        active = conn.state["sign"] * conn.weight > 0
+        return Update(active, conn.select(active).random_absent(n_target - int(active.sum()), rng))
+
+    def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
+        """A tiny theta with the site's own sign."""
+        negative = conn.initial(sites[0] * conn.n_in + sites[1]) < 0
+        return torch.where(negative, -_FIRST_THETA, _FIRST_THETA).to(conn.weight.dtype)
+
+
+@hookimpl
+def sparsefleet_rewirers() -> list[type[Rewirer]]:
+    """Registers this module's rewirer."""
+    return [DeepR]

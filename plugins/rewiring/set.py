@@ -1,0 +1,30 @@
+"""SET (arXiv 1707.04780, Algorithm 1): after each epoch, drop the weights nearest to zero of either sign, grow at random sites."""
+
+from pydantic import Field
+from torch import Tensor
+
+from sparsefleet import Connections, Progress, Rewirer, Rng, hookimpl, rank_within
+
+
+class SET(Rewirer):
+    """Drops the share zeta of the smallest positive and of the largest negative weights; an exact zero counts as positive."""
+
+    name, paper = "set", "arXiv 1707.04780, Algorithm 1"
+    every: int | None = Field(None, ge=1, description="steps between updates; null: the end of every epoch but the last")
+    stop: float = Field(1.0, gt=0, le=1, description="share of the training after which the topology stays")
+    grown_std: float = Field(0.0, ge=0, description="std of grown weights: 0 in the authors' Keras code, 0.1 in their sparse code")
+
+    def drop_count(self, conn: Connections, progress: Progress) -> int:
+        return int((self.drop_score(conn) <= self.drop_fraction).sum())
+
+    def drop_score(self, conn: Connections) -> Tensor:
+        return rank_within(conn.weight.abs(), group=conn.weight >= 0)
+
+    def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
+        return (self.grown_std * rng.normal(sites.shape[1], conn.weight.device)).to(conn.weight.dtype)
+
+
+@hookimpl
+def sparsefleet_rewirers() -> list[type[Rewirer]]:
+    """Registers this module's rewirer."""
+    return [SET]
