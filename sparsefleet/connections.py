@@ -66,6 +66,7 @@ class Connections:
     initial: Callable[[Tensor], Tensor] = _unseeded
     dense: DenseValues | None = None
     best_absent_by_gradient: BestAbsent | None = None
+    best_absent_per_row_by_gradient: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def nnz(self) -> int:
@@ -147,6 +148,26 @@ class Connections:
         score = values.detach().abs().reshape(-1).clone()
         score[self.flat] = -math.inf
         flat = torch.sort(torch.argsort(score, descending=True, stable=True)[:k]).values
+        return torch.stack([flat // self.n_in, flat % self.n_in])
+
+    def best_absent_per_row(self, counts: Tensor, values: Tensor | None = None) -> Tensor:
+        """``(2, sum(counts))`` int64 absent sites: in each row as many as asked with the largest magnitude, ties by position, ascending.
+
+        Args:
+            counts: ``(n_out,)`` int64, each at most the row's absent sites.
+            values: as for ``best_absent``.
+        """
+        values = values if values is not None or self.dense is None else self.dense.grad
+        if values is None:
+            if self.best_absent_per_row_by_gradient is None:
+                raise PluginError(f"layer {self.layer!r} does not rank the gradient of absent sites within output units")
+            return self.best_absent_per_row_by_gradient(self.flat, counts)
+        score = values.detach().abs().reshape(-1).clone()
+        score[self.flat] = -math.inf
+        best_first = torch.argsort(score.view(self.shape), dim=1, descending=True, stable=True)
+        chosen = torch.arange(self.n_in, device=score.device) < counts[:, None]
+        row = torch.arange(self.n_out, device=score.device)[:, None].expand_as(best_first)[chosen]
+        flat = torch.sort(row * self.n_in + best_first[chosen]).values
         return torch.stack([flat // self.n_in, flat % self.n_in])
 
     def per_row(self, values: Tensor | None = None) -> Tensor:

@@ -70,8 +70,13 @@ class Calibration(ABC):
     n_classes: int
 
     @abstractmethod
-    def forward(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Logits with each layer's ``(nnz,)`` weights replaced; differentiable twice; the model is in eval mode."""
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, *, magnitudes: bool = False) -> Tensor:
+        """Logits with each layer's ``(nnz,)`` weights replaced; differentiable twice; the model is in eval mode.
+
+        Args:
+            x: computed in its dtype, whatever the model's own is.
+            magnitudes: every other parameter enters by its magnitude (SynFlow).
+        """
 
     @abstractmethod
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
@@ -95,6 +100,13 @@ class Pruner(Plugin):
     """Reads or writes ``conn.dense``; runs on ``masked`` only."""
     needs_calibration: ClassVar[bool] = False
     """``score_all`` is used in place of ``score``."""
+    balanced_calibration: ClassVar[bool] = False
+    """The calibration examples hold equally many of each class (GraSP)."""
+    sequential: ClassVar[bool] = False
+    """Layers are pruned one after another, input to output: ``score_all`` is called once per layer, with that layer alone in
+    ``calibration.layers`` and the layers before it already pruned (Wanda)."""
+    revives: ClassVar[bool] = False
+    """``score_sites`` is used in place of ``score``: the topology is chosen anew from all sites (movement pruning). Also ``needs_dense``."""
     rounds: ClassVar[int] = 1
     """How often ``score_all`` is called on the way to the target, keeping ``density ** (round / rounds)`` each time (SynFlow: 100)."""
     per_row: ClassVar[bool] = False
@@ -108,8 +120,16 @@ class Pruner(Plugin):
         """``(nnz,)`` importance for every layer."""
         return {name: self.score(conn) for name, conn in calibration.layers.items()}
 
+    def score_sites(self, conn: Connections) -> Tensor:
+        """``(n_out, n_in)`` importance of every site, from ``conn.dense``."""
+        raise TypeError(f"{type(self).__name__} declares revives and does not define score_sites")
+
+    def calibration_examples(self, n_classes: int) -> int:
+        """How many training examples ``calibration.batches`` should hold."""
+        return 128
+
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
-        """Called after every optimizer step; may write into ``conn.weight``, ``conn.state`` and ``conn.dense`` in place."""
+        """Called after every optimizer step, gradients still there; may write into ``conn.weight``, ``conn.state`` and ``conn.dense``."""
 
 
 class Update(NamedTuple):
@@ -139,6 +159,8 @@ class Rewirer(Plugin):
     """An update takes the place of the optimizer's step (RigL, arXiv 1911.11134, Algorithm 1)."""
     keeps_regrown: ClassVar[bool] = False
     """A connection that is dropped and grown in the same update keeps its weight and its optimizer slots."""
+    varies_nnz: ClassVar[bool] = False
+    """An update may leave another nnz than ``n_target`` (SRigL's whole fan-in, MEST's bounds); the record shows what was realised."""
     needs_plain_sgd: ClassVar[bool] = False
     """Only defined for SGD without momentum, e.g. as a Langevin step (DEEP R)."""
 
@@ -169,11 +191,11 @@ class Rewirer(Plugin):
         return conn.weight.new_zeros(sites.shape[1])
 
     def initial_state(self, conn: Connections) -> Mapping[str, Tensor]:
-        """The method's ``(nnz,)`` tensors for ``conn``: called once for all connections, then for each batch of grown ones."""
+        """The method's ``(nnz,)`` tensors for ``conn``: called once for all connections, then for grown ones with their first weights."""
         return {}
 
     def update(self, conn: Connections, progress: Progress, rng: Rng, n_target: int) -> Update:
-        """One topology change; ``n_target`` is the layer's nnz afterwards."""
+        """One topology change; ``n_target`` is the layer's nnz afterwards: what was asked, or what the last ``redistribute`` gave it."""
         from sparsefleet.sparsity.select import keep_best
 
         n_drop = min(self.drop_count(conn, progress), conn.nnz)
@@ -185,7 +207,7 @@ class Rewirer(Plugin):
         return None
 
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
-        """Called after every optimizer step; may write into ``conn.weight``, ``conn.state`` and ``conn.dense`` in place."""
+        """Called after every optimizer step, gradients still there; may write into ``conn.weight``, ``conn.state`` and ``conn.dense``."""
 
 
 class Layer(Plugin):
