@@ -49,8 +49,8 @@ class Connections:
         grad: ``(nnz,)`` gradient of the loss by ``weight``, or None.
         state: the method's own ``(nnz,)`` tensors; the core re-indexes them at every topology change and checkpoints them.
         rng: draws for this layer at this step.
-        is_last: the network's output layer.
-        initial: the weights that the initialisation gives to ``(k,)`` flat sites, live or not: the same at every step and on every storage.
+        is_last: no other layer of the method comes after it.
+        initial_draw: the draws in [-1, 1) behind the initial weights of ``(k,)`` flat sites, live or not: the same at every step.
         dense: values at absent sites; only on ``masked`` and only for methods that declare ``needs_dense``.
     """
 
@@ -63,7 +63,7 @@ class Connections:
     state: dict[str, Tensor] = field(default_factory=dict)
     rng: Rng = field(default_factory=lambda: Rng("unseeded"))
     is_last: bool = False
-    initial: Callable[[Tensor], Tensor] = _unseeded
+    initial_draw: Callable[[Tensor], Tensor] = _unseeded
     dense: DenseValues | None = None
     best_absent_by_gradient: BestAbsent | None = None
     best_absent_per_row_by_gradient: Callable[[Tensor, Tensor], Tensor] | None = None

@@ -50,7 +50,7 @@ class DeepR(Rewirer):
 
     def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
         """A tiny theta with the site's own sign."""
-        negative = conn.initial(sites[0] * conn.n_in + sites[1]) < 0
+        negative = conn.initial_draw(sites[0] * conn.n_in + sites[1]) < 0
         return torch.where(negative, -_FIRST_THETA, _FIRST_THETA).to(conn.weight.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import PluginError
 from sparsefleet.nn.module import Remap, SparseModule, remap_sites
 from sparsefleet.plugin import Progress, Pruner, Rewirer
-from sparsefleet.rng import Rng
+from sparsefleet.rng import Rng, key_of, uniform_at
 from sparsefleet.sparsity.distribute import distribute, total_nnz
 from sparsefleet.sparsity.pattern import keep_by_pattern
 from sparsefleet.sparsity.select import keep_best
@@ -63,7 +63,13 @@ class Topology:
 
     def connections(self, purpose: str, step: int) -> dict[str, Connections]:
         """Every layer's connections, each with its own stream of draws for this purpose and step."""
-        return {name: module.connections(Rng(self.seed, purpose, name, step)) for name, module in self.modules.items()}
+        return {name: self._connections(name, Rng(self.seed, purpose, name, step)) for name in self.modules}
+
+    def _connections(self, name: str, rng: Rng) -> Connections:
+        conn = self.modules[name].connections(rng)
+        conn.is_last = name == next(reversed(self.modules))
+        conn.initial_draw = lambda flat: 2 * uniform_at(key_of(self.seed, "weight", name), flat) - 1
+        return conn
 
     def watch_absent(self, on: bool) -> None:
         """Whether the next backward pass keeps what growing by gradient needs."""
@@ -148,7 +154,7 @@ class Topology:
         for name, conn in layers.items():
             update = rewirer.update(conn, progress, conn.rng, target[name])
             changes.append(self._change(name, update.keep, update.new, rewirer, conn.rng))
-            if self.modules[name].nnz != target[name]:
+            if self.modules[name].nnz != target[name] and not rewirer.varies_nnz:
                 raise PluginError(
                     f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"
                 )
@@ -166,7 +172,7 @@ class Topology:
             if n_present:
                 raise PluginError(f"layer {name!r}: {n_present} of {new_flat.numel()} grown connections are already there")
         remap = remap_sites(flat, keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
-        old = module.connections(rng)
+        old = self._connections(name, rng or Rng("unseeded"))
         values = remap.gather(old.weight)
         state = {key: remap.gather(value) for key, value in old.state.items()}
         if rewirer is not None and remap.grown.numel():
@@ -181,7 +187,7 @@ class Topology:
         weight = rewirer.grown_weight(old, sites, old.rng).to(values.dtype)
         is_new = remap.source < 0  # ascending by site, as remap.grown is
         values[is_new] = weight
-        grown = Connections(old.layer, old.shape, sites[0], sites[1], weight, rng=old.rng)
+        grown = replace(old, row=sites[0], col=sites[1], weight=weight, grad=None, state={})
         for key, first in rewirer.initial_state(grown).items():
             state[key][is_new] = first.to(state[key].dtype)
 
