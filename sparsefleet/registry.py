@@ -241,7 +241,7 @@ def _describe(points: list[_Point]) -> dict[tuple[str, str], list[dict[str, Any]
             output = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
             end = f"took more than {_DESCRIBE_TIMEOUT_S:.0f} s to import"
         n_before = len(todo)
-        for line in output.splitlines():
+        for line in output.split("\n"):  # splitlines would also split at the marker
             if line.startswith("\x1e"):
                 item = json.loads(line[1:])
                 results[item["distribution"], item["point"]] = item["error"] if item["error"] else item["plugins"]
