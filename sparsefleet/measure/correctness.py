@@ -1,0 +1,259 @@
+"""Correctness before any clock: each sparse layer against a float64 reference made from its connections alone.
+
+Two looks at every layer. *In place*: what it really received and returned during a forward pass of the whole network; judged layer by layer,
+because a float64 copy of the whole network would choose other winners and other signs wherever two values nearly tie. *Alone*: random, ones
+and one-hot inputs of the same shape, forward and, for training claims, the gradients by input, weights and bias. The reference costs
+O(nnz * batch) and never holds out x in; beyond ``MAX_PRODUCTS`` it covers sampled outputs, inputs and connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.errors import SparsefleetError
+from sparsefleet.nn.module import SparseModule
+from sparsefleet.rng import Rng
+
+FLOOR = {"fp64": 1e-12, "fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2}
+MAX_PRODUCTS = 1 << 25
+"""Products of a reference pass; about a second of one core."""
+MAX_DENSE_SITES = 1 << 24
+"""Up to here the error of a dense layer in the same dtype is measured too, and twice that is allowed."""
+_CHUNK = 1 << 21
+
+
+@dataclass
+class Correctness:
+    """The worst that was found; errors are max|difference| / max|reference|.
+
+    Attributes:
+        margin: the largest error over its tolerance; above 1 is incorrect.
+        unchecked: sparse layers for which there is no reference (not linear).
+        sampled: a layer was too large to be compared everywhere.
+    """
+
+    max_rel_err: float = 0.0
+    dense_same_dtype_err: float = 0.0
+    tol: float = 0.0
+    margin: float = 0.0
+    comparisons: int = 0
+    layers: int = 0
+    backward: bool = False
+    sampled: bool = False
+    worst: str = ""
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True if every comparison is within its tolerance and no layer went unchecked."""
+        return self.margin <= 1 and not self.unchecked
+
+    @property
+    def reason(self) -> str:
+        """Why it is not correct, or an empty string."""
+        if self.unchecked:
+            return f"no reference for {', '.join(self.unchecked)}"
+        return "" if self.ok else f"{self.worst}: relative error {self.max_rel_err:.2e} exceeds {self.tol:.1e}"
+
+    def to_json(self) -> dict[str, float]:
+        """Finite numbers for the record."""
+        names = ("max_rel_err", "dense_same_dtype_err", "tol", "comparisons", "layers", "backward", "sampled")
+        return {"ok": float(self.ok)} | {name: min(float(getattr(self, name)), 1e308) for name in names}
+
+    def add(self, what: str, err: float, dense_err: float, floor: float) -> None:
+        """Takes one comparison in."""
+        tol = max(2 * dense_err, floor)
+        self.comparisons += 1
+        self.dense_same_dtype_err = max(self.dense_same_dtype_err, dense_err)
+        if self.comparisons == 1 or err / tol > self.margin:
+            self.margin, self.max_rel_err, self.tol, self.worst = err / tol, err, tol, what
+
+
+def check_network(network: nn.Module, inputs: Sequence[Tensor], *, precision: str, gradients: bool, key: str) -> Correctness:
+    """Compares every sparse layer of ``network`` with its float64 reference.
+
+    Args:
+        inputs: batches for the whole network, as they will be timed.
+        precision: of the trial: ``fp32``, ``tf32``, ``bf16`` or ``fp64``; decides the tolerance.
+        gradients: check backward as well.
+        key: seeds the synthetic inputs and the samples of large layers.
+    """
+    floor, found = FLOOR[precision], Correctness(backward=gradients)
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, SparseModule)}
+    shapes: dict[str, Tensor] = {}
+    for batch in inputs:
+        with _watched(modules) as calls, torch.inference_mode():
+            network(batch)
+        for name, x, y in calls:
+            if _is_linear(modules[name], x):
+                reference = _Reference(modules[name], x, Rng(key, "in place", name))
+                found.add(f"{name} in the network's forward pass", *reference.forward_errors(y), floor)
+                found.sampled |= reference.sampled
+                shapes.setdefault(name, x)
+    for name, module in modules.items():
+        if name in shapes:
+            found.layers += 1
+            _check_alone(name, module, shapes[name], found, floor, key)
+        else:
+            found.unchecked.append(name)
+    return found
+
+
+def _is_linear(module: SparseModule, x: Tensor) -> bool:
+    return module.kernel == 1 and x.dim() >= 2 and x.shape[-1] == module.matrix_shape[1]
+
+
+@contextmanager
+def _watched(modules: dict[str, SparseModule]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+    calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def hook_of(name: str) -> object:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            calls.append((name, args[0].clone(), output.clone()))
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]  # type: ignore[arg-type]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_alone(name: str, module: SparseModule, like: Tensor, found: Correctness, floor: float, key: str) -> None:
+    rng = Rng(key, "alone", name)
+    for what, x in _synthetic(like, rng).items():
+        reference = _Reference(module, x, rng)
+        found.sampled |= reference.sampled
+        if not found.backward:
+            with torch.inference_mode():
+                y = module(x)
+            found.add(f"{name} of {what} inputs", *reference.forward_errors(y), floor)
+            continue
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        grad = rng.normal(y.numel(), y.device).view(y.shape).to(y.dtype)
+        found.add(f"{name} of {what} inputs", *reference.forward_errors(y.detach()), floor)
+        for part, errors in reference.gradient_errors(grad, *_gradients(module, leaf, y, grad)):
+            found.add(f"gradient by {part} of {name} for {what} inputs", *errors, floor)
+
+
+def _synthetic(like: Tensor, rng: Rng) -> dict[str, Tensor]:
+    """Random, ones and one-hot inputs of the shape and dtype of ``like``."""
+    one_hot = torch.zeros_like(like).reshape(-1, like.shape[-1])
+    rows = torch.arange(one_hot.shape[0], device=like.device)
+    one_hot[rows, rng.integers(rows.numel(), like.shape[-1], like.device)] = 1
+    random = rng.normal(like.numel(), like.device).to(like.dtype).view(like.shape)
+    return {"random": random, "ones": torch.ones_like(like), "one-hot": one_hot.view(like.shape)}
+
+
+def _gradients(module: SparseModule, x: Tensor, y: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients by the input, by the connections in ascending order of site, and by the bias; the Parameters' own stay untouched."""
+    weight, bias = module.weight_parameter, getattr(module, "bias", None)
+    before = weight.grad
+    by_x, by_weight, *by_bias = torch.autograd.grad(y, [x, weight] if bias is None else [x, weight, bias], grad)
+    try:
+        weight.grad = by_weight
+        values = module.grad_values()
+    finally:
+        weight.grad = before
+    if values is None:
+        raise SparsefleetError(f"layer {module.layer_name!r} gives no gradient of its weights")
+    return by_x, values, by_bias[0] if by_bias else None
+
+
+class _Reference:
+    """What ``module`` must return for ``x``, in float64, from its connections.
+
+    Args:
+        x: ``(..., n_in)``.
+    """
+
+    def __init__(self, module: SparseModule, x: Tensor, rng: Rng) -> None:
+        self.n_out, self.n_in = module.matrix_shape
+        self.x = x.detach().reshape(-1, self.n_in)
+        self.xt = self.x.to(torch.float64).t().contiguous()  # (n_in, batch)
+        flat = module.flat_sites()
+        self.row, self.col = flat // self.n_in, flat % self.n_in
+        stored = module.values()
+        self.weight = stored.to(torch.float64)
+        bias = getattr(module, "bias", None)
+        self.bias = None if bias is None else bias.detach().to(torch.float64)
+        self.rng = rng
+        products = flat.numel() * self.x.shape[0]
+        self.sampled = products > MAX_PRODUCTS
+        self.share = min(1.0, MAX_PRODUCTS / max(1, products))
+        self.dense: Tensor | None = None
+        if self.n_out * self.n_in <= MAX_DENSE_SITES:
+            self.dense = stored.new_zeros(self.n_out * self.n_in).index_put_((flat,), stored).view(self.n_out, self.n_in)
+
+    def forward_errors(self, y: Tensor) -> tuple[float, float]:
+        """Error of ``y``, and of a dense layer of the same dtype (0 where that is too large to ask)."""
+        yt = y.reshape(-1, self.n_out).t()
+        units = self._some(self.n_out)
+        reference = self._sum(self.row, self.col, self.xt, units)
+        if self.bias is not None:
+            reference += self.bias[units, None]
+        dense_err = 0.0
+        if self.dense is not None:
+            bias = None if self.bias is None else self.bias.to(self.dense.dtype)
+            dense = nn.functional.linear(self.x.to(self.dense.dtype), self.dense, bias).to(y.dtype)
+            dense_err = relative_error(dense.t()[units], reference)
+        return relative_error(yt[units], reference), dense_err
+
+    def gradient_errors(
+        self, grad: Tensor, by_x: Tensor, by_weight: Tensor, by_bias: Tensor | None
+    ) -> Iterator[tuple[str, tuple[float, float]]]:
+        """Errors of the gradients for an output gradient ``grad`` ``(..., n_out)``, each with that of a dense layer."""
+        flat_grad = grad.reshape(-1, self.n_out)
+        gt = flat_grad.to(torch.float64).t().contiguous()  # (n_out, batch)
+        units = self._some(self.n_in)
+        reference = self._sum(self.col, self.row, gt, units)
+        dense = None if self.dense is None else (flat_grad.to(self.dense.dtype) @ self.dense).t()[units]
+        yield "input", (relative_error(by_x.reshape(-1, self.n_in).t()[units], reference), relative_error(dense, reference))
+        some = self._some(self.row.numel())
+        row, col = self.row[some], self.col[some]
+        parts = [(gt[row[i : i + step]] * self.xt[col[i : i + step]]).sum(1) for step in (self._step(),) for i in range(0, len(some), step)]
+        reference = torch.cat(parts) if parts else gt.new_empty(0)
+        dense = None if self.dense is None else (flat_grad.to(self.dense.dtype).t() @ self.x.to(self.dense.dtype))[row, col]
+        yield "weights", (relative_error(by_weight[some], reference), relative_error(dense, reference))
+        if by_bias is not None:
+            dense = flat_grad.to(by_bias.dtype).sum(0)
+            yield "bias", (relative_error(by_bias, gt.sum(1)), relative_error(dense, gt.sum(1)))
+
+    def _some(self, n: int) -> Tensor:
+        """``(k,)`` positions to compare: all of them unless the layer is too large."""
+        if not self.sampled:
+            return torch.arange(n, device=self.x.device)
+        return self.rng.distinct(min(n, max(64, int(self.share * n))), n, self.x.device)
+
+    def _step(self) -> int:
+        return max(1, _CHUNK // max(1, self.x.shape[0]))
+
+    def _sum(self, to: Tensor, source: Tensor, values: Tensor, units: Tensor) -> Tensor:
+        """``(len(units), batch)``: per unit, the sum of weight times ``values[source]`` over the connections that end there."""
+        place = torch.full((int(max(self.n_out, self.n_in)),), -1, dtype=torch.int64, device=units.device)
+        place[units] = torch.arange(units.numel(), device=units.device)
+        wanted = torch.nonzero(place[to] >= 0).flatten()
+        out = values.new_zeros(units.numel(), values.shape[1])
+        for i in range(0, wanted.numel(), self._step()):
+            part = wanted[i : i + self._step()]
+            out.index_add_(0, place[to[part]], self.weight[part, None] * values[source[part]])
+        return out
+
+
+def relative_error(got: Tensor | None, reference: Tensor) -> float:
+    """max|got - reference| / max|reference|; infinite if anything is not finite; 0 for nothing to compare."""
+    if got is None or reference.numel() == 0:
+        return 0.0
+    difference = (got.to(torch.float64) - reference).abs().max()
+    if not bool(torch.isfinite(difference)):
+        return float("inf")
+    scale = float(reference.abs().max())
+    return float(difference) / scale if scale > 0 else (0.0 if float(difference) == 0 else float("inf"))
