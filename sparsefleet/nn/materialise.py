@@ -99,7 +99,7 @@ def materialise(
         kernel = math.prod(weight_shape(template)[2:])
         built: Any = layer.build(template, conn, bias)
         if isinstance(built, SparseModule):
-            built.layer_name, built.kernel = name, kernel
+            built.layer_name, built.kernel, built.init_key = name, kernel, key_of(seed, "weight", name)
             replaced[name] = built
         replace_module(network, name, built)
         done.update(id(part) for part in built.modules())
@@ -118,7 +118,8 @@ def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
 def _initialise(module: nn.Module, name: str, seed: int, dtype: torch.dtype, device: torch.device) -> None:
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     if not any(tensor.is_meta for tensor in own):
-        module.to(device)
+        for tensor in own:
+            tensor.data = tensor.data.to(device)
         return
     reset = getattr(module, "reset_parameters", None)
     if reset is None:
@@ -139,5 +140,6 @@ def _initialise(module: nn.Module, name: str, seed: int, dtype: torch.dtype, dev
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key_of(seed, "module", name))
             reset()
-    if dtype != torch.float32:
-        module.to(dtype)
+    for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)

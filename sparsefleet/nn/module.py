@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
-from sparsefleet.rng import Rng
+from sparsefleet.rng import Rng, uniform_at
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class SparseModule(nn.Module):
     execution: str = ""
     kernel: int = 1
     """Elements of a convolution's kernel."""
+    is_last: bool = False
+    """The network's output layer."""
+    init_key: int = 0
+    """Key of the counter-based draws of the initial weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,6 +105,10 @@ class SparseModule(nn.Module):
     def enforce(self) -> None:
         """Called after every optimizer step: absent weights are zero again, whatever the optimizer did."""
 
+    def initial_draw(self, flat: Tensor) -> Tensor:
+        """``(k,)`` float64 in [-1, 1): the draws behind the initial weights of flat sites, live or not."""
+        return uniform_at(self.init_key, flat).mul_(2).sub_(1)
+
     def connections(self, rng: Rng | None = None) -> Connections:
         """The module's connections as a method plugin sees them."""
         flat, (_, n_in) = self.flat_sites(), self.matrix_shape
@@ -114,6 +122,8 @@ class SparseModule(nn.Module):
             state=dict(self.method_state),
             rng=rng or Rng("unseeded", self.layer_name),
             best_absent_by_gradient=self.best_absent,
+            is_last=self.is_last,
+            initial_draw=self.initial_draw,
         )
 
 

@@ -15,7 +15,7 @@ from sparsefleet.plugin import Progress, Pruner, Rewirer
 from sparsefleet.rng import Rng, key_of, uniform_at
 from sparsefleet.sparsity.distribute import distribute, total_nnz
 from sparsefleet.sparsity.pattern import keep_by_pattern
-from sparsefleet.sparsity.select import keep_best
+from sparsefleet.sparsity.select import keep_best, keep_best_per_row
 from sparsefleet.sparsity.vocabulary import Distribution, Pattern, Unstructured
 
 
@@ -90,6 +90,8 @@ class Topology:
         *,
         distribution: Distribution = "uniform",
         pattern: Pattern | None = None,
+        per_row: bool = False,
+        only: str | None = None,
     ) -> list[Change]:
         """Removes the lowest scores until the layers together have ``density``; what is gone stays gone.
 
@@ -97,9 +99,14 @@ class Topology:
             scores: ``(nnz,)`` per layer.
             distribution: ``global`` compares scores across layers, each of which keeps at least one connection; the others give each
                 layer its own budget.
+            per_row: every output unit of a layer keeps the same number, up to one.
+            only: prune this layer alone; scores of the others are not needed.
         """
         pattern = pattern or Unstructured()
-        for name, module in self.modules.items():
+        if only is not None and distribution == "global":
+            raise PluginError("distribution 'global' compares layers, and a sequential pruner scores them one by one", fix="use uniform")
+        chosen = self.modules if only is None else {only: self.modules[only]}
+        for name, module in chosen.items():
             if scores[name].shape != (module.nnz,):
                 raise PluginError(f"layer {name!r}: scores must have shape ({module.nnz},), got {tuple(scores[name].shape)}")
         if distribution == "global":
@@ -107,9 +114,13 @@ class Topology:
         else:
             budget = distribute(self.shapes, density, distribution)
         changes = []
-        for name, module in self.modules.items():
-            n_keep = min(budget[name], module.nnz)
-            keep = keep_by_pattern(scores[name], module.connections(), n_keep, pattern, module.kernel)
+        for name, module in chosen.items():
+            n_keep, conn = min(budget[name], module.nnz), module.connections()
+            if per_row:
+                share = torch.arange(conn.n_out, 0, -1, device=conn.row.device).sub_(1)  # the remainder goes to the first rows
+                keep = keep_best_per_row(scores[name], conn.row, (n_keep + share) // conn.n_out)
+            else:
+                keep = keep_by_pattern(scores[name], conn, n_keep, pattern, module.kernel)
             changes.append(self._change(name, keep, torch.empty((2, 0), dtype=torch.int64, device=keep.device)))
         return changes
 

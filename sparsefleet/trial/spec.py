@@ -126,6 +126,7 @@ class Train(Frozen):
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
     augment: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    test_epoch: int | None = Field(None, ge=1, description="the epoch, declared in advance, whose network is tested; None: the last")
 
 
 class Init(Frozen):

@@ -1,0 +1,79 @@
+"""Sizes of a network, counted from its connections by us, and optimizer slots that follow a conversion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.sparsity.bytes import resident_bytes
+from sparsefleet.sparsity.effective import effective_nnz
+from sparsefleet.trial.build import Network
+from sparsefleet.trial.record import Counts, LayerCount
+from sparsefleet.trial.spec import TrialSpec
+
+
+def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) -> Counts:
+    """Connections asked, realised and effective, parameters, and resident bytes by role."""
+    sites = {name: math.prod(shape) for name, shape in network.shapes.items()}
+    nnz = {name: network.sparse[name].nnz if name in network.sparse else sites[name] for name in network.shapes}
+    effective = _effective(network)
+    layers = [
+        LayerCount(
+            name=name,
+            shape=shape,
+            execution=network.sparse[name].execution if name in network.sparse else "dense",
+            nnz_asked=network.nnz_asked[name],
+            nnz=nnz[name],
+            nnz_effective=effective.get(name),
+        )
+        for name, shape in network.shapes.items()
+    ]
+    n_prunable, n_live = sum(sites.values()), sum(nnz.values())
+    params = network.n_params_dense - n_prunable + n_live
+    by_role = resident_bytes(network.module, optimizer)
+    return Counts(
+        layers=layers,
+        nnz_weights=n_live,
+        total_weights_prunable=n_prunable,
+        total_params_model=network.n_params_dense,
+        params=params,
+        resident_bytes=sum(by_role.values()),
+        resident_by_role=by_role,
+        density_asked=spec.density,
+        density_realised=n_live / n_prunable if n_prunable else 1.0,
+        density_model=params / network.n_params_dense if network.n_params_dense else 1.0,
+    )
+
+
+def _effective(network: Network) -> dict[str, int]:
+    """Effective connections where the prunable set is a chain of Linear layers."""
+    if not network.sparse or network.dense_kept or any(len(shape) != 2 for shape in network.shapes.values()):
+        return {}
+    chain = [(module.matrix_shape, module.flat_sites()) for module in network.sparse.values()]
+    found = effective_nnz(chain)
+    return dict(zip(network.sparse, found, strict=True)) if found is not None else {}
+
+
+def carry_slots(
+    network: Network,
+    slots: Mapping[Tensor, Mapping[str, Any]],
+    old_parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Gives the optimizer of a converted network the slots of the old one, re-indexed to the stored connections.
+
+    Args:
+        slots: state of the old optimizer by its parameters.
+        old_parameters: by name of the new parameter, the old one it came from.
+    """
+    sites = {id(module.weight_parameter): module.flat_sites() for module in network.sparse.values()}
+    for name, parameter in network.module.named_parameters():
+        old = old_parameters.get(name, parameter)
+        for key, value in slots.get(old, {}).items():
+            if isinstance(value, Tensor) and value.dim() and value.shape == old.shape and id(parameter) in sites:
+                value = value.reshape(-1)[sites[id(parameter)]].view_as(parameter)
+            optimizer.state[parameter][key] = value

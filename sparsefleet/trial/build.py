@@ -1,0 +1,221 @@
+"""From a spec to a network: model on meta, budgets over layers, connections, storage, weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections
+from sparsefleet.errors import IntegrityError, UserError
+from sparsefleet.nn.materialise import draw_connections, materialise, replace_module, weight_shape
+from sparsefleet.nn.module import SparseModule
+from sparsefleet.plugin import Connectivity, DataInfo, Layer, Model
+from sparsefleet.registry import Registry
+from sparsefleet.sparsity.distribute import distribute
+from sparsefleet.trial.masks import load_masks
+from sparsefleet.trial.spec import PluginRef, TrialSpec
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass
+class Network:
+    """A network that computes.
+
+    Attributes:
+        module: the network.
+        sparse: its modules that hold connections, input to output; empty for a dense trial.
+        shapes: weight shapes of the prunable set, dense-kept modules left out.
+        nnz_asked: connections that the spec asks of each of them at the end.
+        n_params_dense: trainable parameters if it were dense.
+        width_factor: 1, or the factor that ``small-dense`` narrowed the model by.
+    """
+
+    module: nn.Module
+    sparse: dict[str, SparseModule]
+    shapes: dict[str, tuple[int, ...]]
+    nnz_asked: dict[str, int]
+    n_params_dense: int
+    width_factor: float = 1.0
+    storage: str = "dense"
+    dense_kept: list[str] = field(default_factory=list)
+
+
+def build_network(
+    spec: TrialSpec,
+    *,
+    registry: Registry | None = None,
+    device: str = "cpu",
+    sites: Mapping[str, Tensor] | None = None,
+    storage: str | None = None,
+) -> Network:
+    """The network of ``spec`` before training.
+
+    Args:
+        sites: flat positions per layer, for a network that is loaded; default: the spec's connectivity draws them, or all sites for a
+            pruner, which starts dense.
+        storage: layer plugin to use in place of the one that training starts with.
+    """
+    registry = registry or Registry()
+    info: DataInfo = registry.plugin_class("dataset", spec.dataset.name).info  # type: ignore[attr-defined]
+    module, factor = _on_meta(spec, registry, info)
+    model: Model = registry.build("model", spec.model)
+    n_params = sum(p.numel() for p in module.parameters())
+    names = list(model.prunable(module))
+    kept = _dense_kept(spec, names)
+    shapes = {name: weight_shape(module.get_submodule(name)) for name in names if name not in kept}
+    if spec.is_sparse and not shapes:
+        raise UserError("keep_dense leaves no layer to make sparse")
+    storage = storage or training_storage(spec)
+    layer_ref = spec.layer if storage == spec.layer.name else PluginRef(name=storage)
+    layer: Layer = registry.build("layer", layer_ref)
+    kind = spec.method.distribution
+    asked = {n: math.prod(s) for n, s in shapes.items()}
+    if spec.density < 1:
+        asked = distribute(shapes, spec.density, "uniform" if kind == "global" else kind)
+    modules: dict[str, tuple[Layer, Connections]] = {}
+    if layer.topology != "all":
+        connectivity: Connectivity | None = registry.build("connectivity", spec.connectivity) if spec.method.rewirer else None
+        for name, shape in shapes.items():
+            if sites is not None:
+                n_in = math.prod(shape[1:])
+                flat = sites[name].to(device)
+                modules[name] = layer, Connections(name, (shape[0], n_in), flat // n_in, flat % n_in, torch.empty(0))
+            else:
+                nnz = math.prod(shape) if spec.method.pruner else asked[name]
+                modules[name] = layer, draw_connections(name, shape, nnz, connectivity, spec.seed, torch.device(device))
+    sparse = materialise(module, modules, seed=spec.seed, fan_in=spec.init.fan_in, dtype=DTYPES[spec.train.precision], device=device)
+    if names and names[-1] in sparse:
+        sparse[names[-1]].is_last = True
+    return Network(module, sparse, shapes, asked, n_params, factor, storage, kept)
+
+
+def training_storage(spec: TrialSpec) -> str:
+    """The layer that training starts with: a pruner trains on ``masked`` and moves to the spec's layer later."""
+    return "masked" if spec.method.pruner else spec.layer.name
+
+
+def _on_meta(spec: TrialSpec, registry: Registry, info: DataInfo) -> tuple[nn.Module, float]:
+    model: Model = registry.build("model", spec.model)
+    activation = registry.build("activation", spec.activation)
+    build: Callable[[Model], nn.Module] = lambda chosen: _meta(chosen, info, activation.build)  # noqa: E731
+    module = build(model)
+    if spec.narrow_to_density is None:
+        return module, 1.0
+    prunable = sum(math.prod(weight_shape(module.get_submodule(name))) for name in model.prunable(module))
+    total = sum(p.numel() for p in module.parameters())
+    target = total - prunable * (1 - spec.narrow_to_density)
+    low, high = 0.0, 1.0
+    best: tuple[float, float, nn.Module] | None = None
+    for _ in range(40):
+        middle = (low + high) / 2
+        candidate = build(model.narrowed(middle))
+        n_params = sum(p.numel() for p in candidate.parameters())
+        if best is None or abs(n_params - target) < abs(best[0] - target):
+            best = n_params, middle, candidate
+        low, high = (middle, high) if n_params < target else (low, middle)
+    assert best is not None
+    return best[2], best[1]
+
+
+def _meta(model: Model, info: DataInfo, act: Callable[[int], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return model.build(info, act)
+
+
+def _dense_kept(spec: TrialSpec, names: list[str]) -> list[str]:
+    aliases = {"first": names[:1], "last": names[-1:]}
+    kept: list[str] = []
+    for asked in spec.method.keep_dense:
+        found = aliases.get(asked, [asked] if asked in names else [])
+        if not found:
+            raise UserError(f"keep_dense names {asked!r}", fix=f"valid: first, last, {', '.join(names)}")
+        kept += found
+    return kept
+
+
+def load_dense_weights(network: Network, state: Mapping[str, Tensor]) -> None:
+    """Gives the network the weights of its trained dense twin, at the sites it has.
+
+    Raises:
+        UserError: the twin has other modules or shapes.
+    """
+    own = dict(network.module.named_parameters()) | dict(network.module.named_buffers())
+    try:
+        with torch.no_grad():
+            for name, sparse in network.sparse.items():
+                weight = state[f"{name}.weight"].to(sparse.values())
+                sparse.write_values(weight.reshape(-1)[sparse.flat_sites().to(weight.device)])
+                bias = getattr(sparse, "bias", None)
+                if bias is not None:
+                    bias.copy_(state[f"{name}.bias"])
+            for key, value in own.items():
+                if not any(key.startswith(f"{name}.") for name in network.sparse) and key in state:
+                    value.copy_(state[key])
+    except (KeyError, RuntimeError) as error:
+        raise UserError("the network to start from does not fit this model", cause=str(error)) from error
+
+
+def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor) -> tuple[float, dict[str, nn.Parameter]]:
+    """Moves every sparse module to the spec's layer, same connections and weights.
+
+    Returns:
+        The largest output difference on ``probe`` relative to the largest output, and the old weight and bias parameters by new name, so
+        that optimizer slots can follow.
+    """
+    layer: Layer = registry.build("layer", spec.layer)
+    was_training = network.module.training
+    network.module.eval()
+    with torch.no_grad():
+        before = network.module(probe)
+    old_parameters: dict[str, nn.Parameter] = {}
+    for name, old in list(network.sparse.items()):
+        conn = old.connections()
+        shape = network.shapes[name]
+        bias = getattr(old, "bias", None)
+        with torch.device("meta"):
+            template = nn.Linear(shape[1], shape[0], bias=bias is not None)
+        new = layer.build(template, conn, bias)
+        new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
+        new.method_state = old.method_state
+        replace_module(network.module, name, new)
+        network.sparse[name] = new
+        names = {id(p): key for key, p in network.module.named_parameters()}
+        old_parameters[names[id(new.weight_parameter)]] = old.weight_parameter
+        if bias is not None:
+            old_parameters[names[id(new.bias)]] = bias
+    network.storage = layer.name
+    with torch.no_grad():
+        after = network.module(probe)
+    network.module.train(was_training)
+    scale = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)
+    return float((after - before).abs().max() / scale), old_parameters
+
+
+def load_network(
+    spec: TrialSpec,
+    model_path: Path,
+    masks_folder: Path | None,
+    *,
+    registry: Registry | None = None,
+    device: str = "cpu",
+) -> Network:
+    """A trained network from its artifacts: model.safetensors, and the folder of its mask artifact if it is sparse.
+
+    Raises:
+        IntegrityError: the files do not belong to the spec.
+    """
+    sites = {name: mask.flat for name, mask in load_masks(masks_folder).items()} if masks_folder else None
+    storage = spec.layer.name
+    network = build_network(spec, registry=registry, device=device, sites=sites, storage=storage)
+    try:
+        network.module.load_state_dict(load_file(model_path, device=device))
+    except RuntimeError as error:
+        raise IntegrityError(f"{model_path.name} does not fit the trial {spec.spec_id}", cause=str(error)) from error
+    return network

@@ -1,0 +1,97 @@
+"""The whole model as a function of its connections' weights, for pruners that score all layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sparsefleet.connections import Connections
+from sparsefleet.nn.module import SparseModule
+from sparsefleet.plugin import Calibration, DataInfo, Pruner
+from sparsefleet.trial.objective import loss_of
+
+
+class NetworkCalibration(Calibration):
+    """A calibration over a network whose sparse modules are stored dense (``masked``).
+
+    Args:
+        module: the network; its mode and its buffers are left as they were.
+        sparse: its sparse modules.
+        layers: their connections.
+        batches: calibration batches.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sparse: Mapping[str, SparseModule],
+        layers: Mapping[str, Connections],
+        batches: Sequence[tuple[Tensor, Tensor]],
+        info: DataInfo,
+    ) -> None:
+        self.layers = layers
+        self.batches = batches
+        self.n_classes = info.n_outputs if info.task == "classification" else 0
+        self._info = info
+        self._module = module
+        self._sparse = sparse
+        self._names = {id(p): name for name, p in module.named_parameters()}
+
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, *, magnitudes: bool = False) -> Tensor:
+        dtype = x.dtype
+        replaced = {name: parameter.to(dtype) for name, parameter in self._module.named_parameters()}
+        if magnitudes:
+            replaced = {name: value.abs() for name, value in replaced.items()}
+        for name, values in weights.items():
+            module = self._sparse[name]
+            parameter = module.weight_parameter
+            if parameter.numel() == values.numel() and parameter.dim() == 1:
+                stored = values
+            else:
+                stored = torch.zeros(parameter.numel(), dtype=values.dtype, device=values.device)
+                stored = stored.index_put((module.flat_sites(),), values).view_as(parameter)
+            replaced[self._names[id(parameter)]] = stored
+        buffers = {
+            name: buffer.to(dtype, copy=True) if buffer.is_floating_point() else buffer.clone()
+            for name, buffer in self._module.named_buffers()
+        }
+        was_training = self._module.training
+        self._module.eval()
+        try:
+            output: Tensor = functional_call(self._module, {**replaced, **buffers}, (x,))
+        finally:
+            self._module.train(was_training)
+        return output
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        return loss_of(output, y, self._info)
+
+    def input_norms(self) -> Mapping[str, Tensor]:
+        squares: dict[str, Tensor] = {}
+        handles = []
+        for name, module in self._sparse.items():
+
+            def add(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name, kernel: int = module.kernel) -> None:
+                x = inputs[0].detach()
+                per_input = x.double().square().flatten(0, -2).sum(0) if x.dim() <= 3 else x.double().square().sum((0, 2, 3))
+                squares[name] = squares.get(name, 0) + per_input.repeat_interleave(kernel)
+
+            handles.append(module.register_forward_pre_hook(add))
+        try:
+            with torch.no_grad():
+                for x, _ in self.batches:
+                    self.forward({}, x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: total.sqrt() for name, total in squares.items()}
+
+
+def score_whole_model(pruner: Pruner, calibration: Calibration) -> dict[str, Tensor]:
+    """``pruner.score_all`` with gradients enabled, detached."""
+    with torch.enable_grad():
+        scores = pruner.score_all(calibration)
+    return {name: values.detach() for name, values in scores.items()}

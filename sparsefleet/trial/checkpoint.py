@@ -1,0 +1,65 @@
+"""Checkpoints inside a trial: safetensors with a digest, replaced atomically; a damaged one is set aside, never used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+FILE = "checkpoint.safetensors"
+SIDE = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a trial needs to go on: tensors by slash-separated name, and plain facts."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors under ``prefix/``, by the rest of their name."""
+        return {name.removeprefix(f"{prefix}/"): value for name, value in self.tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes both files, the tensors first; a crash in between leaves the former pair or a pair that does not match."""
+    blob = save({name: value.detach().contiguous().clone() for name, value in tensors.items()})
+    side = json.dumps({"sha256": hashlib.sha256(blob).hexdigest(), "facts": facts}, allow_nan=False)
+    for name, content in ((FILE, blob), (SIDE, side.encode())):
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(folder / name)
+
+
+def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, str | None]:
+    """The checkpoint of ``folder``, and a warning if there was one that could not be used."""
+    path, side_path = folder / FILE, folder / SIDE
+    if not (path.exists() and side_path.exists()):
+        return None, None
+    try:
+        blob = path.read_bytes()
+        side = json.loads(side_path.read_text())
+        if hashlib.sha256(blob).hexdigest() != side["sha256"]:
+            raise ValueError("its digest does not match")
+        return Checkpoint(load(blob), side["facts"]), None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        for damaged in (path, side_path):
+            damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
+        return None, f"checkpoint set aside and training started anew: {error}"
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Removes the checkpoint of a finished trial."""
+    for name in (FILE, SIDE):
+        (folder / name).unlink(missing_ok=True)

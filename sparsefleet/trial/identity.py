@@ -1,0 +1,132 @@
+"""What a trial's result depends on besides its spec: code, data, device. Imports no torch while its caches are warm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sparsefleet.code_digest import module_digest
+from sparsefleet.errors import UserError
+from sparsefleet.home import cache_dir
+from sparsefleet.registry import Catalog, Registry
+from sparsefleet.trial.record import PluginUsed
+from sparsefleet.trial.spec import PluginRef, TrialSpec, digest
+
+
+def plugins_of(spec: TrialSpec) -> Iterator[tuple[str, PluginRef]]:
+    """(family, plugin) of everything that takes part in the computation."""
+    yield "dataset", spec.dataset
+    yield "model", spec.model
+    yield "activation", spec.activation
+    yield "layer", spec.layer
+    if spec.method.pruner:
+        yield "pruner", spec.method.pruner
+        if spec.layer.name != "masked":
+            yield "layer", PluginRef(name="masked")
+    if spec.method.rewirer:
+        yield "rewirer", spec.method.rewirer
+        yield "connectivity", spec.connectivity
+
+
+def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
+    """Digests of the code that computes: the core's modules, each plugin, and torch's version."""
+    code = {"core": core_digest(), "torch": metadata.version("torch")}
+    for family, ref in plugins_of(spec):
+        code[f"{family}/{ref.name}"] = catalog.get(family, ref.name).digest
+    return code
+
+
+@lru_cache(maxsize=1)
+def core_digest() -> str:
+    """Digest of every module of the core that a trial runs."""
+    return module_digest("sparsefleet.trial.run")
+
+
+def plugins_used(spec: TrialSpec, catalog: Catalog) -> list[PluginUsed]:
+    """Each plugin that takes part, with its distribution, version and digest."""
+    used = []
+    for family, ref in plugins_of(spec):
+        entry = catalog.get(family, ref.name)
+        used.append(PluginUsed(family=family, name=ref.name, distribution=entry.distribution, version=entry.version, digest=entry.digest))
+    return used
+
+
+def data_digest(dataset: PluginRef, catalog: Catalog, root: Path) -> str:
+    """sha256 over the files that hold the data; remembered by their sizes and times, so an unchanged file is not read again.
+
+    Raises:
+        UserError: the files are not there.
+    """
+    entry = catalog.get("dataset", dataset.name)
+    slot = digest({"dataset": dataset.model_dump(), "code": entry.digest, "root": str(root)})
+    store = cache_dir() / "data-digests"
+    store.mkdir(exist_ok=True)
+    path = store / f"{slot}.json"
+    known = _read_json(path)
+    if known and all(_stat(Path(name)) == stat for name, stat in known["files"].items()):
+        return str(known["digest"])
+    files = [Path(file) for file in Registry(catalog).build("dataset", dataset).files(root)]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"dataset {dataset.name!r} is not complete under {root}", cause=f"missing: {', '.join(missing)}")
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            sha.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest") else _hash(stream))
+    answer = {"digest": sha.hexdigest(), "files": {str(file): _stat(file) for file in files}}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(answer))
+    temporary.replace(path)
+    return str(answer["digest"])
+
+
+def _hash(stream: Any) -> bytes:
+    sha = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        sha.update(chunk)
+    return sha.digest()
+
+
+def _stat(file: Path) -> list[int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):  # never seen, or half-written: hashed anew
+        return None
+    return stored
+
+
+def device_class(device: str) -> str:
+    """``cpu:<model>`` or ``cuda:<name>``: devices of one class give the same results for the same key."""
+    if device == "cpu":
+        return f"cpu:{_cpu_model()}"
+    import torch
+
+    return f"cuda:{torch.cuda.get_device_name(torch.device(device))}"
+
+
+@lru_cache(maxsize=1)
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        import platform
+
+        return platform.processor() or platform.machine()
+    return "unknown"

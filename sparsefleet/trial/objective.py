@@ -1,0 +1,84 @@
+"""The loss, the metric, and the learning rate: functions of the task and the spec."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsefleet.plugin import DataInfo, TensorData
+from sparsefleet.trial.spec import AdamW, CosineLr, LrSchedule, MultiStepLr, Optimizer, RMSprop, Sgd, StepLr, Train
+
+EVAL_BATCH = 1000
+
+
+def loss_of(output: Tensor, y: Tensor, info: DataInfo, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy, or mean squared error; a scalar."""
+    if info.task == "classification":
+        return F.cross_entropy(output, y, label_smoothing=label_smoothing)
+    return F.mse_loss(output, y)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A network on a split: every example counts once."""
+
+    loss: float
+    metric: float
+    n: int
+
+
+def evaluate(network: nn.Module, data: TensorData, info: DataInfo, autocast: torch.dtype | None = None) -> Score:
+    """Accuracy (share of right classes) or mean squared error over all examples of ``data``; the network is left in its mode."""
+    was_training = network.training
+    network.eval()
+    n, loss, right = data.x.shape[0], 0.0, 0.0
+    with torch.inference_mode():
+        for start in range(0, n, EVAL_BATCH):
+            x, y = data.x[start : start + EVAL_BATCH], data.y[start : start + EVAL_BATCH]
+            with torch.autocast(x.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                output = network(x)
+            output = output.to(data.x.dtype)
+            loss += float(loss_of(output, y, info)) * x.shape[0]
+            if info.task == "classification":
+                right += float((output.argmax(1) == y).sum())
+    network.train(was_training)
+    return Score(loss / n, right / n if info.task == "classification" else loss / n, n)
+
+
+def chance(info: DataInfo, y: Tensor) -> float:
+    """What a diverged trial counts as: one class in n, or the error of predicting the mean."""
+    if info.task == "classification":
+        return 1.0 / info.n_outputs
+    return float(y.double().var(0, unbiased=False).mean())
+
+
+def make_optimizer(kind: Optimizer, train: Train, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The torch optimizer of a spec."""
+    decay = train.weight_decay
+    if isinstance(kind, Sgd):
+        return torch.optim.SGD(
+            parameters, lr=kind.lr, momentum=kind.momentum, nesterov=kind.nesterov, dampening=kind.dampening, weight_decay=decay
+        )
+    if isinstance(kind, RMSprop):
+        return torch.optim.RMSprop(parameters, lr=kind.lr, alpha=kind.alpha, momentum=kind.momentum, eps=kind.eps, weight_decay=decay)
+    cls = torch.optim.AdamW if isinstance(kind, AdamW) else torch.optim.Adam
+    return cls(parameters, lr=kind.lr, betas=kind.betas, eps=kind.eps, weight_decay=decay)
+
+
+def lr_factor(schedule: LrSchedule, step: int, total_steps: int) -> float:
+    """The learning rate at ``step`` (finished steps) relative to the optimizer's."""
+    done = step / max(total_steps, 1)
+    if isinstance(schedule, StepLr):
+        return float(schedule.factor ** (step // schedule.every))
+    if isinstance(schedule, MultiStepLr):
+        return float(schedule.factor ** sum(done >= at for at in schedule.at))
+    if isinstance(schedule, CosineLr):
+        if done < schedule.warmup:
+            return (step + 1) / max(round(schedule.warmup * total_steps), 1)
+        p = (done - schedule.warmup) / (1 - schedule.warmup)
+        return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * p))
+    return 1.0
