@@ -1,0 +1,195 @@
+"""What a trial's row and record say in MLflow's words: parameters, tags, metrics. Pure functions; imports no mlflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sparsefleet.ledger.rows import TrialRow
+from sparsefleet.track import names
+
+_LONGEST_PARAM = 6000
+_LONGEST_TAG = 5000
+_CUT = " … (cut)"
+_STATUS = {"SUCCEEDED": "FINISHED", "DIVERGED": "FINISHED", "CANCELLED": "KILLED"}
+_SWEEP_STATUS = {"DONE": "FINISHED", "FAILED": "FAILED", "RUNNING": "RUNNING", "MEASURING": "RUNNING"}
+
+
+class Point(NamedTuple):
+    """One value of one metric. ``timestamp`` is in milliseconds and fixed by the record: repeating it adds nothing."""
+
+    name: str
+    value: float
+    timestamp: int
+    step: int
+
+
+def params_of(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The spec, flat and dotted; a plugin or a tagged variant is its name, its own values follow under it."""
+    return {path: cut(text, _LONGEST_PARAM) for path, text in _leaves("", spec) if path != "schema"}
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, Mapping):
+        if value is not None:
+            yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return
+    inner = dict(value)
+    label = None
+    if set(inner) == {"name", "params"}:
+        label, inner = inner["name"], inner["params"]
+    elif "kind" in inner:
+        label = inner.pop("kind")
+    if label is not None:
+        yield path, str(label)
+    for name, below in inner.items():
+        yield from _leaves(f"{path}.{name}" if path else str(name), below)
+
+
+def label_of(spec: Mapping[str, Any]) -> str:
+    """The method's label."""
+    from sparsefleet.trial.spec import Method
+
+    return Method.model_validate(spec["method"]).label
+
+
+def run_name(row: TrialRow) -> str:
+    """``method-layer-dDENSITY-sSEED-spec_id``, in ``[A-Za-z0-9._-]``."""
+    density = row.spec.get("narrow_to_density") or row.spec["density"]
+    parts = [row.arm if row.arm != "sparse" else label_of(row.spec), row.spec["layer"]["name"], f"d{density:g}", f"s{row.spec['seed']}"]
+    text = "-".join([*parts, row.spec_id])
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in text)
+
+
+def tags_of(row: TrialRow, spec_ids: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a trial's run.
+
+    Args:
+        spec_ids: by trial key, of the sweep's trials.
+    """
+    record = row.record or {}
+    tags = {
+        names.STATE: row.state,
+        names.ARM: row.arm,
+        names.METHOD: label_of(row.spec),
+        names.TWIN: spec_ids.get(row.twin_key or ""),
+        names.RIVAL: spec_ids.get(row.rival_key or ""),
+        names.REASON: row.reason,
+        names.DEVICE: record.get("device", {}).get("name"),
+    }
+    for used in record.get("plugins", []):
+        tags[names.PLUGIN.format(family=used["family"])] = f"{used['name']} ({used['distribution']} {used['version']})"
+    return {name: cut(str(value), _LONGEST_TAG) for name, value in tags.items() if value}
+
+
+def status_of(state: str) -> str:
+    """MLflow's status of a trial that ended in ``state``."""
+    return _STATUS.get(state, "FAILED")
+
+
+def sweep_status(state: str) -> str:
+    """MLflow's status of a sweep in ``state``."""
+    return _SWEEP_STATUS.get(state, "KILLED")
+
+
+def milliseconds(when: str | None) -> int:
+    """Of an ISO time, since 1970; 0 for none."""
+    return int(datetime.fromisoformat(when.replace("Z", "+00:00")).timestamp() * 1000) if when else 0
+
+
+def started_of(row: TrialRow) -> int:
+    """When the run began, in milliseconds; a trial that never ran began when it ended."""
+    return milliseconds((row.record or {}).get("started") or row.started or row.ended)
+
+
+def ended_of(row: TrialRow) -> int:
+    """When the run ended, in milliseconds."""
+    return max(started_of(row), milliseconds((row.record or {}).get("ended") or row.ended))
+
+
+def points_of(row: TrialRow) -> list[Point]:
+    """Curves and final metrics of the trial's record."""
+    record = row.record
+    if record is None:
+        return []
+    begin, end = started_of(row), ended_of(row)
+    accuracy = record.get("accuracy") or {}
+    steps = max([accuracy.get("steps", 0), 1, *(curve["steps"][-1] for curve in record["curves"].values() if curve["steps"])])
+    points = [
+        Point(names.CURVE.format(name=name), value, begin + (end - begin) * step // steps, step)
+        for name, curve in record["curves"].items()
+        for step, value in zip(curve["steps"], curve["values"], strict=True)
+    ]
+    last = accuracy.get("steps", 0)
+    points += [Point(name, float(value), end, last) for name, value in _final(record, accuracy) if value is not None]
+    for timing in record.get("timings", []):
+        points += timing_points(timing, end)
+    return points
+
+
+def _final(record: Mapping[str, Any], accuracy: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    if accuracy:
+        metric = "top1_fraction" if accuracy["metric"] == "top1" else "mse"
+        yield (names.ACCURACY if accuracy["metric"] == "top1" else names.MSE), accuracy["test"]
+        if accuracy["metric"] == "top1":
+            yield names.TEST_LOSS, accuracy["test_loss"]
+        yield names.VAL_BEST.format(metric=metric), accuracy["best_on_val"]
+        yield names.VAL_LAST.format(metric=metric), accuracy["last_on_val"]
+        yield names.EPOCHS, accuracy["epochs"]
+        yield names.STEPS, accuracy["steps"]
+    counts = record.get("counts")
+    if counts:
+        yield names.DENSITY, counts["density_realised"]
+        yield names.DENSITY_MODEL, counts["density_model"]
+        yield names.PARAMS_LIVE, counts["params"]
+        yield names.NNZ, counts["nnz_weights"]
+        yield names.RESIDENT, counts["resident_bytes"]
+        for role, size in counts["resident_by_role"].items():
+            yield names.RESIDENT_ROLE.format(role=_word(role)), size
+        for layer in counts["layers"]:
+            sites = 1
+            for side in layer["shape"]:
+                sites *= side
+            yield names.LAYER_NNZ.format(layer=_word(layer["name"])), layer["nnz"]
+            yield names.LAYER_DENSITY.format(layer=_word(layer["name"])), layer["nnz"] / sites
+    yield names.WALL, record["wall_s"]
+    for phase, seconds in record.get("phases_s", {}).items():
+        yield names.PHASE.format(phase=_word(phase)), seconds
+
+
+def timing_points(timing: Mapping[str, Any], when: int) -> list[Point]:
+    """The metrics of one measured configuration."""
+    config = f"{timing['op']}-b{timing['batch_size']}-{_word(timing['dtype'])}"
+    values = {names.TIME_DENSE.format(config=config, statistic=_word(name)): value for name, value in timing["dense_s"].items()}
+    values.update({names.TIME_SPARSE.format(config=config, statistic=_word(name)): value for name, value in timing["sparse_s"].items()})
+    if timing["speedup"] is not None:
+        values[names.SPEEDUP.format(config=config)] = timing["speedup"]
+        if timing["ci95"]:
+            values[names.SPEEDUP_LOW.format(config=config)], values[names.SPEEDUP_HIGH.format(config=config)] = timing["ci95"]
+    return [Point(name, float(value), when, 0) for name, value in values.items()]
+
+
+def cut(text: str, longest: int) -> str:
+    """``text``, cut visibly where MLflow would cut it without a word."""
+    return text if len(text) <= longest else text[: longest - len(_CUT)] + _CUT
+
+
+def cut_table(markdown: str, longest: int) -> str:
+    """A Markdown text of at most ``longest`` characters, cut between lines, with a last line that says so."""
+    if len(markdown) <= longest:
+        return markdown
+    said = f"\n\n… cut: the whole table is the artifact `{names.TABLE_MD}`.\n"
+    lines, size = [], len(said)
+    for line in markdown.splitlines(keepends=True):
+        size += len(line)
+        if size > longest:
+            break
+        lines.append(line)
+    return "".join(lines).rstrip("\n") + said
+
+
+def _word(text: str) -> str:
+    """``text`` with what MLflow refuses in a metric's name replaced."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in text)

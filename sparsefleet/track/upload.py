@@ -1,0 +1,230 @@
+"""The one process per home that carries the ledger's outbox to MLflow: ``python -m sparsefleet.track.upload --home HOME``.
+
+Nothing in a trial waits for it. It follows its driver; when the driver is gone, or asks it to finish (SIGTERM), it empties the outbox and
+ends. A server that is away costs it some tries; what is left stays in the outbox for the next time. It may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sparsefleet.errors import BackendUnreachable
+from sparsefleet.track import server
+
+if TYPE_CHECKING:
+    from sparsefleet.ledger.ledger import Ledger
+    from sparsefleet.ledger.rows import OutboxItem
+    from sparsefleet.track.writer import Writer
+
+LOG = "uploader.log"
+UNREACHABLE = BackendUnreachable.exit_code
+LEFT = 1
+"""Exit code: the server answers, but did not take some items."""
+_LOG_LIMIT = 4 << 20
+_BATCH = 50
+_POLL_S = 0.5
+_TRIES_PER_ITEM = 3
+_TRIES_WHEN_ALONE = 3
+_LONGEST_WAIT_S = 30.0
+
+log = logging.getLogger("sparsefleet.track.upload")
+
+
+class Following:
+    """How long to go on: until the process ``parent`` is gone or asks to finish; without a parent, only until the outbox is empty."""
+
+    def __init__(self, parent: int | None = None) -> None:
+        self._parent = parent
+        self._asked = False
+
+    def ask(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """Nothing more will come; also the handler of SIGTERM."""
+        self._asked = True
+
+    def alone(self) -> bool:
+        """True if nothing more will come."""
+        return self._asked or self._parent is None or os.getppid() != self._parent
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but no longer than until nothing more will come."""
+        was_alone, end = self.alone(), time.monotonic() + seconds
+        while time.monotonic() < end and self.alone() == was_alone:
+            time.sleep(0.1)
+
+
+def spawn(home: Path, uri: str | None = None) -> subprocess.Popen[bytes]:
+    """Start the uploader of ``home`` as a child of this process, in a session of its own: Ctrl-C does not reach it.
+
+    Args:
+        uri: of MLflow; None means ``MLFLOW_TRACKING_URI``, else the home's own database.
+    """
+    command = [sys.executable, "-m", "sparsefleet.track.upload", "--home", str(home.absolute()), "--parent-pid", str(os.getpid())]
+    environment = {**server.environment(), "MLFLOW_TRACKING_URI": server.tracking_uri(home, uri)}  # not an argument: it may hold a password
+    path = home / LOG
+    if path.exists() and path.stat().st_size > _LOG_LIMIT:
+        path.unlink()
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as out:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True, cwd=home
+        )
+
+
+def finish(process: subprocess.Popen[bytes], timeout_s: float | None = None) -> bool:
+    """Ask the uploader to empty the outbox and end, and wait for it; True if nothing is left.
+
+    After ``timeout_s`` it is left alone: it goes on by itself and ends when it is done.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(timeout_s) == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def drain(home: Path, uri: str, following: Following) -> int:
+    """Carry the outbox of ``home`` to MLflow; returns the exit code: 0 empty, 1 some items refused, 4 MLflow away."""
+    from sparsefleet.ledger.ledger import open_ledger
+
+    with open_ledger(home) as ledger, _Turn(home) as turn:
+        uploader = _Uploader(home, uri, ledger)
+        tries = 0
+        while True:
+            alone = following.alone()  # asked before the pass: what came before the end is seen by the last pass
+            wait_s = _POLL_S
+            try:
+                if turn.is_mine():
+                    uploader.pass_on(last=alone)
+                    tries = 0
+                if alone and (turn.is_mine() or not ledger.outbox_size()):
+                    return LEFT if ledger.outbox_size() else 0
+            except BackendUnreachable as error:
+                tries += 1
+                log.warning("%s", error)
+                if alone and tries >= _TRIES_WHEN_ALONE:
+                    return UNREACHABLE
+                wait_s = min(_LONGEST_WAIT_S, 2.0 ** (tries - 1))
+            following.wait(wait_s)
+
+
+class _Uploader:
+    """A writer, made when MLflow first answers, and what MLflow refused."""
+
+    def __init__(self, home: Path, uri: str, ledger: Ledger) -> None:
+        self._home, self._uri, self._ledger = home, uri, ledger
+        self._writer: Writer | None = None
+        self._refused: Counter[int] = Counter()
+        self._reconciled = False
+
+    def pass_on(self, *, last: bool) -> None:
+        """Upload what waits, each item tried once; set the sweeps' states right at the first and at the last pass.
+
+        Raises:
+            BackendUnreachable: MLflow or the artifact store does not answer.
+        """
+        waiting = self._waiting(set())
+        if not waiting and self._reconciled and not last:
+            return
+        writer = self._writer or self._connect()
+        tried: set[int] = set()
+        while waiting:
+            for item in waiting:
+                tried.add(item.id)
+                self._send(writer, item)
+            waiting = self._waiting(tried)
+        if last or not self._reconciled:
+            try:
+                writer.reconcile()
+            except Exception as error:
+                self._writer = None
+                raise server.unreachable(self._uri, error) from error
+            self._reconciled = True
+
+    def _waiting(self, tried: set[int]) -> list[OutboxItem]:
+        items = self._ledger.outbox(_BATCH + len(tried) + len(self._refused))
+        return [item for item in items if item.id not in tried and self._refused[item.id] < _TRIES_PER_ITEM]
+
+    def _send(self, writer: Writer, item: OutboxItem) -> None:
+        try:
+            run_id = writer.write(item)
+        except BackendUnreachable:
+            raise
+        except Exception as error:
+            if not server.is_there(writer.client):
+                self._writer = None
+                raise server.unreachable(self._uri, error) from error
+            self._refused[item.id] += 1
+            said = server.without_secrets(f"{type(error).__name__}: {error}", self._uri)
+            self._ledger.mark_failed(item.id, said)
+            log.warning("%s of sweep %s was refused: %s", item.kind, item.sweep, said)
+        else:
+            self._ledger.mark_uploaded(item.id, run_id or None)
+
+    def _connect(self) -> Writer:
+        from sparsefleet.ledger.store import ArtifactStore
+        from sparsefleet.track.writer import Writer
+
+        client = server.connect(self._uri)
+        store = ArtifactStore(os.environ.get("SPARSEFLEET_ARTIFACTS") or (self._home / "artifacts").as_uri())
+        where = server.artifact_location(self._home, self._uri)
+        self._writer = Writer(client, self._ledger, store, home_id=server.home_id(self._home), artifact_location=where)
+        return self._writer
+
+
+class _Turn:
+    """The right to be the home's only uploader; the kernel frees it when its holder dies. Others wait for it."""
+
+    def __init__(self, home: Path) -> None:
+        folder = home / "locks"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(folder / "uploader.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._mine = False
+
+    def is_mine(self) -> bool:
+        """True if this process has it, or gets it now."""
+        if not self._mine:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._mine = True
+            except BlockingIOError:
+                return False
+        return True
+
+    def __enter__(self) -> _Turn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The process's entry; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sparsefleet.track.upload", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True, help="the SPARSEFLEET_HOME whose outbox is carried")
+    until = parser.add_mutually_exclusive_group(required=True)
+    until.add_argument("--parent-pid", type=int, help="follow this process, our parent")
+    until.add_argument("--until-empty", action="store_true", help="end when the outbox is empty")
+    chosen = parser.parse_args(argv)
+    home: Path = chosen.home.absolute()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    os.umask(0o077)
+    os.nice(10)  # training has the cores first
+    following = Following(chosen.parent_pid)
+    signal.signal(signal.SIGTERM, following.ask)
+    return drain(home, server.tracking_uri(home), following)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
