@@ -1,0 +1,136 @@
+"""What one state of a grid asks for, and the arms that stand beside it: the dense twin, random-static and small-dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsefleet.grid.fit import Facts, dense_need, unfit
+from sparsefleet.grid.model import Grid, default_layer
+from sparsefleet.grid.settings import PLAIN_METHOD, REQUIRED, State, Unplaced, assign, method_of, plugin_ref, tagged
+from sparsefleet.trial.spec import TrialSpec
+
+Kind = Literal["sparse", "static", "active", "dense", "skip"]
+_STATIC, _DENSE, _MASKED, _RELU = "static", "dense", "masked", "relu"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a state is.
+
+    Attributes:
+        kind: ``sparse`` (a method acts), ``static`` (random-static), ``active`` (dense weights, sparse activation), ``dense`` (its own twin), ``skip``.
+        state: resolved: layer given, no method where none acts.
+        reason: why it is skipped.
+        mistake: the file contradicts itself, as opposed to what a machine or plugin cannot do.
+        infeasible: why the dense twin cannot be trained; a value, not an error.
+    """
+
+    kind: Kind
+    state: State
+    reason: str = ""
+    mistake: bool = False
+    infeasible: str | None = None
+
+
+class Judge:
+    """Judges states of one grid."""
+
+    def __init__(self, grid: Grid, facts: Facts) -> None:
+        self.grid = grid
+        self.facts = facts
+
+    def judge(self, state: State) -> Verdict:
+        """What ``state`` is, with every default resolved."""
+        missing = [key for key in REQUIRED if key not in state] + (["train.epochs"] if "epochs" not in state.get("train", {}) else [])
+        if missing:
+            return Verdict("skip", state, f"{missing[0]} is missing here", mistake=True)
+        state = {**state, "layer": state.get("layer") or self.facts.plain("layer", default_layer(state))}
+        layer, density, method = next(iter(state["layer"])), state["density"], state.get("method")
+        stores_all = self.facts.of("layer", state["layer"]).get("topology") == "all"
+        if density < 1 and not method:
+            return Verdict("skip", state, f"density {density:g} needs a method: a pruner or a rewirer", mistake=True)
+        if density == 1 and method and not stores_all:
+            return Verdict(
+                "skip", state, f"density 1 on layer={layer} leaves nothing to prune or rewire; the dense twin has layer=dense", mistake=True
+            )
+        if density < 1:
+            return self._sparse(state)
+        state = {key: value for key, value in state.items() if key != "method"}
+        active = bool(self.facts.of("activation", state["activation"]).get("sparse")) or not stores_all
+        try:
+            twin = self.twin(state)
+        except Unplaced as error:
+            return Verdict("skip", state, str(error), mistake=True)
+        need = dense_need(state if active else twin, self.facts)
+        if need:
+            return Verdict("skip", state, f"layer={layer} at {self._width(state)}: {need}")
+        return Verdict("active", state) if active else Verdict("dense", twin)
+
+    def _sparse(self, state: State) -> Verdict:
+        try:
+            method_of(state["method"])
+        except ValueError as error:
+            return Verdict("skip", state, str(error).split("\n")[-2].strip() if "\n" in str(error) else str(error), mistake=True)
+        reason = unfit(state, self.facts)
+        if reason:
+            return Verdict("skip", state, reason)
+        try:
+            twin = self.twin(state)
+        except Unplaced as error:
+            return Verdict("skip", state, str(error), mistake=True)
+        infeasible = dense_need(twin, self.facts)
+        if infeasible and state["method"].get("start") == "twin":
+            return Verdict("skip", state, f"start: twin, but at {self._width(state)} the twin's {infeasible}")
+        kind: Kind = "static" if _STATIC in (state["method"].get("rewirer") or {}) else "sparse"
+        return Verdict(kind, state, infeasible=infeasible)
+
+    def _width(self, state: State) -> str:
+        chain = self.facts.chain(state)
+        return f"width {chain.widest:,}" if chain else "this width"
+
+    def twin(self, state: State) -> State:
+        """The state of the dense twin: no sparsity, relu for a sparse activation, and the grid's ``dense:`` block.
+
+        Raises:
+            Unplaced: the ``dense:`` block names a parameter of an optimizer that does not stand here.
+        """
+        twin = {key: value for key, value in state.items() if key != "method"}
+        twin.update(density=1.0, layer=self.facts.plain("layer", _DENSE), connectivity=self.facts.plain("connectivity", "random"))
+        if self.facts.of("activation", state["activation"]).get("sparse"):
+            twin["activation"] = self.facts.plain("activation", _RELU)
+        for assignment in sorted(self.grid.dense, key=lambda a: len(a.path)):
+            twin = assign(twin, assignment)
+        return twin
+
+    def random_static(self, state: State) -> State:
+        """The control arm with the same density, distribution and layer, and a topology that never changes; itself if it is one."""
+        method = state["method"]
+        if _STATIC in (method.get("rewirer") or {}):
+            return state
+        kept = {key: method[key] for key in ("distribution", "keep_dense", "pattern") if key in method}
+        if kept.get("distribution") == "global":  # needs scores, which a drawn topology has none of
+            kept["distribution"] = "uniform"
+        return {**state, "method": {**PLAIN_METHOD, "rewirer": self.facts.plain("rewirer", _STATIC), **kept}}
+
+    def small_dense(self, state: State) -> State:
+        """The twin, narrowed to the parameters it would have at the trial's density."""
+        return {**self.twin(state), "narrow_to_density": state["density"]}
+
+
+def spec_of(state: State, seed: int = 0, start_from: str | None = None) -> TrialSpec:
+    """The trial of a resolved state."""
+    return TrialSpec.model_validate(
+        {
+            **{family: plugin_ref(state[family]) for family in ("dataset", "model", "layer", "connectivity", "activation")},
+            "method": method_of(state.get("method")),
+            "density": state["density"],
+            "narrow_to_density": state.get("narrow_to_density"),
+            "optimizer": tagged(state["optimizer"]),
+            "train": {**state["train"], "lr_schedule": tagged(state["train"]["lr_schedule"])},
+            "init": state["init"],
+            "validation": state["validation"],
+            "seed": seed,
+            "start_from": start_from,
+        }
+    )

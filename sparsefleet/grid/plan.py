@@ -1,0 +1,266 @@
+"""What submitting a grid would do, without doing it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sparsefleet.errors import UserError
+from sparsefleet.grid.arms import Judge
+from sparsefleet.grid.counting import TooTangled, count_points
+from sparsefleet.grid.expand import Point, expand
+from sparsefleet.grid.fit import Facts
+from sparsefleet.grid.model import Grid
+from sparsefleet.grid.totals import Counted, Totals, expanded
+
+if TYPE_CHECKING:
+    from sparsefleet.registry import Catalog
+
+MAX_TRIALS = 10_000
+EXPANDED_UP_TO = 1_000
+"""Grids of more points are counted without expansion."""
+
+
+class FinishedTrials(Protocol):
+    """What a plan needs of the ledger."""
+
+    def trial(self, key_or_spec_id_prefix: str, /) -> Any:
+        """The trial's row; UserError where there is none."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long the rest takes, from trials of this grid that have finished."""
+
+    seconds: float
+    spread: float
+    """Standard deviation over mean of the finished ones."""
+    n_finished: int
+    slots: int
+
+    def __str__(self) -> str:
+        noun = "trial" if self.n_finished == 1 else "trials"
+        spread = f" (±{self.spread:.0%})" if self.n_finished > 1 else ""
+        return f"about {duration_text(self.seconds)} on {self.slots} slots, from {self.n_finished} finished {noun}{spread}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The counts of a grid.
+
+    Attributes:
+        formula: the factors of the product, as (number, name).
+        points: what the grid names, seeds included; the product and ``include``.
+        totals: exact counts of trials, twins, control arms and skips; None where they cannot be had without expanding the grid.
+        unknown: why ``totals`` is None.
+        cached: trials that are finished under the same key; None without a ledger or above 1,000 points.
+    """
+
+    name: str
+    sweep: str
+    path: str
+    formula: tuple[tuple[int, str], ...]
+    points: int
+    beside: int
+    totals: Totals | None
+    unknown: str = ""
+    cached: int | None = None
+    estimate: Estimate | None = None
+    cached_keys: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def trials(self) -> int:
+        """Everything there is to run or to find cached; the named points where the rest is unknown."""
+        return self.points if self.totals is None else self.totals.trials
+
+    @property
+    def to_run(self) -> int:
+        """Trials that are not cached."""
+        return self.trials - (self.cached or 0)
+
+    def lines(self) -> list[str]:
+        """The plan as text."""
+        product = " × ".join(f"{n} {name}" for n, name in self.formula)
+        beside = f"{' + ' if product else ''}{self.beside:,} beside" if self.beside else ""
+        text = f"grid {self.name}: {product}{beside} = {_n(self.points, 'trial')}"
+        totals = self.totals
+        if totals is None:
+            return [text, f"  note   twins, control arms and skips are not counted: {self.unknown}", self._next()]
+        arms = totals.controls.total()
+        text += f", + {_n(totals.twins, 'dense twin')}" if totals.twins else ""
+        text += f", + {_n(arms, 'control arm')} ({', '.join(f'{n:,} {arm}' for arm, n in sorted(totals.controls.items()))})" if arms else ""
+        rows = [("skip", n, reason) for reason, n in totals.skipped.most_common()]
+        if totals.repeated:
+            rows.append(("same", totals.repeated, "the same trial as another one; run once"))
+        if self.cached is not None:
+            rows.append(("cached", self.cached, "already finished under the same id"))
+        rows.append(
+            ("run", self.to_run, str(self.estimate) if self.estimate else "no finished trial of this grid to estimate the time from")
+        )
+        width = max(len(f"{n:,}") for _, n, _ in rows)
+        lines = [text, *(f"  {what:<6} {n:>{width},}  {why}" for what, n, why in rows)]
+        lines += [f"  note   Dense infeasible for {n:,}: {why}" for why, n in totals.infeasible.most_common()]
+        lines += [f"  note   the dense twin differs: {why}" for why, _ in totals.budgets.most_common(3)]
+        more = len(totals.budgets) - 3
+        return [*lines, *([f"  note   … and in {more} more ways"] if more > 0 else []), self._next()]
+
+    def _next(self) -> str:
+        over = f" --max-trials {self.trials}" if self.trials > MAX_TRIALS else ""
+        return f"next: sparsefleet submit grid {self.path}{over}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        totals = self.totals
+        return {
+            "schema": 1,
+            "grid": self.name,
+            "sweep": self.sweep,
+            "formula": [{"n": n, "name": name} for n, name in self.formula],
+            "points": self.points,
+            "beside": self.beside,
+            "trials": self.trials,
+            "exact": totals is not None,
+            "twins": totals.twins if totals else None,
+            "control_arms": dict(totals.controls) if totals else None,
+            "repeated": totals.repeated if totals else None,
+            "skipped": [{"n": n, "reason": reason} for reason, n in totals.skipped.most_common()] if totals else None,
+            "dense_infeasible": [{"n": n, "reason": reason} for reason, n in totals.infeasible.most_common()] if totals else None,
+            "twin_differs": sorted(totals.budgets) if totals else None,
+            "cached": self.cached,
+            "run": self.to_run,
+            "estimate_s": self.estimate.seconds if self.estimate else None,
+        }
+
+
+def plan(
+    grid: Grid,
+    catalog: Catalog,
+    ledger: FinishedTrials | None = None,
+    *,
+    key_of: Callable[[Point], str] | None = None,
+    memory_bytes: int | None = None,
+) -> Plan:
+    """The plan of a grid.
+
+    Args:
+        ledger: where finished trials are looked up; above 1,000 points it is not asked.
+        key_of: the key of a point in the ledger; default: its spec_id, which does not know whether code or data changed since.
+        memory_bytes: what dense weights must fit into; default: this machine's memory.
+    """
+    judge = Judge(grid, Facts(catalog, memory_bytes))
+    points = count_points(grid)
+    totals, unknown = None, ""
+    try:
+        totals = expanded(grid, judge) if points <= EXPANDED_UP_TO else Counted(grid, judge).count()
+    except TooTangled as error:
+        unknown = error.what
+    cached, estimate = None, None
+    if ledger is not None and points <= EXPANDED_UP_TO and totals is not None:
+        rows = _finished(grid, catalog, ledger, key_of or (lambda point: point.spec.spec_id), memory_bytes)
+        cached = len(rows)
+        estimate = _estimate(rows, totals.trials - cached, grid)
+    return Plan(
+        name=grid.name,
+        sweep=grid.sweep,
+        path=grid.path,
+        formula=formula_of(grid),
+        points=points,
+        beside=sum(len(entry.seeds) for entry in grid.include),
+        totals=totals,
+        unknown=unknown,
+        cached=cached,
+        estimate=estimate,
+    )
+
+
+def formula_of(grid: Grid) -> tuple[tuple[int, str], ...]:
+    """The factors of the product as written: (number of values, axis)."""
+    if not grid.has_product:
+        return ()
+    return (
+        *((axis.n_values, _plural(axis.name, axis.n_values)) for axis in grid.axes),
+        (len(grid.seeds), _plural("seed", len(grid.seeds))),
+    )
+
+
+def refuse_too_many(grid: Grid, max_trials: int | None = None, n_trials: int | None = None) -> None:
+    """Ends a submission of more trials than were asked for.
+
+    Args:
+        max_trials: what the user allowed; default 10,000.
+        n_trials: the exact number with twins and control arms, if it is known; default: the points.
+
+    Raises:
+        UserError: there are more.
+    """
+    n = count_points(grid) if n_trials is None else n_trials
+    allowed = MAX_TRIALS if max_trials is None else max_trials
+    if n <= allowed:
+        return
+    product = " × ".join(f"{k}" for k, _ in formula_of(grid)) if n_trials is None else ""
+    slots = _slots(grid)
+    raise UserError(
+        f"{n:,} trials{' = ' if product else ''}{product}; at one second each {duration_text(n / slots)} on {slots} slots",
+        cause=f"more than {allowed:,} trials are not started by accident",
+        fix=f"use --max-trials {n}, or fewer values",
+    )
+
+
+def duration_text(seconds: float) -> str:
+    """``5 h 40 min``."""
+    for unit, size, smaller, small in (
+        ("years", 31_557_600, "days", 86_400),
+        ("days", 86_400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if seconds >= size:
+            rest = int(seconds % size // small)
+            return f"{int(seconds // size):,} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{seconds:.0f} s"
+
+
+def _n(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _plural(name: str, n: int) -> str:
+    known = {"seed": "seeds", "density": "densities", "layer": "layers", "method": "methods", "model": "models", "dataset": "datasets"}
+    return known.get(name, name) if n != 1 else name
+
+
+def _slots(grid: Grid) -> int:
+    cpus = os.cpu_count() or 1
+    return max(1, min(grid.max_parallel or cpus, cpus // int(grid.base["resources"]["cpus"])))
+
+
+def _finished(grid: Grid, catalog: Catalog, ledger: FinishedTrials, key_of: Callable[[Point], str], memory_bytes: int | None) -> list[Any]:
+    rows = []
+    for point in expand(grid, catalog, memory_bytes):
+        try:
+            row = ledger.trial(key_of(point))
+        except UserError:
+            continue
+        if row.record is not None:
+            rows.append(row)
+    return rows
+
+
+def _estimate(rows: Sequence[Any], to_run: int, grid: Grid) -> Estimate | None:
+    seconds = [
+        (
+            datetime.fromisoformat(row.ended.replace("Z", "+00:00")) - datetime.fromisoformat(row.started.replace("Z", "+00:00"))
+        ).total_seconds()
+        for row in rows
+        if row.started and row.ended
+    ]
+    if not seconds or not to_run:
+        return None
+    mean = statistics.fmean(seconds)
+    spread = statistics.stdev(seconds) / mean if len(seconds) > 1 and mean > 0 else 0.0
+    slots = _slots(grid)
+    return Estimate(mean * to_run / slots, spread, len(seconds), slots)

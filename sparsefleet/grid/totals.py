@@ -1,0 +1,311 @@
+"""How many trials, twins, control arms and skips a grid has: exactly, by one of two ways that agree.
+
+Small grids are expanded. Large ones are counted as ``counting`` says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Any
+
+from sparsefleet.grid.arms import Judge, Verdict
+from sparsefleet.grid.counting import Cell, Factor, classes_of, combinations_of, factors_of, ordered
+from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_of
+from sparsefleet.grid.fit import MOST_BYTES_PER_WEIGHT
+from sparsefleet.grid.model import Choice, Grid
+from sparsefleet.grid.settings import Path, State, Unplaced, value_at
+from sparsefleet.trial.spec import canonical_json
+
+Image = Callable[[State], State]
+
+
+@dataclass
+class Totals:
+    """Exact counts.
+
+    Attributes:
+        points: what the grid names, seeds included, before skips.
+        own: different trials among the points that can run.
+        twins: dense twins that no point names.
+        controls: control-arm trials that no point names, by arm.
+        skipped: points that cannot run, by reason.
+        infeasible: points whose dense twin cannot be trained, by reason.
+        budgets: how twins differ from their trials.
+    """
+
+    points: int = 0
+    own: int = 0
+    twins: int = 0
+    controls: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    infeasible: Counter[str] = field(default_factory=Counter)
+    budgets: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def trials(self) -> int:
+        """Everything there is to run."""
+        return self.own + self.twins + self.controls.total()
+
+    @property
+    def repeated(self) -> int:
+        """Points that are the same trial as another point."""
+        return self.points - self.skipped.total() - self.own
+
+
+def budget_difference(twin: State, trial: State) -> str | None:
+    """How the twin is trained otherwise than its trial, in words, or None."""
+    parts = []
+    for key in ("optimizer", "train", "init"):
+        ours, its = dict(_flat(twin[key], key)), dict(_flat(trial[key], key))
+        parts += [
+            f"{name} {ours.get(name, '–')} (trial: {its.get(name, '–')})"
+            for name in sorted({*ours, *its})
+            if ours.get(name) != its.get(name)
+        ]
+    return ", ".join(parts) or None
+
+
+def _flat(value: Any, name: str) -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        yield name, value if not isinstance(value, dict) else "–"
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, f"{name}.{key}")
+
+
+def _note(totals: Totals, judge: Judge, verdict: Verdict, n: int) -> None:
+    if verdict.infeasible:
+        totals.infeasible[verdict.infeasible] += n
+    elif verdict.kind != "dense":
+        difference = budget_difference(judge.twin(verdict.state), verdict.state)
+        if difference:
+            totals.budgets[difference] += n
+
+
+def expanded(grid: Grid, judge: Judge) -> Totals:
+    """The totals by expanding every point."""
+    totals = Totals()
+    named: set[str] = set()
+    added: dict[str, str] = {}
+    for state, seeds in points_of(grid):
+        totals.points += len(seeds)
+        if isinstance(state, str):
+            totals.skipped[state] += len(seeds)
+            continue
+        verdict = judge.judge(state)
+        if verdict.kind == "skip":
+            totals.skipped[verdict.reason] += len(seeds)
+            continue
+        _note(totals, judge, verdict, len(seeds))
+        for point in trials_of(judge, verdict, seeds):
+            if point.added:
+                added[point.spec.spec_id] = point.arm
+            else:
+                named.add(point.spec.spec_id)
+    arms = Counter(arm for spec_id, arm in added.items() if spec_id not in named)
+    totals.own, totals.twins = len(named), arms.pop("dense", 0)
+    totals.controls = arms
+    return totals
+
+
+@dataclass
+class _Distinct:
+    """The different images of some combinations of classes.
+
+    Attributes:
+        blocks: per factor, value → block; a block is the set of values that occur in the same classes.
+        sizes: per factor, values of each block.
+        tuples: the combinations of blocks that occur.
+        rest: what no factor writes.
+    """
+
+    blocks: list[dict[str, int]]
+    sizes: list[list[int]]
+    tuples: set[tuple[int, ...]]
+    rest: str
+
+    def __len__(self) -> int:
+        return sum(prod(sizes[b] for sizes, b in zip(self.sizes, blocks, strict=True)) for blocks in self.tuples)
+
+
+class Counted:
+    """The totals of a large grid, without expanding it."""
+
+    def __init__(self, grid: Grid, judge: Judge) -> None:
+        self.grid, self.judge = grid, judge
+        self.factors: list[Factor] = factors_of(grid) if grid.has_product else []
+        self._tight = self._is_tight()
+        self.classes = [classes_of(grid, factor, self._features) for factor in self.factors]
+        self.verdicts: dict[tuple[int, ...], Verdict] = {}
+        self.totals = Totals()
+
+    def _features(self, state: State) -> State:
+        """What decides whether and as what a state runs; everything else is not looked at when classes are made."""
+        ((kind, parameters),) = state["optimizer"].items() if "optimizer" in state else [("", {})]
+        return {
+            **{key: state.get(key) for key in ("dataset", "model", "layer", "activation", "connectivity", "method")},
+            "density": state["density"] if self._tight else state["density"] == 1,
+            "optimizer": {"kind": kind, "momentum": parameters.get("momentum", 0) > 0, kind: {"momentum": parameters.get("momentum", 0)}},
+            "train": {
+                "epochs": "epochs" in state["train"],
+                "lr_schedule": next(iter(state["train"]["lr_schedule"])),
+                "batch_size": state["train"]["batch_size"] if self._tight else 0,
+            },
+            "resources": {"gpus": state["resources"]["gpus"] > 0},
+        }
+
+    def _is_tight(self) -> bool:
+        """Whether anything in the grid could fail to fit into memory; if not, density and batch size need not be told apart."""
+        states = [lenient(self.grid.base, cell) for factor in self.factors for cell in factor.cells] or [self.grid.base]
+        models = {canonical_json(s["model"]): s["model"] for s in states if "model" in s}
+        datasets = {canonical_json(s["dataset"]): s["dataset"] for s in states if "dataset" in s}
+        chains = [self.judge.facts.chain({"model": m, "dataset": d}) for m in models.values() for d in datasets.values()]
+        batch = max(s["train"]["batch_size"] for s in states)
+        return any(c is not None and c.n_weights * MOST_BYTES_PER_WEIGHT + 8 * c.widest * batch > self.judge.facts.memory for c in chains)
+
+    def count(self) -> Totals:
+        """The totals.
+
+        Raises:
+            TooTangled: it cannot be done without expanding.
+        """
+        totals = self.totals
+        n_seeds = len(self.grid.seeds)
+        for numbers in combinations_of(self.classes) if self.grid.has_product else ():
+            n = prod(len(of_factor[k]) for of_factor, k in zip(self.classes, numbers, strict=True)) * n_seeds
+            choices = self._choices(numbers)
+            if not stands(self.grid, lenient(self.grid.base, choices), choices):
+                continue
+            totals.points += n
+            verdict = self._verdict(choices)
+            if verdict.kind == "skip":
+                totals.skipped[verdict.reason] += n
+                continue
+            _note(totals, self.judge, verdict, n)
+            self.verdicts[numbers] = verdict
+        self._arms()
+        return totals
+
+    def _choices(self, numbers: Sequence[int], replace: tuple[int, Cell] | None = None) -> tuple[Choice, ...]:
+        cells = [of_factor[k][0] for of_factor, k in zip(self.classes, numbers, strict=True)]
+        if replace is not None:
+            cells[replace[0]] = replace[1]
+        return ordered(self.grid, self.factors, cells)
+
+    def _verdict(self, choices: Sequence[Choice]) -> Verdict:
+        try:
+            return self.judge.judge(compose(self.grid.base, choices))
+        except Unplaced as error:
+            return Verdict("skip", {}, str(error), mistake=True)
+
+    def _arms(self) -> None:
+        judge, totals = self.judge, self.totals
+        beside = self._beside()
+        wanted = self.grid.control_arms
+        acting = ("sparse", "static")
+        dense = self._union(judge.twin, ("dense",), beside)
+        totals.own = self._union(_trial, acting, beside) + self._union(_trial, ("active",), beside) + dense
+        totals.twins = self._union(judge.twin, ("dense", "sparse", "static", "active"), beside, feasible=True) - dense
+        if "random-static" in wanted:
+            static = self._union(lambda s: _trial(judge.random_static(s)), acting, beside)
+            totals.controls["random-static"] = static - self._union(_trial, ("static",), beside)
+        if "small-dense" in wanted:
+            totals.controls["small-dense"] = self._union(lambda s: {**judge.twin(s), "density": s["density"]}, acting, beside)
+        totals.controls = +totals.controls
+
+    def _beside(self) -> list[tuple[Verdict, Sequence[int]]]:
+        found = []
+        for entry in self.grid.include:
+            self.totals.points += len(entry.seeds)
+            verdict = self._verdict([Choice(entry.sets)])
+            if verdict.kind == "skip":
+                self.totals.skipped[verdict.reason] += len(entry.seeds)
+            else:
+                _note(self.totals, self.judge, verdict, len(entry.seeds))
+                found.append((verdict, entry.seeds))
+        return found
+
+    def _union(self, image: Image, kinds: Sequence[str], beside: Sequence[tuple[Verdict, Sequence[int]]], feasible: bool = False) -> int:
+        """How many different images the points of these kinds have, seeds included."""
+
+        def counts(verdict: Verdict) -> bool:
+            return verdict.kind in kinds and not (feasible and verdict.infeasible)
+
+        def plain(state: State) -> State:
+            return _trial(image(state))
+
+        combos = [numbers for numbers, verdict in self.verdicts.items() if counts(verdict)]
+        distinct = self._distinct(plain, combos)
+        total = len(distinct) * len(self.grid.seeds)
+        others: dict[str, list[Sequence[int]]] = {}
+        for verdict, seeds in beside:
+            if counts(verdict):
+                state = plain(verdict.state)
+                known = others.setdefault(canonical_json(state), [])
+                if not known and self._inside(distinct, state):
+                    known.append(self.grid.seeds)
+                    total -= len(self.grid.seeds)  # counted again below, together with the seeds beside
+                known.append(seeds)
+        return total + sum(_n_seeds(lists) for lists in others.values())
+
+    def _distinct(self, image: Image, combos: Sequence[tuple[int, ...]]) -> _Distinct:
+        blocks: list[dict[str, int]] = []
+        of_class: list[dict[int, list[int]]] = []
+        sizes: list[list[int]] = []
+        for f, factor in enumerate(self.factors):
+            where: dict[str, set[int]] = {}
+            for k, sample in {numbers[f]: numbers for numbers in combos}.items():
+                for cell in self.classes[f][k]:
+                    state = image(self._verdict(self._choices(sample, (f, cell))).state)
+                    where.setdefault(_at(state, factor.paths), set()).add(k)
+            ids: dict[frozenset[int], int] = {}
+            blocks.append({value: ids.setdefault(frozenset(ks), len(ids)) for value, ks in where.items()})
+            counted = Counter(blocks[-1].values())
+            sizes.append([counted[b] for b in range(len(ids))])
+            of_class.append({k: [b for ks, b in ids.items() if k in ks] for k in {k for ks in ids for k in ks}})
+        tuples = {t for numbers in combos for t in product(*(of_class[f][k] for f, k in enumerate(numbers)))}
+        rest = self._rest(image(self.verdicts[combos[0]].state)) if combos else ""
+        return _Distinct(blocks, sizes, tuples, rest)
+
+    def _rest(self, state: State) -> str:
+        for factor in self.factors:
+            for path in factor.paths:
+                state = _without(state, path)
+        return canonical_json(state)
+
+    def _inside(self, distinct: _Distinct, state: State) -> bool:
+        if self._rest(state) != distinct.rest:
+            return False
+        blocks = [of_factor.get(_at(state, factor.paths)) for of_factor, factor in zip(distinct.blocks, self.factors, strict=True)]
+        return None not in blocks and tuple(blocks) in distinct.tuples
+
+
+def _trial(state: State) -> State:
+    """What the spec sees of a state."""
+    return {**state, "resources": {}, "limits": {}}
+
+
+def _at(state: State, paths: Sequence[Path]) -> str:
+    return canonical_json([value_at(state, path) for path in paths])
+
+
+def _without(state: State, path: Path) -> State:
+    if path[0] not in state:
+        return state
+    inner = state[path[0]]
+    if len(path) == 1 or not isinstance(inner, dict):
+        return {key: value for key, value in state.items() if key != path[0]}
+    return {**state, path[0]: _without(inner, path[1:])}
+
+
+def _n_seeds(lists: Sequence[Sequence[int]]) -> int:
+    """Different seeds of all the lists; only short ones are made into sets."""
+    longest = max(lists, key=len)
+    others = {
+        seed for seeds in lists if seeds is not longest and not (isinstance(seeds, range) and isinstance(longest, range)) for seed in seeds
+    }
+    return len(longest) + sum(seed not in longest for seed in others)
