@@ -26,7 +26,6 @@ from sparsefleet.measure.clock import Call, Clock, Machine, Reading, clock_for, 
 from sparsefleet.measure.contention import drop_reasons
 from sparsefleet.measure.samples import SIDES, Samples
 
-PROTOCOL = "sf-measure/1"
 RESAMPLES = 5000
 LETTERS = dict(zip("DSE", SIDES, strict=True))
 MIN_KEPT_FOR_INTERVAL = 6

@@ -118,10 +118,10 @@ def _software() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "torch_build": torch.__config__.show(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "mkl": torch.backends.mkl.is_available(),
-        "openmp": torch.backends.openmp.is_available(),
+        "mkl": torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
+        "openmp": torch.backends.openmp.is_available(),  # type: ignore[no-untyped-call]
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # type: ignore[no-untyped-call]
     }
 
 
@@ -157,7 +157,8 @@ def _now() -> dict[str, Any]:
 def _steal_share() -> float | str:
     first = next(iter(_lines(Path("/proc/stat"))), "")
     ticks = [int(field) for field in first.split()[1:9]]
-    return round(ticks[7] / sum(ticks), 6) if len(ticks) == 8 and sum(ticks) else NOT_READABLE
+    total = float(sum(ticks))
+    return round(ticks[7] / total, 6) if len(ticks) == 8 and total else NOT_READABLE
 
 
 def _lines(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsefleet.errors import IntegrityError, UserError
 
+PROTOCOL = "sf-measure/1"
 SAMPLES_SCHEMA = "sf-samples/1"
 SIDES = ("dense", "sparse", "second")
 

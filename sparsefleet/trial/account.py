@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsefleet.nn.module import SparseModule
 from sparsefleet.sparsity.bytes import resident_bytes
 from sparsefleet.sparsity.effective import effective_nnz
+from sparsefleet.sparsity.unevenness import unevenness
 from sparsefleet.trial.build import Network
 from sparsefleet.trial.record import Counts, LayerCount
 from sparsefleet.trial.spec import TrialSpec
@@ -29,6 +31,7 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
             nnz_asked=network.nnz_asked[name],
             nnz=nnz[name],
             nnz_effective=effective.get(name),
+            **_spread(network.sparse.get(name)),
         )
         for name, shape in network.shapes.items()
     ]
@@ -47,6 +50,13 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
         density_realised=n_live / n_prunable if n_prunable else 1.0,
         density_model=params / network.n_params_dense if network.n_params_dense else 1.0,
     )
+
+
+def _spread(module: SparseModule | None) -> dict[str, float]:
+    if module is None or module.nnz == 0:
+        return {}
+    (n_out, n_in), flat = module.matrix_shape, module.flat_sites()
+    return {"fan_in_cv": unevenness(flat // n_in, n_out), "fan_out_cv": unevenness(flat % n_in, n_in)}
 
 
 def _effective(network: Network) -> dict[str, int]:
