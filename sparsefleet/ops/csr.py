@@ -6,11 +6,16 @@ weight's gradient a sampled product at the stored positions (``torch.sparse.samp
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+with warnings.catch_warnings():  # torch says once per process that CSR is in beta; our users did not choose it
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.sparse_csr_tensor([0, 0], torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1), check_invariants=False)
 
 _INT32_MAX = 2**31 - 1
 _BLOCK_ELEMENTS = 1 << 19

@@ -1,43 +1,25 @@
-"""One trial from its spec to its record: read ``run_trial`` and ``_Trial.train`` from top to bottom."""
+"""One trial from its spec to its record."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 import traceback
-from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from sparsefleet.errors import Diverged, PluginError, SparsefleetError
-from sparsefleet.measure.fingerprint import fingerprint
-from sparsefleet.nn.topology import Change, Topology
-from sparsefleet.plugin import Dataset, Progress, Pruner, Rewirer
+from sparsefleet.errors import Diverged, SparsefleetError
 from sparsefleet.registry import Registry, catalog
-from sparsefleet.rng import Rng, key_of
-from sparsefleet.sparsity.schedule import density_at, pruning_steps
-from sparsefleet.sparsity.vocabulary import OneShot
-from sparsefleet.trial import account, files
-from sparsefleet.trial.build import DTYPES, Network, build_network, convert, load_dense_weights
-from sparsefleet.trial.calibrate import NetworkCalibration, score_whole_model
-from sparsefleet.trial.checkpoint import Checkpoint, drop_checkpoint, load_checkpoint, save_checkpoint
-from sparsefleet.trial.data import batches, load_splits, steps_per_epoch
+from sparsefleet.trial import files
+from sparsefleet.trial.checkpoint import drop_checkpoint
 from sparsefleet.trial.identity import device_class, plugins_used
 from sparsefleet.trial.log import Log
-from sparsefleet.trial.mask_picture import picture_png
-from sparsefleet.trial.masks import pack_masks
-from sparsefleet.trial.objective import chance, evaluate, loss_of, lr_factor, make_optimizer
-from sparsefleet.trial.record import Accuracy, PluginUsed, Record, State
+from sparsefleet.trial.observe import observe
+from sparsefleet.trial.record import PluginUsed, Record, State
 from sparsefleet.trial.request import TrialRequest
+from sparsefleet.trial.training import ProgressReport, Training
 
-ProgressReport = Callable[[dict[str, Any]], None]
-_REPORT_EVERY_S = 0.5
-_N_PICTURES = 5
 _TRACE_LINES = 20
 
 
@@ -51,12 +33,12 @@ def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> 
     request.workdir.mkdir(parents=True, exist_ok=True)
     registry = Registry(catalog())
     log = Log()
-    trial: _Trial | None = None
+    trial: Training | None = None
     state, reason = State.SUCCEEDED, None
     try:
-        _observe(registry, log, "sparsefleet_before_trial", trial=request.spec.to_json())
+        observe(registry, log, "sparsefleet_before_trial", trial=request.spec.to_json())
         _set_precision(request)
-        trial = _Trial(request, registry, log, progress or (lambda _: None))
+        trial = Training(request, registry, log, progress or (lambda _: None))
         trial.prepare()
         trial.train()
         trial.finish()
@@ -67,7 +49,7 @@ def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> 
     except Exception as error:  # noqa: BLE001  whatever a plugin raises is this trial's recorded end
         state = State.OOM if _is_cpu_oom(error) else State.PLUGIN_ERROR
         reason = _explain(error)
-        _observe(registry, log, "sparsefleet_on_trial_error", trial=request.spec.to_json(), error=error)
+        observe(registry, log, "sparsefleet_on_trial_error", trial=request.spec.to_json(), error=error)
     record = Record(
         trial_key=request.trial_key,
         spec_id=request.spec.spec_id,
@@ -89,380 +71,12 @@ def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> 
         wall_s=time.monotonic() - clock,
         phases_s=trial.phases_s if trial else {},
     )
-    _observe(registry, log, "sparsefleet_after_trial", trial=request.spec.to_json(), result=record.to_json())
+    observe(registry, log, "sparsefleet_after_trial", trial=request.spec.to_json(), result=record.to_json())
     (request.workdir / files.SPEC).write_text(json.dumps(request.spec.to_json(), indent=1, sort_keys=True))
     (request.workdir / files.RECORD).write_text(json.dumps(record.to_json(), allow_nan=False))
     if state in (State.SUCCEEDED, State.DIVERGED):
         drop_checkpoint(request.workdir)
     return record
-
-
-class _Trial:
-    """The state of one running trial."""
-
-    def __init__(self, request: TrialRequest, registry: Registry, log: Log, report: ProgressReport) -> None:
-        self.request, self.spec, self.registry, self.log, self.report = request, request.spec, registry, log, report
-        self.step = 0
-        self.best_on_val: float | None = None
-        self.last_on_val: float | None = None
-        self.test: tuple[float, float] | None = None
-        self.test_evals = 0
-        self.converted = False
-        self.phases_s: dict[str, float] = {}
-        self._last_report = self._last_checkpoint = time.monotonic()
-
-    # Preparation
-
-    def prepare(self) -> None:
-        """Loads the data, builds the network, and takes up a checkpoint if there is one."""
-        spec, clock = self.spec, time.monotonic()
-        torch.manual_seed(key_of(spec.seed, "torch"))
-        self.dataset: Dataset = self.registry.build("dataset", spec.dataset)
-        self.splits = load_splits(self.dataset, self.request, DTYPES[spec.train.precision])
-        self.per_epoch = steps_per_epoch(self.splits.train.x.shape[0], spec.train.batch_size, spec.train.drop_last)
-        wanted = spec.train.epochs * self.per_epoch
-        self.total_steps = wanted if spec.train.max_steps is None else min(wanted, spec.train.max_steps)
-        clock = self._phase("data", clock)
-        checkpoint, warning = load_checkpoint(self.request.workdir)
-        if warning:
-            self.log.warn(warning)
-        self.pruner: Pruner | None = self.registry.build("pruner", spec.method.pruner) if spec.method.pruner else None
-        self.rewirer: Rewirer | None = self.registry.build("rewirer", spec.method.rewirer) if spec.method.rewirer else None
-        self.schedule = spec.method.schedule or OneShot()
-        self.prunings = pruning_steps(self.schedule, self.total_steps) if self.pruner else []
-        self.log.every = max(1, self.total_steps // 200)
-        self.network = self._network(checkpoint)
-        self.optimizer = make_optimizer(spec.optimizer, spec.train, list(self.network.module.parameters()))
-        self.topology = Topology(self.network.sparse, self.optimizer, spec.seed, self.network.shapes)
-        self._watch_always = bool(self.method and self.method.needs_dense)
-        if self._watch_always:
-            self.topology.watch_absent(True)
-        if checkpoint:
-            self._restore(checkpoint)
-        else:
-            if self.method:
-                self.topology.start(self.method)
-            self._note_small_dense()
-        self.network.module.train()
-        self._phase("build", clock)
-
-    @property
-    def method(self) -> Pruner | Rewirer | None:
-        """What changes the topology, if anything does."""
-        return self.pruner or self.rewirer
-
-    def _network(self, checkpoint: Checkpoint | None) -> Network:
-        if checkpoint:
-            self.converted = checkpoint.facts["converted"]
-            storage = self.spec.layer.name if self.converted else None
-            return build_network(
-                self.spec, registry=self.registry, device=self.request.device, sites=checkpoint.group("sites"), storage=storage
-            )
-        network = build_network(self.spec, registry=self.registry, device=self.request.device)
-        if self.spec.start_from is not None:
-            if self.request.start_weights is None:
-                raise SparsefleetError(f"the weights of trial {self.spec.start_from} were not delivered")
-            from safetensors.torch import load_file
-
-            load_dense_weights(network, load_file(self.request.start_weights, device=self.request.device))
-        return network
-
-    def _note_small_dense(self) -> None:
-        if self.spec.narrow_to_density is not None:
-            n_params = sum(p.numel() for p in self.network.module.parameters())
-            self.log.note(0, "narrowed", factor=self.network.width_factor, params=float(n_params))
-
-    # Training
-
-    def train(self) -> None:
-        """Runs every step that is left."""
-        spec, clock = self.spec, time.monotonic()
-        self._prune_if_due()
-        while self.step < self.total_steps:
-            epoch, skip = divmod(self.step, self.per_epoch)
-            for x, y in batches(
-                self.splits.train,
-                batch_size=spec.train.batch_size,
-                n_batches=self.per_epoch,
-                seed=spec.seed,
-                epoch=epoch,
-                skip=skip,
-            ):
-                if self.step >= self.total_steps:
-                    break
-                self._train_step(self._augmented(x), y)
-                self._prune_if_due()
-                self._convert_if_due()
-                if self.step % self.per_epoch == 0 or self.step == self.total_steps:
-                    self._end_epoch((x, y))
-                self._checkpoint_if_due()
-        if self.total_steps == 0:
-            self._convert_if_due()
-        self._phase("train", clock)
-
-    def _augmented(self, x: Tensor) -> Tensor:
-        return self.dataset.augment(x, Rng(self.spec.seed, "augment", self.step)) if self.spec.train.augment else x
-
-    def _train_step(self, x: Tensor, y: Tensor) -> None:
-        """Forward, backward, then the optimizer's step or the update that takes its place."""
-        rewirer, optimizer = self.rewirer, self.optimizer
-        lr = self.spec.optimizer.lr * lr_factor(self.spec.train.lr_schedule, self.step, self.total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        before, after = self._progress(self.step), self._progress(self.step + 1)
-        in_place = rewirer is not None and rewirer.replaces_step and rewirer.due(before)
-        follows = rewirer is not None and not rewirer.replaces_step and rewirer.due(after)
-        watch = rewirer is not None and rewirer.needs_absent_grad and (in_place or follows)
-        if watch:
-            self.topology.watch_absent(True)
-        optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(x, y)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(self.step, value)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not in_place:
-            optimizer.step()
-            self.topology.enforce()
-            if self.method is not None:
-                self.topology.on_step(self.method, lr, self.step)
-        self.step += 1
-        if rewirer is not None and (in_place or follows):
-            self._log_changes(self.topology.rewire(rewirer, before if in_place else after))
-        if watch and not self._watch_always:
-            self.topology.watch_absent(False)
-        self.log.add_loss(self.step, value)
-        self._report_now(value)
-
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        bf16 = self.spec.train.precision == "bf16"
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output = self.network.module(x)
-            return loss_of(output.float() if bf16 else output, y, self.splits.info, self.spec.train.label_smoothing)
-
-    def _progress(self, step: int) -> Progress:
-        return Progress(step, self.total_steps, self.per_epoch)
-
-    def _prune_if_due(self) -> None:
-        if self.pruner is None or self.step not in self.prunings or self.converted:
-            return
-        density = density_at(self.schedule, self.step, self.total_steps, self.spec.density)
-        rounds = self.pruner.rounds if self.pruner.needs_calibration else 1
-        now = self.topology.nnz / self.topology.n_sites
-        changes: list[Change] = []
-        for i in range(1, rounds + 1):
-            target = density if i == rounds else now * (density / now) ** (i / rounds)
-            groups = [[name] for name in self.network.sparse] if self.pruner.sequential else [list(self.network.sparse)]
-            for names in groups:
-                changes += self.topology.prune(
-                    self._scores(names),
-                    target,
-                    distribution=self.spec.method.distribution,
-                    pattern=self.spec.method.pattern,
-                    per_row=self.pruner.per_row,
-                    only=names[0] if self.pruner.sequential else None,
-                )
-        self._log_changes(changes)
-
-    def _scores(self, names: list[str]) -> dict[str, Tensor]:
-        pruner = self.pruner
-        assert pruner is not None
-        if pruner.needs_calibration:
-            layers = {name: conn for name, conn in self.topology.connections("prune", self.step).items() if name in names}
-            batch = self._calibration_batch(pruner.calibration_examples(self.splits.info.n_outputs), pruner.balanced_calibration)
-            calibration = NetworkCalibration(self.network.module, self.network.sparse, layers, [batch], self.splits.info)
-            return score_whole_model(pruner, calibration)
-        if pruner.needs_grad and any(module.grad_values() is None for module in self.network.sparse.values()):
-            self._loss(*self._calibration_batch(self.spec.train.batch_size, False)).backward()  # type: ignore[no-untyped-call]
-        return self.topology.score(pruner, self.step)
-
-    def _calibration_batch(self, n: int, balanced: bool) -> tuple[Tensor, Tensor]:
-        train, rng = self.splits.train, Rng(self.spec.seed, "calibration", self.step)
-        order = torch.argsort(rng.uniform(train.x.shape[0]), stable=True).to(train.x.device)
-        if balanced:
-            classes = train.y[order]
-            per_class = max(1, n // self.splits.info.n_outputs)
-            chosen = torch.cat([order[classes == label][:per_class] for label in range(self.splits.info.n_outputs)])
-        else:
-            chosen = order[:n]
-        return train.x[chosen], train.y[chosen]
-
-    def _convert_if_due(self) -> None:
-        """Hands a pruned network over to the layer that the spec asks for, at the declared step."""
-        if self.pruner is None or self.converted or self.network.storage == self.spec.layer.name:
-            return
-        if self.step < max(round(self.spec.method.convert_at * self.total_steps), self.prunings[-1]):
-            return
-        probe = self.splits.train.x[:16]
-        slots = dict(self.optimizer.state)
-        nnz = self.topology.nnz
-        error, old_parameters = convert(self.network, self.spec, self.registry, probe)
-        tolerance = 1e-9 if self.spec.train.precision == "fp64" else 1e-4
-        if not error <= tolerance:
-            raise PluginError(f"layer {self.spec.layer.name!r} changed the outputs by {error:.2g} at the conversion, allowed {tolerance:g}")
-        self.optimizer = make_optimizer(self.spec.optimizer, self.spec.train, list(self.network.module.parameters()))
-        account.carry_slots(self.network, slots, old_parameters, self.optimizer)
-        self.topology = Topology(self.network.sparse, self.optimizer, self.spec.seed, self.network.shapes)
-        self.converted = True
-        self.log.note(self.step, f"converted to {self.spec.layer.name}", max_rel_output_error=error, nnz=float(nnz))
-
-    def _log_changes(self, changes: list[Change]) -> None:
-        n_sites = self.topology.n_sites
-        self.log.add("density", self.step, sum(change.nnz for change in changes) / n_sites, thin=True)
-        self.log.add_sum("connections_dropped_total", self.step, sum(change.n_dropped for change in changes))
-        self.log.add_sum("connections_grown_total", self.step, sum(change.n_grown for change in changes))
-
-    def _end_epoch(self, batch: tuple[Tensor, Tensor]) -> None:
-        epoch = -(-self.step // self.per_epoch)
-        for module in self.network.module.modules():
-            on_epoch = getattr(module, "on_epoch", None)
-            if callable(on_epoch):
-                on_epoch()
-        if self.splits.validation is not None:
-            score = evaluate(self.network.module, self.splits.validation, self.splits.info, self._autocast())
-            self.log.add("validation_loss", self.step, score.loss)
-            self.log.add("validation_" + self._metric(), self.step, score.metric)
-            self.last_on_val = score.metric
-            better = max if self._metric() == "top1" else min
-            self.best_on_val = score.metric if self.best_on_val is None else better(self.best_on_val, score.metric)
-        for _, values in self._observe("sparsefleet_measure", model=self.network.module, batch=batch, step=self.step):
-            for name, value in dict(values).items():
-                self.log.add(name, self.step, float(value))
-        if epoch % max(1, self.spec.train.epochs // _N_PICTURES) == 0 or self.step == self.total_steps:
-            self._save_pictures()
-        if epoch == self.spec.train.test_epoch and self.step % self.per_epoch == 0:
-            self._test()
-
-    def _save_pictures(self) -> None:
-        folder = self.request.workdir / files.MASK_STEPS
-        folder.mkdir(exist_ok=True)
-        for name, module in self.network.sparse.items():
-            picture = picture_png(module.matrix_shape, module.flat_sites().cpu())
-            (self.request.workdir / files.picture_name(name, self.step)).write_bytes(picture)
-
-    def _autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.spec.train.precision == "bf16" else None
-
-    def _metric(self) -> str:
-        return "top1" if self.splits.info.task == "classification" else "mse"
-
-    def _report_now(self, loss: float) -> None:
-        if time.monotonic() - self._last_report >= _REPORT_EVERY_S:
-            self._last_report = time.monotonic()
-            facts = {"step": self.step, "total_steps": self.total_steps, "epoch": self.step // max(self.per_epoch, 1), "loss": loss}
-            self.report({**facts, "accuracy": self.last_on_val})
-
-    # Checkpoints
-
-    def _checkpoint_if_due(self) -> None:
-        if time.monotonic() - self._last_checkpoint < self.request.checkpoint_every_s or self.step >= self.total_steps:
-            return
-        tensors = {f"net/{key}": value for key, value in self.network.module.state_dict().items()}
-        for name, module in self.network.sparse.items():
-            tensors[f"sites/{name}"] = module.flat_sites()
-            tensors |= {f"state/{name}/{key}": value for key, value in module.method_state.items()}
-            tensors |= {f"dense/{name}/{key}": value for key, value in module.dense_state.items()}
-        for name, parameter in self.network.module.named_parameters():
-            slots = self.optimizer.state.get(parameter, {})
-            tensors |= {f"slot/{name}/{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
-        tensors["rng/torch"] = torch.get_rng_state()
-        facts = {
-            "trial_key": self.request.trial_key,
-            "step": self.step,
-            "best_on_val": self.best_on_val,
-            "last_on_val": self.last_on_val,
-            "test": self.test,
-            "test_evals": self.test_evals,
-            "converted": self.converted,
-            "log": self.log.to_json(),
-        }
-        save_checkpoint(self.request.workdir, tensors, facts)
-        self._last_checkpoint = time.monotonic()
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        facts = checkpoint.facts
-        self.network.module.load_state_dict(checkpoint.group("net"))
-        for name, module in self.network.sparse.items():
-            module.method_state = checkpoint.group(f"state/{name}")
-            module.dense_state.update(checkpoint.group(f"dense/{name}"))
-        for name, parameter in self.network.module.named_parameters():
-            slots = checkpoint.group(f"slot/{name}")
-            if slots:
-                self.optimizer.state[parameter] = dict(slots)
-        torch.set_rng_state(checkpoint.tensors["rng/torch"])
-        self.step = facts["step"]
-        self.best_on_val, self.last_on_val = facts["best_on_val"], facts["last_on_val"]
-        self.test, self.test_evals = tuple(facts["test"]) if facts["test"] else None, facts["test_evals"]
-        self.log.restore(facts["log"])
-
-    # The end
-
-    def finish(self) -> None:
-        """Tests once, and saves the model and the masks."""
-        clock = time.monotonic()
-        if self.test is None:
-            self._test()
-        clock = self._phase("evaluate", clock)
-        state = {key: value.detach().contiguous().cpu() for key, value in self.network.module.state_dict().items()}
-        save_file(state, self.request.workdir / files.MODEL)
-        if self.network.sparse:
-            masks = {name: (self.network.shapes[name], module.flat_sites().cpu()) for name, module in self.network.sparse.items()}
-            packed = pack_masks(masks, {"method": self.spec.method.label, "seed": self.spec.seed, "step": self.step})
-            packed.write(self.request.workdir)
-            if not (self.request.workdir / files.MASK_STEPS).exists():
-                self._save_pictures()
-        (self.request.workdir / files.ENVIRONMENT).write_text(json.dumps(fingerprint(), indent=1, sort_keys=True))
-        self._phase("save", clock)
-
-    def _test(self) -> None:
-        score = evaluate(self.network.module, self.splits.test, self.splits.info, self._autocast())
-        self.test, self.test_evals = (score.metric, score.loss), self.test_evals + 1
-        if not math.isfinite(score.loss):
-            raise Diverged(self.step, score.loss)
-        if self.spec.train.test_epoch is not None:
-            self.log.note(self.step, "tested the declared epoch", epoch=float(-(-self.step // max(self.per_epoch, 1))))
-
-    def counts(self) -> Any:
-        """Sizes, or None before the network stands."""
-        return account.counts(self.network, self.optimizer, self.spec) if hasattr(self, "topology") else None
-
-    def accuracy(self, state: State) -> Accuracy | None:
-        """What was reached; a diverged trial has no test figure and counts as chance."""
-        if not hasattr(self, "splits"):
-            return None
-        ended_well = state == State.SUCCEEDED and self.test is not None
-        return Accuracy(
-            metric="top1" if self._metric() == "top1" else "mse",
-            test=self.test[0] if ended_well and self.test else None,
-            test_loss=self.test[1] if ended_well and self.test else None,
-            test_evals=self.test_evals,
-            n_test=self.splits.test.x.shape[0],
-            best_on_val=self.best_on_val,
-            last_on_val=self.last_on_val,
-            epochs=self.step // self.per_epoch if self.per_epoch else 0,
-            steps=self.step,
-            diverged=state == State.DIVERGED,
-            chance=chance(self.splits.info, self.splits.test.y),
-        )
-
-    def _observe(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
-        return _observe(self.registry, self.log, hook, trial=self.spec.to_json(), **arguments)
-
-    def _phase(self, name: str, since: float) -> float:
-        now = time.monotonic()
-        self.phases_s[name] = self.phases_s.get(name, 0.0) + now - since
-        return now
-
-
-def _observe(registry: Registry, log: Log, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
-    """Results of one observing hook; an implementation that raised is a warning in the record and loses nobody's trial."""
-    results = []
-    for distribution, answer in registry.observe(hook, **arguments):
-        if isinstance(answer, BaseException):
-            log.warn(f"{hook} of {distribution} raised {type(answer).__name__}: {answer}")
-        elif answer is not None:
-            results.append((distribution, answer))
-    return results
 
 
 def _plugins(request: TrialRequest, registry: Registry) -> list[PluginUsed]:

@@ -1,0 +1,58 @@
+import math
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from sparsefleet.errors import UserError
+from sparsefleet.sparsity.distribute import distribute, total_nnz
+
+LENET = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
+
+
+@pytest.mark.parametrize(
+    ("density", "expected"),
+    [
+        (0.10, (0.0796, 0.2302, 1.0)),
+        (0.05, (0.0385, 0.1113, 0.9185)),
+        (0.02, (0.0154, 0.0445, 0.3674)),
+        (0.01, (0.0077, 0.0223, 0.1837)),
+    ],
+)
+def test_erk_of_lenet_300_100(density, expected):
+    """Unit values computed from arXiv 1911.11134, section 3, for LeNet-300-100."""
+    nnz = distribute(LENET, density, "erk")
+    for (name, shape), wanted in zip(LENET.items(), expected, strict=True):
+        assert nnz[name] / math.prod(shape) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_er_follows_its_formula():
+    nnz = distribute({"a": (1000, 1000), "b": (500, 2000)}, 0.01, "er")
+    raw = {"a": 2000 / 1e6, "b": 2500 / 1e6}
+    assert nnz["a"] / nnz["b"] == pytest.approx(raw["a"] / raw["b"], rel=1e-3)
+
+
+def test_a_tie_above_one_makes_all_tied_layers_dense():
+    nnz = distribute({"a": (1000, 1000), "b": (4, 4), "c": (4, 4)}, 0.05, "erk")
+    assert nnz["b"] == nnz["c"] == 16
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=6),
+    st.floats(0.02, 1.0),
+    st.sampled_from(["uniform", "er", "erk"]),
+)
+def test_total_is_exact_and_no_layer_is_empty_or_overfull(shapes, density, kind):
+    named = {str(i): shape for i, shape in enumerate(shapes)}
+    total = total_nnz(sum(math.prod(s) for s in shapes), density)
+    if total < len(shapes):
+        with pytest.raises(UserError, match="connections for"):
+            distribute(named, density, kind)
+        return
+    nnz = distribute(named, density, kind)
+    assert sum(nnz.values()) == total
+    assert all(1 <= nnz[name] <= math.prod(shape) for name, shape in named.items())
+
+
+def test_a_million_squared_is_counted_exactly():
+    assert distribute({"wide": (10**6, 10**6)}, 1e-9, "uniform") == {"wide": 1000}

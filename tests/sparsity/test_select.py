@@ -1,0 +1,40 @@
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from sparsefleet.errors import PluginError
+from sparsefleet.sparsity.select import keep_best, keep_best_per_row
+
+
+def reference(score: list[float], n_keep: int) -> list[bool]:
+    order = sorted(range(len(score)), key=lambda i: (-score[i], i))
+    return [i in order[:n_keep] for i in range(len(score))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([0.0, -1.0, 1.0, 2.0, 0.5, float("inf")]), min_size=1, max_size=30), st.data())
+def test_keeps_exactly_the_best_and_breaks_ties_by_position(score, data):
+    n_keep = data.draw(st.integers(0, len(score)))
+    assert keep_best(torch.tensor(score), n_keep).tolist() == reference(score, n_keep)
+
+
+def test_all_equal_scores_keep_the_first():
+    assert keep_best(torch.ones(8), 3).tolist() == [True] * 3 + [False] * 5
+
+
+def test_more_elements_than_quantile_takes():
+    n = 2**24 + 100
+    keep = keep_best(torch.arange(n, dtype=torch.float32).neg(), 1000)
+    assert int(keep.sum()) == 1000
+    assert bool(keep[:999].all())
+
+
+def test_nan_scores_are_refused_with_their_number():
+    with pytest.raises(PluginError, match="2 of 3 scores are NaN"):
+        keep_best(torch.tensor([float("nan"), 1.0, float("nan")]), 1)
+
+
+def test_per_row_keeps_what_each_row_is_allowed():
+    score = torch.tensor([3.0, 1.0, 2.0, 5.0, 5.0, 0.0])
+    row = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert keep_best_per_row(score, row, torch.tensor([2, 1, 0])).tolist() == [True, False, True, True, False, False]
