@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from sparsefleet.errors import BackendUnreachable
+from sparsefleet.errors import BackendUnreachable, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,12 +50,19 @@ def environment() -> dict[str, str]:
     return {**_DEFAULTS, **os.environ, **_FORCED}
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client for ``uri``; creates the database of a SQLite URI. Imports mlflow.
+def connect(uri: str, *, create: bool = False) -> MlflowClient:
+    """A client for ``uri``. Imports mlflow.
+
+    Args:
+        create: make the SQLite database of ``uri`` if there is none; the uploader does it once, before anything else touches it.
 
     Raises:
         BackendUnreachable: nothing answers there.
+        UserError: there is no such database.
     """
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not create and not database.exists():
+        raise UserError(f"there is no MLflow database {database}", fix="submit a grid first; its uploader makes the database")
     os.environ.update(environment())
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

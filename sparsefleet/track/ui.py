@@ -36,9 +36,10 @@ def start(home: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
     """A running server and its address; port 0 takes a free one. Its output goes to ``ui.log`` of the home.
 
     Raises:
+        UserError: nothing was uploaded yet.
         BackendUnreachable: it did not answer within a minute, or ended.
     """
-    server.connect(server.local_uri(home))  # the database is made once, before several processes touch it
+    server.connect(server.local_uri(home))  # it exists: the server's processes must not be the first to touch it
     port = port or _free_port()
     environment = {**server.environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "ui.log").open("ab") as out:

@@ -176,7 +176,7 @@ class _Uploader:
         from sparsefleet.ledger.store import ArtifactStore
         from sparsefleet.track.writer import Writer
 
-        client = server.connect(self._uri)
+        client = server.connect(self._uri, create=True)
         store = ArtifactStore(os.environ.get("SPARSEFLEET_ARTIFACTS") or (self._home / "artifacts").as_uri())
         where = server.artifact_location(self._home, self._uri)
         self._writer = Writer(client, self._ledger, store, home_id=server.home_id(self._home), artifact_location=where)
@@ -220,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     home: Path = chosen.home.absolute()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     os.umask(0o077)
+    os.chdir(home)  # MLflow's own default experiment notes the working folder as its place
     os.nice(10)  # training has the cores first
     following = Following(chosen.parent_pid)
     signal.signal(signal.SIGTERM, following.ask)

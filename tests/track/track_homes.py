@@ -77,7 +77,13 @@ def record_of(trial: SweepTrial, artifacts: list[dict[str, object]], accuracy: f
             "spec": trial.spec,
             "plugins": [
                 {"family": "dataset", "name": "digits", "distribution": "sparsefleet", "version": "0.1.0", "digest": "d" * 64},
-                {"family": "layer", "name": trial.spec["layer"]["name"], "distribution": "sparsefleet", "version": "0.1.0", "digest": "e" * 64},
+                {
+                    "family": "layer",
+                    "name": trial.spec["layer"]["name"],
+                    "distribution": "sparsefleet",
+                    "version": "0.1.0",
+                    "digest": "e" * 64,
+                },
             ],
             "code": {"core": "c" * 64},
             "data": {"digits": "f" * 64},
