@@ -38,6 +38,7 @@ class MeasureRequest(Frozen):
         masks: the folder of its mask artifact; None for a dense network.
         workdir: where the raw samples go.
         budget_s: the number of rounds is cut to this in advance (never below 20).
+        warmup_cap_s: the warm-up ends here even if the times have not settled.
     """
 
     job: MeasureJob
@@ -46,6 +47,7 @@ class MeasureRequest(Frozen):
     workdir: Path
     level: Literal["screen", "publish"] = "screen"
     budget_s: float = Field(15.0, gt=0)
+    warmup_cap_s: float = Field(3.0, gt=0)
 
 
 class MeasureResult(Frozen):
@@ -78,7 +80,7 @@ def measure(request: MeasureRequest, registry: Registry | None = None) -> Measur
     networks = (sparse, copy.deepcopy(sparse), copy.deepcopy(sparse)) if alone else _with_twins(sparse, job, registry)
     specs = (job.spec,) * 3 if alone else (job.spec, job.twin, job.twin)
     timed, dense, second = (side(job.op, net, spec, dataset.info) for net, spec in zip(networks, specs, strict=True))
-    plan = Plan(job.config_key, budget_s=request.budget_s)
+    plan = Plan(job.config_key, budget_s=request.budget_s, warmup_cap_s=request.warmup_cap_s)
     estimate, samples = compare(dense, timed, second=second, inputs=inputs, plan=plan, clock=clock_for(job.device, job.threads))
     again = _check(sparse, inputs[:1], job)
     if not again.ok:

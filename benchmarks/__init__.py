@@ -1,0 +1,1 @@
+"""What sparsefleet claims of itself, measured."""
