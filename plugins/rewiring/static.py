@@ -12,7 +12,7 @@ class Static(Rewirer):
     paper = "arXiv 1911.11134, section 4 (baseline)"
     every: ClassVar[int] = 1
     drop_fraction: ClassVar[float] = 0.0
-    stop: ClassVar[float] = 0.0
+    stop: ClassVar[float] = 1.0
 
     def due(self, progress: Progress) -> bool:
         """Never."""

@@ -1,0 +1,190 @@
+"""Checks for layers: every storage computes what a masked dense float64 layer computes, and takes over new connections in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections
+from sparsefleet.nn.module import SparseModule, remap_sites
+from sparsefleet.plugin import Layer
+from sparsefleet.rng import Rng
+from sparsefleet.testing.allocation import peak_bytes
+from sparsefleet.testing.expect import expect, fail
+from sparsefleet.testing.samples import SMALL_DENSE, WIDE, layer_of
+
+_SHAPE, _NNZ, _BATCH = (12, 20), 60, 5
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+
+
+@dataclass
+class _Pass:
+    """Output and gradients of one forward and backward pass, float64."""
+
+    output: Tensor
+    by_input: Tensor
+    by_weight: Tensor
+    by_bias: Tensor
+
+
+def _template(shape: tuple[int, int]) -> nn.Linear:
+    return nn.Linear(shape[1], shape[0], device="meta")
+
+
+def _case(plugin: Layer, nnz: int, dtype: torch.dtype) -> tuple[Connections, Tensor, Tensor, Tensor]:
+    conn = layer_of(_SHAPE, _SHAPE[0] * _SHAPE[1] if plugin.topology == "all" else nnz, dtype=dtype)
+    conn.grad = conn.dense = None
+    draw = Rng("layer-case")
+    bias, x, up = draw.normal(_SHAPE[0]), draw.normal(_BATCH * _SHAPE[1]), draw.normal(_BATCH * _SHAPE[0])
+    return conn, bias.to(dtype), x.to(dtype).view(_BATCH, -1), up.to(dtype).view(_BATCH, -1)
+
+
+def _reference(conn: Connections, bias: Tensor, x: Tensor, up: Tensor) -> _Pass:
+    """Written out with a dense matrix and no autograd."""
+    weight = torch.zeros(conn.shape, dtype=torch.float64)
+    weight[conn.row, conn.col] = conn.weight.double()
+    output = x.double() @ weight.T + bias.double()
+    by_weight = (up.double().T @ x.double())[conn.row, conn.col]
+    return _Pass(output, up.double() @ weight, by_weight, up.double().sum(0))
+
+
+def _measured(module: nn.Module, x: Tensor, up: Tensor) -> _Pass:
+    x = x.clone().requires_grad_()
+    output = module(x)
+    output.backward(up)
+    by_weight = module.grad_values() if isinstance(module, SparseModule) else _grad(module, "weight").reshape(-1)
+    if by_weight is None or x.grad is None:
+        fail("gradients by the weights and by the input", "none", "let both take part in autograd")
+    return _Pass(output.detach().double(), x.grad.double(), by_weight.double(), _grad(module, "bias").double())
+
+
+def _grad(module: nn.Module, name: str) -> Tensor:
+    parameter = getattr(module, name, None)
+    if not isinstance(parameter, Tensor) or parameter.grad is None:
+        fail(f"a gradient at the layer's {name}", "none", f"hold the {name} as a Parameter called {name!r}")
+    return parameter.grad
+
+
+def _compare(want: _Pass, got: _Pass, dtype: torch.dtype) -> None:
+    for name in ("output", "by_input", "by_weight", "by_bias"):
+        a, b = getattr(want, name), getattr(got, name)
+        expect(a.shape == b.shape, f"{name} of shape {tuple(a.shape)}", tuple(b.shape), "see SparseModule")
+        error = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) if a.numel() else 0.0
+        expect(
+            error <= _TOLERANCE[dtype],
+            f"{name} as a masked dense float64 layer gives it, relative error at most {_TOLERANCE[dtype]:g} in {dtype}",
+            f"{error:.3g}",
+            "compare a 2 x 3 layer by hand; gradients by absent weights must not leak into stored ones",
+        )
+
+
+def equals_the_masked_reference(plugin: Layer) -> None:
+    """Output and all gradients agree with a dense matrix that has zeros at absent sites; also with one connection and with all."""
+    for dtype in _TOLERANCE:
+        for nnz in (_NNZ, 1, 0, _SHAPE[0] * _SHAPE[1]):
+            conn, bias, x, up = _case(plugin, nnz, dtype)
+            want = _reference(conn, bias, x, up)
+            _compare(want, _measured(plugin.build(_template(_SHAPE), conn, bias), x, up), dtype)
+
+
+def tells_its_connections(plugin: Layer) -> None:
+    """``connections()`` returns what the layer was built from."""
+    if plugin.topology == "all":
+        return
+    conn, bias, _, _ = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    told = module.connections()
+    same = torch.equal(told.flat, conn.flat) and torch.equal(told.weight, conn.weight)
+    expect(same, "the sites and weights of the connections given", f"{told.nnz} connections, others", "list them by ascending site")
+
+
+def rewires_in_place(plugin: Layer) -> None:
+    """After ``set_topology`` it computes with the new connections, in the same Parameter, and optimizer slots follow."""
+    if plugin.topology == "all":
+        return
+    conn, bias, x, up = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    parameter = module.weight_parameter
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    module(x).backward(up)
+    optimizer.step()
+    module.enforce()
+    keep = torch.arange(_NNZ) % 3 != 0
+    new = conn.select(keep).random_absent(int((~keep).sum()), Rng("rewire"))
+    remap = remap_sites(module.flat_sites(), keep, new[0] * conn.n_in + new[1], regrown_are_kept=False)
+    slot = optimizer.state[parameter]["momentum_buffer"]
+    values = remap.gather(module.values())
+    before = _by_connection(module, slot)
+    moved = module.remap_slot(slot, remap)
+    parameter.grad = None
+    module.set_topology(remap, values)
+    expect(module.weight_parameter is parameter, "the same Parameter object", "another one", "write into it; optimizers hold on to it")
+    wrong = int((_by_connection(module, moved) != remap.gather(before)).sum())
+    expect(wrong == 0, "slots that stay with kept connections and are zero at grown ones", f"{wrong} wrong", "see SparseModule.remap_slot")
+    after = Connections("layer", conn.shape, remap.flat // conn.n_in, remap.flat % conn.n_in, values)
+    module.zero_grad()
+    stepped = bias - 0.1 * up.sum(0)  # SGD's first step
+    _compare(_reference(after, stepped, x, up), _measured(module, x, up), torch.float64)
+
+
+def _by_connection(module: SparseModule, slot: Tensor) -> Tensor:
+    return slot if slot.shape == (module.nnz,) else slot.reshape(-1)[module.flat_sites()]
+
+
+def finds_the_best_absent(plugin: Layer) -> None:
+    """``best_absent`` ranks absent sites by the gradient that a dense layer would have there."""
+    if plugin.topology == "all":
+        return
+    conn, bias, x, up = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    module.watch_absent(True)
+    module(x).backward(up)
+    want = conn.best_absent(17, up.T @ x)
+    got = module.best_absent(module.flat_sites(), 17)
+    expect(torch.equal(want, got), "the 17 absent sites with the largest dense gradient", "others", "the gradient by w * mask, not by w")
+
+
+def survives_its_state_dict(plugin: Layer) -> None:
+    """A checkpoint of one module, loaded into another with the same number of connections, gives the same outputs."""
+    conn, bias, x, _ = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    elsewhere = layer_of(_SHAPE, conn.nnz, seed=9)
+    elsewhere.dense = None
+    other = plugin.build(_template(_SHAPE), elsewhere, torch.zeros_like(bias))
+    other.load_state_dict(module.state_dict())
+    expect(torch.equal(module(x), other(x)), "equal outputs after load_state_dict", "they differ", "register indices and masks as buffers")
+
+
+def allocates_by_connections(plugin: Layer) -> None:
+    """A training step of a 1,000,000 x 1,000,000 layer with 1,000 connections: 16 MiB and 8 bytes per activation of the batch."""
+    if plugin.stores_dense:
+        return
+    batch = 2
+    for width, limit in ((SMALL_DENSE, SMALL_DENSE * SMALL_DENSE), (WIDE, 16 * 2**20 + 8 * 2 * WIDE * batch)):
+        conn = layer_of((width, width), 1000, dtype=torch.float32)
+        x = torch.ones(batch, width, requires_grad=True)
+        up = torch.ones(batch, width)
+        module = plugin.build(_template((width, width)), conn, torch.zeros(width))
+
+        def step(module: nn.Module = module, x: Tensor = x, up: Tensor = up) -> None:
+            module(x).backward(up)
+
+        used = peak_bytes(step)
+        expect(
+            used < limit,
+            f"less than {limit / 2**20:.0f} MiB for a step at {width:,} x {width:,} and batch {batch}",
+            f"{used / 2**20:.1f} MiB",
+            "torch.sparse.mm's own backward builds the dense gradient: write an autograd.Function (sparsefleet.ops.csr)",
+        )
+
+
+CHECKS = (
+    equals_the_masked_reference,
+    tells_its_connections,
+    rewires_in_place,
+    finds_the_best_absent,
+    survives_its_state_dict,
+    allocates_by_connections,
+)
