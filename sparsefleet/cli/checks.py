@@ -1,0 +1,192 @@
+"""What ``doctor`` looks at. Every check is quick, and none imports torch, ray or mlflow."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sparsefleet.cli.machine import cpu_checks
+from sparsefleet.cli.session import Session
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LITTLE_DISK = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; ``state`` is ok, warn or fail."""
+
+    what: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+def run_checks(session: Session) -> list[Check]:
+    """Every check, in a fixed order; one that raises is a finding of its own and stops no other."""
+    parts: list[Callable[[Session], Iterator[Check]]] = [_versions, _plugins, _folders, _ray, _cpu, _threads, _data, _gpu, _mlflow]
+    checks: list[Check] = []
+    for part in parts:
+        try:
+            checks += part(session)
+        except Exception as error:  # noqa: BLE001  a machine can be broken in any way; doctor reports it
+            checks.append(
+                Check(part.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", "run it again with --debug and report it")
+            )
+    return checks
+
+
+def _versions(session: Session) -> Iterator[Check]:
+    from packaging.requirements import Requirement
+
+    version = platform.python_version()
+    ok = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    yield Check("python", "ok" if ok else "fail", version, "use Python 3.10 to 3.13")
+    try:
+        declared = [Requirement(text) for text in metadata.requires("sparsefleet") or []]
+    except metadata.PackageNotFoundError:
+        yield Check("sparsefleet", "fail", "runs without being installed, so its plugins cannot be found", "pip install -e .")
+        return
+    for wanted in declared:
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            yield Check(wanted.name, "fail", "not installed", f'pip install "{wanted.name}{wanted.specifier}"')
+            continue
+        fits = wanted.specifier.contains(found, prereleases=True)
+        if wanted.name in ("torch", "ray", "mlflow") or not fits:
+            yield Check(wanted.name, "ok" if fits else "fail", found, f'pip install "{wanted.name}{wanted.specifier}"')
+
+
+def _plugins(session: Session) -> Iterator[Check]:
+    from sparsefleet.registry import catalog
+
+    entries = catalog().entries
+    broken = [e for e in entries if e.state != "ok"]
+    usable = sum(e.state == "ok" and e.family != "hooks" for e in entries)
+    yield Check("plugins", "ok" if usable else "fail", f"{usable} usable, {len(broken)} not", "pip install sparsefleet")
+    for entry in broken:
+        reason = entry.reason.splitlines()[0] if entry.reason else entry.state
+        yield Check(f"plugin {entry.name}", "warn", f"{entry.state}: {reason}", f"sparsefleet plugins show {entry.name}")
+
+
+def _folders(session: Session) -> Iterator[Check]:
+    home = session.home
+    nearest = home
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.access(nearest, os.W_OK) or not nearest.is_dir():
+        yield Check("home", "fail", f"{home} cannot be written", "set SPARSEFLEET_HOME to a folder of yours")
+        return
+    if home.exists() and home.stat().st_mode & 0o077:
+        yield Check("home", "warn", f"{home} is open to other users", f"chmod 700 {home}")
+    else:
+        yield Check("home", "ok", str(home) + ("" if home.exists() else " (made when needed)"))
+    free = shutil.disk_usage(nearest).free
+    yield Check(
+        "disk",
+        "ok" if free > _LITTLE_DISK else "warn",
+        f"{free / 2**30:.1f} GiB free",
+        "models and masks need room: set SPARSEFLEET_ARTIFACTS",
+    )
+
+
+def _ray(session: Session) -> Iterator[Check]:
+    address = session.get("address")
+    token = bool(
+        os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").exists()
+    )
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if address == "local":
+        off = mode == "disabled"
+        yield Check(
+            "ray",
+            "warn" if off else "ok",
+            f"local, RAY_AUTH_MODE={mode or 'unset'}",
+            "unset RAY_AUTH_MODE: anyone here may run code as you",
+        )
+    else:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+        open_door = host not in _LOOPBACK and not (mode == "token" or token)
+        found = f"{address}, {'no token' if open_door else 'token or loopback'}"
+        yield Check("ray", "fail" if open_door else "ok", found, "start the cluster with RAY_AUTH_MODE=token (CVE-2023-48022)")
+    dashboard = os.environ.get("RAY_DASHBOARD_HOST", "")
+    if dashboard and dashboard not in _LOOPBACK and mode != "token":
+        yield Check("ray dashboard", "fail", f"RAY_DASHBOARD_HOST={dashboard}", "unset RAY_DASHBOARD_HOST, or set RAY_AUTH_MODE=token")
+
+
+def _cpu(session: Session) -> Iterator[Check]:
+    for what, noisy, found, fix in cpu_checks():
+        yield Check(what, "warn" if noisy else "ok", found, fix)
+
+
+def _threads(session: Session) -> Iterator[Check]:
+    found = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name in os.environ}
+    odd = len(set(found.values())) > 1
+    text = ", ".join(f"{k}={v}" for k, v in found.items()) or "unset: each trial sets its own"
+    yield Check("threads", "warn" if odd else "ok", text, "unset them, or give all the same number")
+
+
+def _data(session: Session) -> Iterator[Check]:
+    root = Path(session.get("data"))
+    if root.is_dir():
+        inside = sorted(p.name for p in root.iterdir())
+        yield Check("data", "ok", f"{root}: {', '.join(inside[:6]) or 'empty'}{', …' if len(inside) > 6 else ''}")
+    else:
+        yield Check("data", "warn", f"{root} does not exist; digits needs none", "set SPARSEFLEET_DATA to where mnist/ lies")
+
+
+def _gpu(session: Session) -> Iterator[Check]:
+    nodes = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    if not nodes:
+        yield Check("gpu", "ok", "none; everything runs on the CPU")
+        return
+    build = metadata.version("torch")
+    cpu_only = build.endswith("+cpu")
+    yield Check("gpu", "warn" if cpu_only else "ok", f"{len(nodes)} NVIDIA, torch {build}", "install a CUDA build of torch to use it")
+
+
+def _mlflow(session: Session) -> Iterator[Check]:
+    uri = session.get("mlflow_uri")
+    shown = _without_password(uri)
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not path.exists():
+            yield Check("mlflow runs", "ok", f"{shown} (made when needed)")
+            return
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)
+        try:
+            n = db.execute("SELECT count(*) FROM runs").fetchone()[0]
+            yield Check("mlflow runs", "ok", f"{shown}: {n} runs")
+        except sqlite3.DatabaseError as error:
+            yield Check(
+                "mlflow runs", "fail", f"{shown}: {error}", "restore the file, or move it away: it is rebuilt from the ledger by resume"
+            )
+        finally:
+            db.close()
+    elif uri.startswith(("http://", "https://")):
+        parts = urlsplit(uri)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout=1).close()
+            yield Check("mlflow runs", "ok", f"{shown} answers")
+        except OSError as error:
+            yield Check("mlflow runs", "fail", f"{shown}: {error}", "start the server, or unset MLFLOW_TRACKING_URI")
+    else:
+        yield Check("mlflow runs", "ok", f"{shown} (not looked at)")
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2]) if "@" in parts.netloc else uri

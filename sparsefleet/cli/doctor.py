@@ -1,0 +1,33 @@
+"""``doctor``."""
+
+from __future__ import annotations
+
+from sparsefleet.cli.checks import run_checks
+from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
+from sparsefleet.cli.talk import data, emit, next_command, say
+
+
+@verb("doctor", "doctor", "doctor --json", short="Check this machine, with how to fix it.")
+@setting_option("data")
+@setting_option("mlflow_uri")
+@json_option
+def doctor(session: Session, as_json: bool) -> None:
+    """Check this machine: versions, plugins, folders, ports, and what makes timings noisy; with how to fix each.
+
+    Ends with 3 if something must be fixed; a warning changes nothing.
+    """
+    checks = run_checks(session)
+    wrong = [c for c in checks if c.state == "fail"]
+    if as_json:
+        emit({"ok": not wrong, "checks": [{"what": c.what, "state": c.state, "found": c.found, "fix": c.fix} for c in checks]})
+    else:
+        room = max(len(c.what) for c in checks)
+        for check in checks:
+            data(f"{check.state:<4}  {check.what:<{room}}  {check.found}")
+            if check.state != "ok" and check.fix:
+                data(f"{'':<4}  {'':<{room}}  fix: {check.fix}")
+        if wrong:
+            say(f"{len(wrong)} of {len(checks)} checks failed")
+        else:
+            next_command("submit grid quickstart")
+    leave(3 if wrong else 0)

@@ -1,0 +1,169 @@
+"""Drives a sweep from this process or in the background, and says how it ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsefleet.cli.compare import show_table, table_rows
+from sparsefleet.cli.events import Feed
+from sparsefleet.cli.session import Session
+from sparsefleet.cli.sweeps import exit_code, figures, status_json
+from sparsefleet.cli.talk import emit, log_folder, next_command, say
+
+if TYPE_CHECKING:
+    from sparsefleet.fleet.events import DriverSettings
+    from sparsefleet.ledger.rows import SweepRow
+
+_BACKGROUND_GRACE_S = 1.5
+
+
+@dataclass(frozen=True)
+class Drive:
+    """How a sweep is to be driven."""
+
+    sweep: str
+    detach: bool = False
+    as_json: bool = False
+    only_failed: bool = False
+
+
+def drive(session: Session, wanted: Drive) -> int:
+    """Runs the sweep to its end, or in the background; the exit code."""
+    from sparsefleet.ledger import is_held, read_ledger
+
+    home = session.made_home()
+    row = read_ledger(home).sweep(wanted.sweep)
+    if _ended(row) and not wanted.only_failed:
+        say(f"{row.sweep}: all {row.counts.get('total', 0)} trials have ended before; nothing to run")
+        return _finish(session, row, wanted)
+    if wanted.detach:
+        if is_held(home, row.sweep):
+            from sparsefleet.errors import SweepLocked
+
+            raise SweepLocked(f"sweep {row.sweep!r} is being driven already", fix=f"sparsefleet watch {row.sweep}")
+        return _background(session, row, wanted)
+    return _finish(session, _foreground(session, row, wanted), wanted)
+
+
+def _ended(row: SweepRow) -> bool:
+    """True if nothing is left to do: the trials ended, the timings and the upload too."""
+    told = figures(row)
+    return row.state in ("DONE", "FAILED") and told["done"] == told["total"]
+
+
+def _foreground(session: Session, row: SweepRow, wanted: Drive) -> SweepRow:
+    from sparsefleet.ledger import read_ledger
+
+    home = session.made_home()
+    try:
+        from sparsefleet.fleet.driver import submit
+    except ModuleNotFoundError as error:
+        from sparsefleet.errors import BackendUnreachable
+
+        raise BackendUnreachable(f"{error.name} is not installed", fix="pip install sparsefleet") from error
+    feed = Feed(home, row, read_ledger(home), lambda: _publish(session, row.sweep))
+    try:
+        return submit(home, row.sweep, _settings(session, row, wanted), feed.take)
+    finally:
+        feed.close()
+
+
+def _publish(session: Session, sweep: str) -> None:
+    """Hands the table to the uploader, as the sweep's note in MLflow. This process holds the sweep's lock."""
+    from sparsefleet.ledger import open_ledger
+    from sparsefleet.report.breakeven import sentences
+    from sparsefleet.report.claims import claim
+    from sparsefleet.report.table import render_markdown
+
+    rows, _ = table_rows(session, sweep, "ledger")
+    markdown = f"# {sweep}\n\n{render_markdown(rows)}- {claim(rows)}\n" + "".join(f"- {line}\n" for line in sentences(rows))
+    with open_ledger(session.home) as ledger:
+        ledger.enqueue("table", sweep, None, {"markdown": markdown})
+
+
+def _settings(session: Session, row: SweepRow, wanted: Drive) -> DriverSettings:
+    from sparsefleet.fleet.events import DriverSettings
+
+    return DriverSettings(
+        address=session.get("address"),
+        max_parallel=session.get("max_parallel") or row.settings.get("max_parallel"),
+        cpus=None,
+        measure=row.settings.get("measure", {}),
+        mlflow_uri=session.get("mlflow_uri"),
+        data_root=Path(session.get("data")),
+        only_failed=wanted.only_failed,
+    )
+
+
+def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
+    """Starts a driver in a session of its own, whose output goes to a log under the home."""
+    from sparsefleet.errors import BackendUnreachable
+
+    log = log_folder(session.made_home()) / f"{row.sweep}.log"
+    command = [sys.executable, "-m", "sparsefleet.cli", "resume", row.sweep, *(["--failed"] if wanted.only_failed else [])]
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True, env=_environment(session))
+    finally:
+        os.close(fd)
+    end = time.monotonic() + _BACKGROUND_GRACE_S
+    while time.monotonic() < end and child.poll() is None:
+        time.sleep(0.05)
+    if child.poll():
+        raise BackendUnreachable(
+            f"the driver ended at once with code {child.returncode}", cause=f"its log is {log}", fix=f"sparsefleet logs {row.sweep}"
+        )
+    if wanted.as_json:
+        emit({**status_json(row, session.home), "driver_pid": child.pid, "log": str(log)})
+    say(f"{row.sweep} runs in the background (process {child.pid}), log {log}")
+    next_command(f"watch {row.sweep}")
+    return 0
+
+
+def _environment(session: Session) -> dict[str, str]:
+    """This environment with every setting of this run in it."""
+    from sparsefleet.cli.settings import SETTINGS
+
+    given = {SETTINGS[n].env: str(v.value) for n, v in session.settings.items() if v.value is not None and v.origin != "default"}
+    return {**os.environ, **given}
+
+
+def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:
+    """The table and where everything lies; 5 if trials failed."""
+    rows, _ = table_rows(session, row.sweep, "ledger")
+    if wanted.as_json:
+        emit({**status_json(row, session.home), "rows": rows})
+    else:
+        show_table(rows)
+        for line in _places(session, row, rows):
+            say(line)
+    code = exit_code(row)
+    told = figures(row)
+    if code == 5:
+        say(f"{told['failed']} of {told['total']} trials failed: sparsefleet status {row.sweep} --trials")
+        next_command(f"resume {row.sweep} --failed")
+    elif code == 130:
+        say(f"{row.sweep} is {row.state}: {told['done']} of {told['total']} trials have ended")
+        next_command(f"resume {row.sweep}")
+    else:
+        next_command("ui")
+    return code
+
+
+def _places(session: Session, row: SweepRow, rows: Sequence[dict[str, Any]]) -> list[str]:
+    from sparsefleet.home import artifact_root
+
+    return [
+        f"runs: {session.get('mlflow_uri')}, opened by: sparsefleet ui",
+        f"table again: sparsefleet compare {row.sweep} (--csv, --json, --by density)",
+        f"ledger: {session.home / 'ledger.db'}",
+        f"models and masks: {artifact_root()}",
+        f"logs: {session.home / 'logs'}",
+    ]

@@ -1,0 +1,93 @@
+"""``logs``."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsefleet.cli.session import Session, verb
+from sparsefleet.cli.sweeps import chosen, reading
+from sparsefleet.cli.talk import data, say
+
+if TYPE_CHECKING:
+    from sparsefleet.ledger.ledger import Ledger
+    from sparsefleet.ledger.rows import TrialRow
+
+
+@verb("logs", "logs", "logs quickstart-1a2b --follow", "logs 3f9a12bc04de", short="A driver's or a trial's log.")
+@click.argument("what", required=False, metavar="[SWEEP|TRIAL]")
+@click.option("--lines", "-n", type=click.IntRange(1), default=200, show_default=True, help="The last so many lines.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of a trial: this attempt instead of the last one.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+def logs(session: Session, what: str | None, lines: int, attempt: int | None, follow: bool) -> None:
+    """The log of a sweep's driver, or of one trial: its attempts, its reason, its output.
+
+    Without an argument the newest sweep's. Ids may be shortened.
+    """
+    from sparsefleet.errors import UserError
+
+    ledger = reading(session)
+    try:
+        sweep = chosen(ledger, what)
+    except UserError:
+        if what is None:
+            raise
+        _trial(session, ledger, what, lines, attempt, follow)
+        return
+    path = session.home / "logs" / f"{sweep.sweep}.log"
+    if not path.is_file():
+        say("no log: it was driven in the foreground; each trial has a log of its own")
+        say(f"next: sparsefleet status {sweep.sweep} --trials")
+        return
+    with path.open(encoding="utf-8", errors="backslashreplace") as file:
+        data([line.rstrip("\n") for line in deque(file, lines)])
+    if follow:
+        _follow(path)
+
+
+def _trial(session: Session, ledger: Ledger, what: str, lines: int, attempt: int | None, follow: bool) -> None:
+    from sparsefleet.fleet.logs import follow_log, read_log
+
+    trial = ledger.trial(what)
+    for line in _story(trial):
+        say(line)
+    data(read_log(session.home, trial, attempt).splitlines()[-lines:])
+    if follow:
+        try:
+            for piece in follow_log(session.home, ledger, trial.key):
+                data(piece.rstrip("\n"))
+        except KeyboardInterrupt:
+            say("stopped following")
+
+
+def _story(trial: TrialRow) -> Iterator[str]:
+    from sparsefleet.cli.labels import trial_label
+
+    yield f"{trial.spec_id} {trial_label(trial.spec)} ({trial.arm}): {trial.state}"
+    for attempt in trial.attempts:
+        took = f"{attempt['t_s']:.1f} s" if attempt.get("t_s") is not None else "some time"
+        told = f"  attempt {attempt['n']} on {attempt['node']}: {attempt.get('end') or 'not ended'} after {took}"
+        yield told + (f": {attempt['reason']}" if attempt.get("reason") else "")
+    if trial.reason:
+        yield from (f"  {line}" for line in trial.reason.splitlines())
+    for warning in (trial.record or {}).get("warnings", []):
+        yield f"  warning: {warning}"
+
+
+def _follow(path: Path) -> None:
+    with path.open(encoding="utf-8", errors="backslashreplace") as file:
+        file.seek(0, 2)
+        try:
+            while True:
+                line = file.readline()
+                if line:
+                    data(line.rstrip("\n"))
+                else:
+                    time.sleep(0.2)
+        except KeyboardInterrupt:
+            say("stopped following")

@@ -1,0 +1,76 @@
+"""``plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparsefleet.cli.grids import loaded_grid, only_option, set_option
+from sparsefleet.cli.session import Session, json_option, setting_option, verb
+from sparsefleet.cli.talk import data, emit, say
+
+if TYPE_CHECKING:
+    from sparsefleet.grid.model import Grid
+    from sparsefleet.registry import Catalog
+
+
+@verb(
+    "plan",
+    "plan quickstart",
+    "plan my.yaml --set train.epochs=2",
+    "plan my.yaml --json",
+    short="What submitting would do, and how long it takes.",
+)
+@click.argument("grid")
+@set_option
+@only_option
+@setting_option("data")
+@json_option
+def plan(session: Session, grid: str, set_: Sequence[str], only: Sequence[str], as_json: bool) -> None:
+    """What submitting a grid would do: trials, twins, control arms, what is skipped and why, what is finished already, and how long it takes.
+
+    GRID is a YAML file or the name of a grid that ships with sparsefleet.
+    """
+    from sparsefleet.registry import catalog
+
+    session.settings  # noqa: B018  exports the cache's place
+    plugins = catalog()
+    show_plan(session, loaded_grid(grid, None, set_, plugins), plugins, only, as_json)
+
+
+def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str], as_json: bool) -> None:
+    """The plan, with what this home's ledger knows of the grid."""
+    from sparsefleet.errors import UserError
+    from sparsefleet.grid.plan import plan as plan_of
+    from sparsefleet.ledger import read_ledger
+
+    try:
+        ledger = read_ledger(session.home)
+    except UserError:  # nothing has been submitted here
+        ledger = None
+    found = plan_of(grid, plugins, ledger)
+    fitting = _fitting(grid, plugins, only, session.get("max_trials"))
+    if as_json:
+        body: dict[str, Any] = {**found.to_json(), **({} if fitting is None else {"only": fitting})}
+        emit(body)
+        return
+    lines = found.lines()
+    data(line for line in lines if not line.startswith("next:"))
+    if fitting is not None:
+        data(f"  only   {fitting:,}  fit --only {' --only '.join(only)}; their twins run too")
+    for line in lines:
+        if line.startswith("next:"):
+            say(line)
+
+
+def _fitting(grid: Grid, plugins: Catalog, only: Sequence[str], most: int) -> int | None:
+    if not only:
+        return None
+    from sparsefleet.cli.labels import matches_any
+    from sparsefleet.grid.expand import expand
+    from sparsefleet.grid.plan import refuse_too_many
+
+    refuse_too_many(grid, most)
+    return sum(matches_any(only, p.spec.to_json(), p.arm, p.spec.spec_id) for p in expand(grid, plugins))

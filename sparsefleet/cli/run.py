@@ -1,0 +1,197 @@
+"""``run``: one trial in this process, without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparsefleet.cli.grids import only_option, set_option
+from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
+from sparsefleet.cli.talk import data, emit, next_command, say
+
+if TYPE_CHECKING:
+    from sparsefleet.registry import Catalog
+    from sparsefleet.trial.record import Record
+    from sparsefleet.trial.spec import TrialSpec
+
+_LISTED = 12
+
+
+@verb(
+    "run",
+    "run quickstart --only method=set,density=0.1,seed=0",
+    "run quickstart --point 3",
+    "run spec.json --json",
+    short="One trial here: no Ray, no MLflow.",
+)
+@click.argument("grid")
+@only_option
+@click.option("--point", type=click.IntRange(0), metavar="INDEX", help="The trial of this index, in the grid's order, from 0.")
+@set_option
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the trial.")
+@setting_option("data")
+@json_option
+def run(session: Session, grid: str, only: Sequence[str], point: int | None, set_: Sequence[str], **options: Any) -> None:
+    """Run one trial here, in this process: no Ray, no MLflow, no ledger.
+
+    GRID is a grid file, the name of a shipped grid, or a JSON file with one trial's spec (spec.json of any trial). A trial that starts from its
+    twin runs the twin first. Ends with 5 if the trial failed.
+    """
+    from sparsefleet.registry import catalog
+
+    home, plugins = session.made_home(), catalog()
+    spec, start = _chosen(grid, only, point, set_, plugins)
+    here = _Here(home / "runs", Path(session.get("data")), options["device"], options["threads"], plugins)
+    record = here.run(spec, here.run(start) if start else None)
+    folder = here.folder(spec)
+    if options["as_json"]:
+        emit({"folder": str(folder), "record": record.to_json()})
+    else:
+        _show(record, folder)
+    if record.state.value not in ("SUCCEEDED", "DIVERGED"):
+        leave(5)
+    if not options["as_json"] and not _is_spec(grid):
+        next_command(f"submit grid {grid}")
+
+
+class _Here:
+    """Runs trials in folders of ``root``."""
+
+    def __init__(self, root: Path, data_root: Path, device: str, threads: int, catalog: Catalog) -> None:
+        self.root, self.data_root, self.device, self.threads, self.catalog = root, data_root, device, threads, catalog
+
+    def folder(self, spec: TrialSpec) -> Path:
+        """Where the trial's files lie."""
+        return self.root / spec.spec_id
+
+    def run(self, spec: TrialSpec, start: Record | None = None) -> Record:
+        """One trial to its end; ``start`` is the record of the trial whose weights it takes.
+
+        Raises:
+            UserError: the spec starts from a trial that is not given or did not succeed.
+        """
+        import torch
+
+        from sparsefleet.cli.labels import trial_label
+        from sparsefleet.errors import UserError
+        from sparsefleet.trial.files import MODEL
+        from sparsefleet.trial.identity import code_of, data_digest, device_class
+        from sparsefleet.trial.request import TrialRequest
+        from sparsefleet.trial.run import run_trial
+        from sparsefleet.trial.spec import trial_key
+
+        if spec.start_from and (start is None or start.state.value != "SUCCEEDED"):
+            state = start.state.value if start else "not here"
+            raise UserError(
+                f"the trial starts from {spec.start_from}, which is {state}", fix="run it from its grid, so that its twin runs first"
+            )
+        code, data_sha = code_of(spec, self.catalog), data_digest(spec.dataset, self.catalog, self.data_root)
+        key = trial_key(
+            spec,
+            code=code,
+            data=data_sha,
+            threads=self.threads,
+            device_class=device_class(self.device),
+            start_key=start.trial_key if start else None,
+        )
+        folder = self.folder(spec)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        request = TrialRequest(
+            spec=spec,
+            trial_key=key,
+            workdir=folder,
+            data_root=self.data_root,
+            device=self.device,
+            threads=self.threads,
+            start_weights=self.root / start.spec_id / MODEL if start else None,
+            code=code,
+            data={spec.dataset.name: data_sha},
+        )
+        torch.set_num_threads(self.threads)
+        said = _Said(f"{spec.spec_id}  {trial_label(spec.to_json())}")
+        return run_trial(request, said.progress)
+
+
+class _Said:
+    """One line per epoch."""
+
+    def __init__(self, what: str) -> None:
+        say(what)
+        self._epoch = -1
+
+    def progress(self, report: dict[str, Any]) -> None:
+        """Says a report if its epoch is new."""
+        if report.get("epoch", 0) != self._epoch:
+            self._epoch = report.get("epoch", 0)
+            parts = [f"step {report['step']}/{report['total_steps']}"]
+            parts += [f"{n} {report[n]:.4g}" for n in ("loss", "accuracy") if isinstance(report.get(n), (int, float))]
+            say("  " + ", ".join(parts))
+
+
+def _is_spec(grid: str) -> bool:
+    return grid.endswith(".json")
+
+
+def _chosen(grid: str, only: Sequence[str], point: int | None, set_: Sequence[str], catalog: Catalog) -> tuple[TrialSpec, TrialSpec | None]:
+    from sparsefleet.cli.labels import matches_any, trial_label
+    from sparsefleet.errors import UserError
+
+    if _is_spec(grid):
+        if only or point is not None or set_:
+            raise UserError("--only, --point and --set are for grids; a spec is one trial as it stands")
+        return _read_spec(Path(grid)), None
+    from sparsefleet.grid.expand import expand
+    from sparsefleet.grid.load import load_grid
+
+    loaded = load_grid(grid, set_=set_, catalog=catalog)
+    numbered = enumerate(expand(loaded, catalog))
+    if point is not None:
+        found = [(i, p) for i, p in islice(numbered, point, point + 1)]
+    else:
+        fitting = ((i, p) for i, p in numbered if matches_any(only, p.spec.to_json(), p.arm, p.spec.spec_id))
+        found = list(islice(fitting, _LISTED + 1))
+    if len(found) == 1:
+        return found[0][1].spec, found[0][1].start
+    if not found:
+        raise UserError(f"no trial of {grid} fits {'--point ' + str(point) if point is not None else '--only ' + ' --only '.join(only)}")
+    listed = "\n".join(f"  --point {i:<4} {p.arm:<13} {trial_label(p.spec.to_json())}" for i, p in found[:_LISTED])
+    more = "\n  …" if len(found) > _LISTED else ""
+    raise UserError(f"{grid} has several trials that fit; run takes one", fix=f"choose by --only or --point:\n{listed}{more}")
+
+
+def _read_spec(path: Path) -> TrialSpec:
+    from pydantic import ValidationError
+
+    from sparsefleet.errors import UserError
+    from sparsefleet.trial.spec import TrialSpec
+
+    try:
+        return TrialSpec.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UserError(f"{path} is not a trial's spec", cause=told) from error
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{path} cannot be read", cause=cause) from error
+
+
+def _show(record: Record, folder: Path) -> None:
+    accuracy, counts = record.accuracy, record.counts
+    data(f"{record.spec_id} {record.state.value}" + (f": {record.reason}" if record.reason else ""))
+    if accuracy and accuracy.test is not None:
+        data(f"  {accuracy.metric:<9} {accuracy.test:.4f} on {accuracy.n_test:,} test examples, last checkpoint, {accuracy.steps:,} steps")
+    if counts:
+        data(
+            f"  params    {counts.params:,}, density {counts.density_realised:.4g} of the prunable weights (asked {counts.density_asked:g})"
+        )
+        data(f"  memory    {counts.resident_bytes:,} bytes resident")
+    data(f"  time      {record.wall_s:.1f} s ({', '.join(f'{name} {s:.1f}' for name, s in record.phases_s.items())})")
+    for warning in record.warnings:
+        data(f"  warning   {warning}")
+    data(f"  files     {folder}")

@@ -1,0 +1,102 @@
+"""What every verb shares: the settings of this run, and the options that set them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from sparsefleet.cli.settings import SETTINGS, Value, export, resolve
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Session:
+    """One run of the command line."""
+
+    def __init__(self) -> None:
+        self.flags: dict[str, str] = {}
+        self.debug = False
+
+    @cached_property
+    def settings(self) -> dict[str, Value]:
+        """Every setting with its origin; from here on the environment of this process and its children says the same."""
+        found = resolve(self.flags, os.environ, Path.cwd(), user_file())
+        export(found)
+        return found
+
+    def get(self, name: str) -> Any:
+        """The value of one setting."""
+        return self.settings[name].value
+
+    @property
+    def home(self) -> Path:
+        """Where the sweeps' state lies; not created."""
+        return Path(self.get("home"))
+
+    def made_home(self) -> Path:
+        """The same, created 0700."""
+        from sparsefleet.home import home
+
+        self.settings  # noqa: B018  exports SPARSEFLEET_HOME
+        return home()
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def user_file() -> Path:
+    """The user's own settings."""
+    return Path(click.get_app_dir("sparsefleet")) / "config.toml"
+
+
+def setting_option(name: str, *, flag: str | None = None, metavar: str | None = None) -> Callable[[_F], _F]:
+    """An option that is one of the settings; without it the environment, the files and the default decide."""
+    setting = SETTINGS[name]
+
+    def remember(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.ensure_object(Session).flags[name] = value
+
+    return click.option(
+        flag or "--" + name.replace("_", "-"),
+        f"_{name}",
+        metavar=metavar or setting.kind.upper(),
+        expose_value=False,
+        callback=remember,
+        help=setting.help + ".",
+    )
+
+
+def shared_options(command: _F) -> _F:
+    """``--home`` and ``--debug``."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.ensure_object(Session).debug = True
+
+    debug = click.option("--debug", is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error.")
+    return debug(setting_option("home")(command))
+
+
+def verb(name: str, *examples: str, short: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command with the shared options, and its examples at the end of its help; ``short`` stands in the list of commands."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        title = "Example:" if len(examples) == 1 else "Examples:"
+        epilog = "\b\n" + "\n".join([title, *(f"  sparsefleet {example}" for example in examples)])
+        return click.command(name, epilog=epilog, short_help=short)(shared_options(pass_session(function)))
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help='Print one JSON object with "schema": 1.')
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the command with this exit code."""
+    click.get_current_context().exit(code)

@@ -1,0 +1,61 @@
+"""``watch``."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from sparsefleet.cli.labels import trial_label
+from sparsefleet.cli.progress import Snapshot, View, screen
+from sparsefleet.cli.session import Session, leave, verb
+from sparsefleet.cli.sweeps import chosen, exit_code, figures, reading, sweep_argument
+from sparsefleet.cli.talk import next_command, say
+
+
+@verb("watch", "watch", "watch quickstart-1a2b", short="Follow a sweep until it ends.")
+@sweep_argument
+@click.option("--every", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS", help="How often to look.")
+def watch(session: Session, sweep: str | None, every: float) -> None:
+    """Follow a sweep until it ends; Ctrl-C stops watching, the sweep goes on.
+
+    SWEEP may be a prefix of its id; without it the newest sweep is watched. Ends with 5 if trials failed.
+    """
+    from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP
+
+    ledger = reading(session)
+    row = chosen(ledger, sweep)
+    names = {t.key: trial_label(t.spec) for t in ledger.trials(row.sweep, with_record=False)}
+    snapshot, view, shown = Snapshot(session.made_home(), row.sweep), View(row.sweep), screen()
+    told: set[str] = set()
+    try:
+        while True:
+            row = ledger.sweep(row.sweep)
+            live = snapshot.load() if row.state in LIVE_SWEEP else {}
+            view.state, view.phase = row.state, str(live.get("phase", ""))
+            view.count(figures(row), row.counts.get("cached", 0))
+            steps = live.get("running", {})
+            view.running = {}
+            for trial in ledger.trials(row.sweep, with_record=False):
+                if trial.state in ACTIVE:
+                    view.running[trial.key] = {"what": names[trial.key], **steps.get(trial.key, {})}
+                elif trial.state in (*FAILED, "DIVERGED") and trial.key not in told:
+                    told.add(trial.key)
+                    reason = (trial.reason or "").strip().splitlines()
+                    view.failures.append(f"{trial.spec_id} {names[trial.key]}: {trial.state}" + (f": {reason[0]}" if reason else ""))
+            ended = row.state not in LIVE_SWEEP
+            shown.show(view, urgent=ended)
+            if ended:
+                break
+            time.sleep(every)
+    except KeyboardInterrupt:
+        shown.close()
+        say(f"stopped watching; {row.sweep} goes on")
+        next_command(f"watch {row.sweep}")
+        leave(130)
+    finally:
+        shown.close()
+    code = exit_code(row)
+    say(f"{row.sweep} is {row.state}: {view.headline()}")
+    next_command(f"resume {row.sweep}" if code == 130 else f"compare {row.sweep}")
+    leave(code)
