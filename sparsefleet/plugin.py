@@ -176,7 +176,7 @@ class Rewirer(Plugin):
     def drop_count(self, conn: Connections, progress: Progress) -> int:
         """How many to drop; default: the cosine of arXiv 1911.11134, Eq. 1, rounded down."""
         t = min(progress.fraction / self.stop, 1.0)
-        return int(self.drop_fraction / 2 * (1 + math.cos(math.pi * t)) * conn.nnz)
+        return int(self.drop_fraction / 2 * (1 + math.cos(math.pi * t)) * conn.nnz + 1e-9)  # 225, not 224.99999999999997
 
     def drop_score(self, conn: Connections) -> Tensor:
         """``(nnz,)`` importance; low goes first."""

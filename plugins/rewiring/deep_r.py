@@ -51,7 +51,7 @@ class DeepR(Rewirer):
     def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
         """A tiny theta with the site's own sign."""
         negative = conn.initial_draw(sites[0] * conn.n_in + sites[1]) < 0
-        return torch.where(negative, -_FIRST_THETA, _FIRST_THETA).to(conn.weight.dtype)
+        return torch.where(negative, -1.0, 1.0).to(conn.weight.dtype) * _FIRST_THETA
 
 
 @hookimpl
