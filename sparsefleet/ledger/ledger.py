@@ -6,10 +6,11 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparsefleet.errors import UserError
+from sparsefleet.errors import SweepLocked, UserError
 from sparsefleet.ledger import outbox as mail, schema, sweeps, timings as times
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
@@ -76,27 +77,36 @@ class Ledger:
     def create_sweep(
         self, sweep: str, name: str, digest: str, grid_text: str, settings: dict[str, Any], trials: Iterable[SweepTrial]
     ) -> None:
-        """Enter a sweep and its trials; a trial whose key is committed is shared. Repeating it with the same digest changes nothing.
+        """Enter a sweep and its trials; a trial whose key is committed is shared.
+
+        Repeating it changes nothing while the keys are the same. Other keys (the code or the data changed, or another selection of the same
+        grid) take the place of the former ones, whose records stay.
 
         Raises:
             UserError: the id is taken by a sweep with another digest.
+            SweepLocked: the trials differ, and a driver is running them.
         """
+        asked = list(trials)
         with self.batch():
             known = self._db.execute("SELECT digest FROM sweeps WHERE sweep=?", (sweep,)).fetchone()
             if known and known["digest"] != digest:
-                raise UserError(
-                    f"sweep {sweep!r} exists with another digest",
-                    cause=f"{known['digest'][:16]} is not {digest[:16]}",
-                    fix="give the grid another name",
-                )
+                cause = f"{known['digest'][:16]} is not {digest[:16]}"
+                raise UserError(f"sweep {sweep!r} exists with another digest", cause=cause, fix="give the grid another name")
             if known:
-                return
+                before = {row["key"] for row in self._db.execute("SELECT key FROM sweep_trials WHERE sweep=?", (sweep,))}
+                if before == {trial.key for trial in asked}:
+                    return
+                if is_held(self.home, sweep):
+                    raise SweepLocked(f"sweep {sweep!r} is being driven with other trials", fix=f"sparsefleet watch {sweep}")
+                for table in ("sweep_trials", "timings"):
+                    self._db.execute(f"DELETE FROM {table} WHERE sweep=?", (sweep,))
             self._db.execute(
-                "INSERT INTO sweeps (sweep, name, digest, grid_text, state, created, settings) VALUES (?,?,?,?,'RUNNING',?,?)",
+                "INSERT INTO sweeps (sweep, name, digest, grid_text, state, created, settings) VALUES (?,?,?,?,'RUNNING',?,?)"
+                " ON CONFLICT (sweep) DO UPDATE SET state='RUNNING', ended=NULL, grid_text=excluded.grid_text, settings=excluded.settings",
                 (sweep, name, digest, grid_text, now(), dump(settings)),
             )
             mail.enqueue(self._db, "sweep", sweep, None, {"state": "RUNNING"})
-            for trial in trials:
+            for trial in asked:
                 self._add(sweep, trial)
 
     def _add(self, sweep: str, trial: SweepTrial) -> None:
@@ -276,7 +286,7 @@ class Ledger:
         """The sweep's timings, one row per configuration."""
         return times.of_sweep(self._db, sweep)
 
-    def timing(self, config_key: str, states: Sequence[str] = ("OK",)) -> TimingRow | None:
+    def timing(self, config_key: str, states: Sequence[str] = ("SUCCEEDED",)) -> TimingRow | None:
         """The newest timing of this configuration, whichever sweep took it."""
         return times.of_config(self._db, config_key, states)
 
@@ -295,6 +305,12 @@ class Ledger:
             ref = None if samples is None else times.store_samples(self._db, samples)
             times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, reason))
             mail.enqueue(self._db, "timing", sweep, config_key, {"config_key": config_key})
+
+    def share_timing(self, sweep: str, known: TimingRow, keys: Sequence[str]) -> None:
+        """Enter a timing that another sweep took, or that now stands for other trials."""
+        with self.batch():
+            times.store(self._db, sweep, replace(known, keys=list(keys)))
+            mail.enqueue(self._db, "timing", sweep, known.config_key, {"config_key": known.config_key})
 
     def samples(self, ref: str) -> bytes:
         """Raw samples by their digest."""

@@ -1,0 +1,90 @@
+"""The Ray cluster of one driver: an own one on this machine, or one that somebody keeps."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
+
+import ray
+
+from sparsefleet.errors import BackendUnreachable, UserError
+from sparsefleet.fleet.queue import Shape
+
+_OBJECT_STORE_BYTES = 128 << 20
+"""Results are records of some kilobytes; files go through the artifact store."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine, with all it has."""
+
+    name: str
+    cpus: float
+    gpus: float
+
+    def fits(self, shape: Shape) -> int:
+        """How many trials of this shape the empty node holds."""
+        by_cpu = int(self.cpus // shape.cpus) if shape.cpus else 1 << 16
+        by_gpu = int(self.gpus // shape.gpus) if shape.gpus else 1 << 16
+        return min(by_cpu, by_gpu)
+
+
+class Cluster:
+    """Connected while entered.
+
+    Args:
+        address: ``local`` starts a Ray that ends with this process and listens on the loopback interface only.
+    """
+
+    def __init__(self, address: str, cpus: int | None) -> None:
+        self.address = address
+        self._cpus = cpus
+
+    def __enter__(self) -> Cluster:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        own = self.address == "local"
+        limits: dict[str, Any] = {"num_cpus": self._cpus or n_usable_cpus(), "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
+        try:
+            ray.init(
+                address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    def nodes(self) -> list[Node]:
+        """Machines that are alive."""
+        return [
+            Node(node["NodeName"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
+
+    def slots(self, shape: Shape) -> int:
+        """How many trials of this shape run at once.
+
+        Raises:
+            UserError: not even one.
+        """
+        nodes = self.nodes()
+        n = sum(node.fits(shape) for node in nodes)
+        if n == 0:
+            largest = ", ".join(f"{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs" for node in nodes) or "none is alive"
+            raise UserError(
+                f"a trial needs {shape.cpus:g} CPUs and {shape.gpus:g} GPUs, and no node has them",
+                cause=largest,
+                fix="resources: in the grid",
+            )
+        return n
+
+
+def n_usable_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

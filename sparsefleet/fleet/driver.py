@@ -1,0 +1,110 @@
+"""Runs a sweep to its end: trials, then timings, then what waits for MLflow. The only writer of the sweep's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsefleet.fleet.events import DriverSettings, Event
+from sparsefleet.fleet.interrupts import Interrupts, cancel_path
+from sparsefleet.fleet.uploader import Uploader
+from sparsefleet.home import artifact_root
+from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
+from sparsefleet.ledger.rows import FAILED, TERMINAL
+
+__all__ = ["DriverSettings", "Event", "cancel", "submit"]
+
+_ENDED = ("DONE", "FAILED")
+
+
+def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[[Event], None]) -> SweepRow:
+    """Run what is left of a sweep whose rows are in the ledger; the sweep as it then stands.
+
+    Its state afterwards: DONE; FAILED if a trial failed, or if the first ones all failed alike and the rest waits; INTERRUPTED after Ctrl-C;
+    CANCELLED. All but the first can be taken up again by calling this once more. A sweep with nothing left imports neither ray nor torch.
+
+    Raises:
+        SweepLocked: another process drives it.
+        PluginError: a node runs other code than the sweep was submitted with; nothing was queued.
+        BackendUnreachable: Ray cannot be reached, or loses one supervisor after the other.
+    """
+    with open_ledger(home) as ledger:
+        sweep = ledger.sweep(sweep).sweep
+        with SweepLock(home, sweep), Interrupts(home, sweep) as interrupts:
+            ledger.recover(sweep)
+            if settings.only_failed:
+                ledger.retry_failed(sweep)
+            row = ledger.sweep(sweep)
+            if row.state in _ENDED and _n_open(row) == 0:
+                return row
+            ledger.set_sweep_state(sweep, "RUNNING")
+            uploader = Uploader(home, settings.mlflow_uri, on_event)
+            uploader.start()
+            state = "INTERRUPTED"
+            try:
+                on_event(_sweep_event(ledger, sweep))
+                state = _run(ledger, sweep, settings, interrupts, on_event, uploader)
+            finally:
+                ledger.set_sweep_state(sweep, state)
+                uploader.finish(ledger, **({} if state in _ENDED else {"limit_s": 5.0}))
+            on_event(_sweep_event(ledger, sweep))
+            return ledger.sweep(sweep)
+
+
+def cancel(home: Path, sweep: str) -> bool:
+    """Stop a sweep; what is committed stays, and ``resume`` takes it up again. True if a live driver has to do it, some moments later."""
+    with open_ledger(home) as ledger:
+        row = ledger.sweep(sweep)
+        if is_held(home, row.sweep):
+            cancel_path(home, row.sweep).touch(mode=0o600)
+            return True
+        if row.state not in _ENDED or _n_open(row):
+            ledger.set_sweep_state(row.sweep, "CANCELLED")
+    return False
+
+
+def _run(
+    ledger: Ledger, sweep: str, settings: DriverSettings, interrupts: Interrupts, emit: Callable[[Event], None], uploader: Uploader
+) -> str:
+    """Trials, then timings; the sweep's state."""
+    from sparsefleet.fleet.cluster import Cluster  # imports ray: not for a sweep with nothing left
+    from sparsefleet.fleet.measuring import MeasurePhase
+    from sparsefleet.fleet.phase import TrialPhase
+    from sparsefleet.fleet.pool import Pool
+    from sparsefleet.fleet.server import NodeServer
+    from sparsefleet.fleet.supervisor import Setup
+
+    node_server = NodeServer()  # imports torch while Ray starts
+    try:
+        with Cluster(settings.address, settings.cpus) as cluster:
+            pool = Pool(cluster, Setup(str(ledger.home), artifact_root(), node_server.path), settings.max_parallel)
+            try:
+                trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
+                trials.run()
+                if interrupts.cancelled:
+                    return "CANCELLED"
+                if interrupts.n_signals:
+                    return "INTERRUPTED"
+                if trials.tripped:
+                    return "FAILED"
+                ledger.set_sweep_state(sweep, "MEASURING")
+                emit(_sweep_event(ledger, sweep))
+                uploader.settle(ledger)
+                MeasurePhase(ledger, sweep, pool, settings, interrupts, emit).run()
+                if interrupts.cancelled:
+                    return "CANCELLED"
+                return "INTERRUPTED" if interrupts.n_signals else "FAILED" if trials.queue.n_failed else "DONE"
+            finally:
+                pool.close()
+    finally:
+        node_server.close()
+
+
+def _n_open(row: SweepRow) -> int:
+    return sum(n for state, n in row.counts.items() if state not in (*TERMINAL, "total", "cached"))
+
+
+def _sweep_event(ledger: Ledger, sweep: str) -> Event:
+    row = ledger.sweep(sweep)
+    failed = sum(row.counts.get(state, 0) for state in FAILED)
+    return Event("sweep", {"sweep": sweep, "state": row.state, "counts": row.counts, "failed": failed, "eta_s": None})

@@ -1,0 +1,49 @@
+"""What the driver is told and what it tells. Imports neither ray nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["sweep", "trial", "progress", "measure", "upload", "note"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something the user may want to see. ``data`` is JSON.
+
+    ========  ==========================================================================================================
+    sweep     ``sweep, state, counts, eta_s``
+    trial     ``key, spec_id, ordinal, attempt, state, node, reason, wall_s`` and ``counts, eta_s`` of the sweep
+    progress  ``key, spec_id, attempt, node`` and what the trial reports: ``step, total_steps, epoch, loss, accuracy``
+    measure   ``config_key, state, done, total, reason``
+    upload    ``waiting``
+    note      ``text``
+    ========  ==========================================================================================================
+    """
+
+    kind: Kind
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DriverSettings:
+    """How a sweep is run; nothing here changes a result.
+
+    Attributes:
+        address: a Ray cluster, or ``local`` for one on this machine that ends with the sweep.
+        max_parallel: trials at once; None: as many as fit.
+        cpus: what a local Ray may use; None: the cores that this process may use.
+        measure: ``{"level":, "batch_sizes":, "ops":}``; ``{"level": "none"}`` or empty skips the measure phase.
+        mlflow_uri: where the uploader writes; None: its default.
+        only_failed: put failed trials back into the queue first.
+    """
+
+    data_root: Path
+    address: str = "local"
+    max_parallel: int | None = None
+    cpus: int | None = None
+    measure: dict[str, Any] = field(default_factory=dict)
+    mlflow_uri: str | None = None
+    only_failed: bool = False

@@ -1,0 +1,77 @@
+"""What a supervisor is sent: one attempt as JSON. Imports neither ray nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsefleet.ledger import TrialRow
+from sparsefleet.trial import files
+
+TRIAL = "sparsefleet.fleet.bodies:trial"
+MEASURE = "sparsefleet.fleet.bodies:measure"
+START = "start.safetensors"
+"""In the work folder, the model of the trial that this one starts from. Not an artifact."""
+MEASURE_LIMIT_S = 900.0
+_NO_LIMIT_GRACE_S = 15.0
+
+
+def trial_job(row: TrialRow, attempt: int, data_root: Path, start: dict[str, Any] | None) -> dict[str, Any]:
+    """One attempt of a trial.
+
+    Args:
+        start: the record of the trial that this one starts from.
+    """
+    asked, limits = row.request, row.limits
+    device = asked.get("device", "cpu")
+    request = {
+        "spec": row.spec,
+        "trial_key": row.key,
+        "attempt": attempt,
+        "workdir": ".",
+        "data_root": str(asked.get("data_root") or data_root),
+        "device": device,
+        "threads": asked.get("threads", 1),
+        "code": asked.get("code", {}),
+        "data": asked.get("data", {}),
+    }
+    if limits.get("checkpoint_every_s"):
+        request["checkpoint_every_s"] = limits["checkpoint_every_s"]
+    return {
+        "key": row.key,
+        "attempt": attempt,
+        "body": TRIAL,
+        "request": request,
+        "timeout_s": limits.get("timeout_s"),
+        "memory_mib": limits.get("memory_mib") if device == "cpu" else None,  # CUDA reserves far more address space than memory
+        "fetch": {START: artifact(start, files.MODEL)["sha256"]} if start else {},
+    }
+
+
+def measure_job(job: dict[str, Any], record: dict[str, Any], level: str) -> dict[str, Any]:
+    """One configuration to time, as ``sparsefleet.measure.config.MeasureJob`` in JSON; ``record`` is the representative's."""
+    stored = {a["name"]: a["sha256"] for a in record["artifacts"] if a["name"] in (files.MODEL, files.MASKS, files.MANIFEST)}
+    return {
+        "key": f"measure-{job['config_key']}",
+        "attempt": 1,
+        "body": MEASURE,
+        "measure": {"job": job, "level": level},
+        "timeout_s": MEASURE_LIMIT_S,
+        "memory_mib": None,
+        "fetch": stored,
+        "forget": [f"measure-{job['config_key']}"],
+    }
+
+
+def artifact(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """The named file of a committed record."""
+    found: Sequence[dict[str, Any]] = [a for a in record["artifacts"] if a["name"] == name]
+    if not found:
+        raise LookupError(f"the record of {record['spec_id']} has no {name}")
+    return found[0]
+
+
+def overdue_s(job: dict[str, Any]) -> float | None:
+    """When the driver stops believing that the job's own node enforces its limit; None without one."""
+    return job["timeout_s"] + _NO_LIMIT_GRACE_S if job.get("timeout_s") else None

@@ -1,0 +1,263 @@
+"""Running a sweep's trials to their ends: the loop of the driver."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from sparsefleet.errors import SparsefleetError
+from sparsefleet.fleet.events import DriverSettings, Event
+from sparsefleet.fleet.interrupts import Interrupts
+from sparsefleet.fleet.jobs import trial_job
+from sparsefleet.fleet.outcome import Outcome, judge
+from sparsefleet.fleet.pool import Message, Pool, Slot
+from sparsefleet.fleet.preflight import check_node
+from sparsefleet.fleet.queue import TrialQueue
+from sparsefleet.ledger import TERMINAL, Ledger
+from sparsefleet.ledger.rows import ACTIVE, FAILED
+
+DRAIN_S = 10.0
+_WAIT_S = 0.2
+_ELSEWHERE_S = 1.0
+_BREAKER = 10
+_QUICK_S = 2.0
+"""Trials shorter than this are worth queueing behind each other."""
+
+
+class TrialPhase:
+    """Feeds the pool from the queue and writes what comes back.
+
+    Attributes:
+        tripped: the error with which the first trials all failed, if they did.
+    """
+
+    def __init__(
+        self, ledger: Ledger, sweep: str, pool: Pool, settings: DriverSettings, interrupts: Interrupts, emit: Callable[[Event], None]
+    ) -> None:
+        self._ledger, self._sweep, self._pool = ledger, sweep, pool
+        self._settings, self._interrupts, self._emit = settings, interrupts, emit
+        self.queue = TrialQueue(ledger.trials(sweep, with_record=False))
+        self.tripped: str | None = None
+        self._first_ends: list[str | None] = []
+        self._walls: deque[float] = deque(maxlen=20)
+        self._begun = time.monotonic()
+        self._n_done = 0
+        self._look_elsewhere_at = 0.0
+        self._alone = False
+
+    def run(self) -> None:
+        """Until every trial is terminal, or someone asked to stop, or the first ones all failed alike."""
+        self._preflight()
+        self._begun = time.monotonic()
+        while self.queue.n_open and not self._interrupts.stopping and not self.tripped:
+            self._pool.adjust(self._needs())
+            self._greet()
+            self._feed()
+            self._take(self._pool.hear(_WAIT_S))
+            self._look_elsewhere()
+            if self.queue.stuck:
+                raise SparsefleetError(
+                    f"{self.queue.n_open} trials of {self._sweep} wait for each other", cause="their start trials form a circle"
+                )
+        if self._pool.n_busy:
+            self._drain()
+
+    def _needs(self) -> dict[Any, int]:
+        needs = {shape: self.queue.n_ready(shape) for shape in self.queue.shapes()}
+        for slot in self._pool.slots:
+            if slot.shape in needs:
+                needs[slot.shape] += len(slot.jobs)
+        if self.queue.alone and not needs:
+            needs[self.queue.shape(self.queue.alone[0])] = 1
+        return needs
+
+    def _preflight(self) -> None:
+        """Nothing is queued before every first supervisor has shown its code."""
+        self._pool.adjust(self._needs())
+        while any(not slot.ready for slot in self._pool.slots) and not self._interrupts.stopping:
+            self._greet()
+            self._pool.hear(_WAIT_S)
+
+    def _greet(self) -> None:
+        open_rows = [row for key, row in self.queue.rows.items() if self.queue.states[key] not in TERMINAL]
+        for slot, description in self._pool.greet():
+            check_node(description, open_rows)
+            slot.ready = True
+
+    # out
+
+    def _feed(self) -> None:
+        if self._alone or (self.queue.alone and not self.queue.n_ready()):
+            self._feed_alone()
+            return
+        quick = len(self._walls) >= 4 and sum(self._walls) / len(self._walls) < _QUICK_S
+        chosen: list[tuple[Slot, dict[str, Any]]] = []
+        with self._ledger.batch():
+            for depth in (1, 2) if quick else (1,):
+                room = [s for s in self._pool.with_room(depth) if len(s.jobs) + sum(1 for t, _ in chosen if t is s) < depth]
+                for slot in room:
+                    job = self._next(slot)
+                    if job:
+                        chosen.append((slot, job))
+        for slot, job in chosen:  # durable before it runs
+            self._pool.send(slot, job)
+
+    def _feed_alone(self) -> None:
+        """A trial that ran out of memory gets one more try with nothing beside it."""
+        if self._pool.n_busy:
+            return
+        self._alone = False
+        room = self._pool.with_room(1)
+        if room and self.queue.alone:
+            key = self.queue.alone.popleft()
+            job = self._leased(key, room[0])
+            if job:
+                self._alone = True
+                self._pool.send(room[0], job)
+
+    def _next(self, slot: Slot) -> dict[str, Any] | None:
+        while (key := self.queue.take(slot.shape)) is not None:
+            job = self._leased(key, slot)
+            if job:
+                return job
+        return None
+
+    def _leased(self, key: str, slot: Slot) -> dict[str, Any] | None:
+        """The job of a new attempt; None if the trial is not ours to run."""
+        row = self.queue.rows[key]
+        broken = self.queue.broken_start(key)
+        if broken:
+            if self._ledger.refuse(key, "INVALID", broken):
+                self._ended(key, row.attempt, "INVALID", broken, 0.0)
+            return None
+        attempt = self._ledger.lease(key, self._sweep, slot.node)
+        if attempt is None:
+            self._learn(key)
+            return None
+        start = self._ledger.trial(row.depends_on).record if row.depends_on else None
+        self.queue.states[key] = "LEASED"
+        return trial_job(row, attempt, self._settings.data_root, start)
+
+    def _learn(self, key: str) -> None:
+        """Another sweep holds it or has ended it."""
+        row = self._ledger.trial(key)
+        if row.state in TERMINAL:
+            self._ended(key, row.attempt, row.state, row.reason or "", 0.0)
+        elif row.state in ACTIVE:
+            self.queue.elsewhere.add(key)
+            self.queue.states[key] = row.state
+        else:
+            self.queue.give_back(key)
+
+    def _look_elsewhere(self) -> None:
+        now = time.monotonic()
+        if now < self._look_elsewhere_at:
+            return
+        self._look_elsewhere_at = now + _ELSEWHERE_S
+        for key in list(self.queue.elsewhere):
+            if self._ledger.trial(key).state not in ACTIVE:
+                self.queue.elsewhere.discard(key)
+                self._learn(key)
+
+    # in
+
+    def _take(self, messages: list[Message]) -> None:
+        if not messages:
+            return
+        with self._ledger.batch():
+            for message in messages:
+                self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        key, attempt = message.job["key"], message.job["attempt"]
+        row = self.queue.rows[key]
+        if message.kind == "started":
+            if self._ledger.mark_running(key, attempt, message.body["node"]):
+                self.queue.states[key] = "RUNNING"
+                self._tell(key, attempt, "RUNNING", message.body["node"])
+        elif message.kind == "progress":
+            self._emit(
+                Event(
+                    "progress",
+                    {"key": key, "spec_id": row.spec_id, "attempt": attempt, "node": message.slot.node, **message.body["values"]},
+                )
+            )
+        elif message.kind == "lost":
+            end = "LOST" if message.body["ran"] else "INTERRUPTED"  # one that only waited behind another lost nothing
+            self._conclude(message, Outcome(end, message.body["reason"]))
+        elif message.kind == "ended":
+            self._conclude(message, Outcome(**{name: message.body[name] for name in ("end", "reason", "record", "wall_s", "peak_mib")}))
+
+    def _conclude(self, message: Message, outcome: Outcome) -> None:
+        key, attempt = message.job["key"], message.job["attempt"]
+        if outcome.end == "INTERRUPTED":
+            if self._ledger.end_attempt(key, attempt, outcome.end, outcome.reason, requeue=True, final_state=None):
+                self.queue.give_back(key)
+            return
+        verdict = judge(outcome, self._ledger.ends(key))
+        if verdict.final_state is None:
+            if self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=True, final_state=None):
+                self.queue.give_back(key, alone=verdict.alone)
+                self._tell(key, attempt, "PENDING", message.slot.node, reason=f"{verdict.end}: {verdict.reason}")
+            return
+        if outcome.record is not None:
+            stored = self._ledger.commit(key, attempt, outcome.record)
+        else:
+            stored = self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=False, final_state=verdict.final_state)
+        if stored:
+            message.slot.forget.append(key)
+            self._walls.append(outcome.wall_s)
+            reason = verdict.reason or (outcome.record or {}).get("reason") or ""
+            self._ended(key, attempt, verdict.final_state, reason, outcome.wall_s, message.slot.node)
+            self._judge_first(verdict.final_state, reason)
+
+    def _judge_first(self, state: str, reason: str) -> None:
+        """If the first trials all fail with one error, the rest would too."""
+        if len(self._first_ends) < _BREAKER:
+            lines = reason.strip().splitlines()
+            self._first_ends.append(f"{state}: {lines[0] if lines else ''}" if state in FAILED else None)
+            first = self._first_ends[0]
+            if len(self._first_ends) == _BREAKER and first is not None and len(set(self._first_ends)) == 1 and self.queue.n_open:
+                self.tripped = first
+                self._emit(Event("note", {"text": f"paused: the first {_BREAKER} trials all ended with {first}"}))
+
+    def _ended(self, key: str, attempt: int, state: str, reason: str, wall_s: float, node: str = "") -> None:
+        self.queue.done(key, state)
+        self._n_done += 1
+        self._tell(key, attempt, state, node, reason=reason, wall_s=round(wall_s, 3))
+
+    def _tell(self, key: str, attempt: int, state: str, node: str, **more: Any) -> None:
+        row = self.queue.rows[key]
+        data = {"key": key, "spec_id": row.spec_id, "ordinal": row.ordinal, "attempt": attempt, "state": state, "node": node, **more}
+        self._emit(Event("trial", {**data, "counts": dict(Counter(self.queue.states.values())), "eta_s": self.eta_s()}))
+
+    def eta_s(self) -> float | None:
+        """Seconds until the last trial ends at the pace up to now; None before the first has ended."""
+        if not self._n_done:
+            return None
+        return round((time.monotonic() - self._begun) / self._n_done * self.queue.n_open, 1)
+
+    # the end
+
+    def _drain(self) -> None:
+        """Let what runs come to its end for some seconds; what does not goes back to the queue, its checkpoint kept."""
+        until = time.monotonic() + DRAIN_S
+        while self._pool.n_busy and time.monotonic() < until and self._interrupts.n_signals < 2 and not self._interrupts.cancelled:
+            heard = self._pool.hear(_WAIT_S)
+            for message in heard:
+                if message.kind == "ended" and message.slot.jobs:
+                    self._give_up(message.slot)  # before it starts the one behind
+            self._take(heard)
+        for slot in list(self._pool.slots):
+            self._give_up(slot)
+
+    def _give_up(self, slot: Slot) -> None:
+        with self._ledger.batch():
+            for assignment in slot.jobs:
+                self._ledger.end_attempt(
+                    assignment.key, assignment.job["attempt"], "INTERRUPTED", "the driver stopped", requeue=True, final_state=None
+                )
+                self.queue.states[assignment.key] = "PENDING"
+        self._pool.kill(slot)

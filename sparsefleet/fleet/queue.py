@@ -1,0 +1,112 @@
+"""Which trials may run now. Knows dependencies, shapes and what other sweeps hold; knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sparsefleet.ledger.rows import ACTIVE, FAILED, TERMINAL, TrialRow
+
+_ENOUGH_TO_START_FROM = ("SUCCEEDED",)
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """What one trial needs of a node."""
+
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, resources: dict[str, Any]) -> Shape:
+        """From a trial's resources."""
+        return cls(float(resources.get("cpus", 1)), float(resources.get("gpus", 0)))
+
+
+class TrialQueue:
+    """The sweep's trials: ready, waiting for another trial, held elsewhere, or done."""
+
+    def __init__(self, rows: Iterable[TrialRow]) -> None:
+        self.rows: dict[str, TrialRow] = {}
+        self.states: dict[str, str] = {}
+        self._ready: dict[Shape, deque[str]] = {}
+        self._waiting: dict[str, list[str]] = {}
+        self.alone: deque[str] = deque()
+        self.elsewhere: set[str] = set()
+        for row in rows:
+            self.rows[row.key] = row
+            self.states[row.key] = row.state
+        for key, row in self.rows.items():
+            if row.state in ACTIVE:
+                self.elsewhere.add(key)
+            elif row.state not in TERMINAL:
+                self._place(key)
+
+    def _place(self, key: str) -> None:
+        row = self.rows[key]
+        needs = row.depends_on
+        if needs is not None and needs in self.states and self.states[needs] not in TERMINAL:
+            self._waiting.setdefault(needs, []).append(key)
+        else:
+            self._ready.setdefault(Shape.of(row.resources), deque()).append(key)
+
+    def shapes(self) -> list[Shape]:
+        """Shapes that have a ready trial."""
+        return [shape for shape, keys in self._ready.items() if keys]
+
+    def n_ready(self, shape: Shape | None = None) -> int:
+        """Trials that could start now."""
+        return len(self._ready.get(shape, ())) if shape else sum(len(keys) for keys in self._ready.values())
+
+    def take(self, shape: Shape) -> str | None:
+        """The next ready trial of this shape."""
+        keys = self._ready.get(shape)
+        return keys.popleft() if keys else None
+
+    def give_back(self, key: str, *, alone: bool = False) -> None:
+        """It did not run, or has to run again; ``alone``: with nothing beside it."""
+        self.states[key] = "PENDING"
+        if alone:
+            self.alone.append(key)
+        else:
+            self._ready.setdefault(Shape.of(self.rows[key].resources), deque()).appendleft(key)
+
+    def done(self, key: str, state: str) -> None:
+        """It reached a terminal state: what waited for it is ready."""
+        self.states[key] = state
+        self.elsewhere.discard(key)
+        for waiting in self._waiting.pop(key, []):
+            self._place(waiting)
+
+    def broken_start(self, key: str) -> str | None:
+        """Why the trial cannot run: what is wrong with the one that it starts from; None if it can."""
+        needs = self.rows[key].depends_on
+        if needs is None or self.states.get(needs) in _ENOUGH_TO_START_FROM:
+            return None
+        return (
+            f"the trial it starts from, {self.rows[needs].spec_id}, is {self.states[needs]}"
+            if needs in self.rows
+            else "the trial it starts from is not in this sweep"
+        )
+
+    def shape(self, key: str) -> Shape:
+        """What the trial needs of a node."""
+        return Shape.of(self.rows[key].resources)
+
+    @property
+    def stuck(self) -> bool:
+        """True if trials are open and none of them is ready, running or held elsewhere: they wait for each other."""
+        idle = not self.n_ready() and not self.alone and not self.elsewhere
+        return self.n_open > 0 and idle and not any(state in ACTIVE for state in self.states.values())
+
+    @property
+    def n_open(self) -> int:
+        """Trials that are not done."""
+        return sum(1 for state in self.states.values() if state not in TERMINAL)
+
+    @property
+    def n_failed(self) -> int:
+        """Trials that failed; a diverged one is a result."""
+        return sum(1 for state in self.states.values() if state in FAILED)

@@ -1,0 +1,132 @@
+"""The supervisor of one slot: a Ray actor that runs trials in forked children and never imports torch or a plugin itself."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsefleet import home as places
+from sparsefleet.errors import BackendUnreachable, SparsefleetError
+from sparsefleet.fleet.jobs import START
+from sparsefleet.fleet.logs import LOG, log_path
+from sparsefleet.fleet.outcome import RESULT, Outcome, classify
+from sparsefleet.fleet.server import ForkServer, ServerLost
+from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.trial import files
+
+BEAT_S = 2.0
+_NOT_KEPT = (files.RECORD, START, ".", "checkpoint.")
+"""Beginnings of names in a work folder that are no artifacts."""
+_MAX_LOG_BYTES = 10 << 20
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every supervisor of a driver is told once."""
+
+    home: str
+    store: str
+    node_server: str | None = None
+
+
+class Supervisor:
+    """Runs one job at a time; the driver queues the next one behind it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._root = _root_on_this_node(Path(setup.home))
+        self._store = ArtifactStore(setup.store)
+        self._server: ForkServer | None = None
+
+    def hello(self) -> dict[str, Any]:
+        """What this node would run; ready for work when it answers."""
+        return self._fork_server().describe()
+
+    def _fork_server(self) -> ForkServer:
+        if self._server is None:
+            self._server = ForkServer(self._setup.node_server)
+        return self._server
+
+    def run(self, job_text: str) -> Iterator[dict[str, Any]]:
+        """Run one job (JSON; see ``sparsefleet.fleet.jobs``): ``started``, ``progress``, ``beat`` while it is silent, and ``ended`` last."""
+        job = json.loads(job_text)
+        for key in job.pop("forget", []):
+            shutil.rmtree(self._workdir(key), ignore_errors=True)
+        try:
+            job = self._prepared(job)
+            said: dict[str, dict[str, Any]] = {}
+            for kind, body in self._fork_server().run(job, BEAT_S):
+                if kind == "s":
+                    yield {"kind": "started", "node": socket.gethostname()}
+                elif kind == "p":
+                    yield {"kind": "progress", "values": body}
+                elif kind:
+                    said[kind] = body
+                else:
+                    yield {"kind": "beat"}
+            outcome = self._stored(job, classify(said["o"], said))
+        except ServerLost as error:
+            if self._server:
+                self._server.close()
+            self._server = None
+            outcome = Outcome("LOST", str(error))
+        except SparsefleetError as error:
+            outcome = Outcome("LOST", str(error))
+        yield {"kind": "ended", **asdict(outcome)}
+
+    def _workdir(self, key: str) -> Path:
+        return self._root / "work" / key
+
+    def _prepared(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job with this node's paths; the files that it needs are in its work folder."""
+        key, attempt = job["key"], job["attempt"]
+        workdir = self._workdir(key)
+        for name, digest in job["fetch"].items():
+            self._store.get(digest, workdir / name)
+        job = {**job, "workdir": str(workdir), "log": str(log_path(self._root, key, attempt))}
+        if "request" in job:
+            here = {"workdir": str(workdir), "start_weights": str(workdir / START) if START in job["fetch"] else None}
+            if not Path(job["request"]["data_root"]).is_dir():
+                here["data_root"] = str(places.data_root())
+            job["request"] = {**job["request"], **here}
+        return job
+
+    def _stored(self, job: dict[str, Any], outcome: Outcome) -> Outcome:
+        """The outcome with the digests of the files in its record; they are in the store."""
+        log = Path(job["log"])
+        with suppress(FileNotFoundError):
+            if log.stat().st_size == 0:
+                log.unlink()
+        if outcome.end != RESULT or outcome.record is None or "request" not in job:
+            return outcome
+        workdir = Path(job["workdir"])
+        kept = [
+            (path.relative_to(workdir).as_posix(), path) for path in sorted(workdir.rglob("*")) if path.is_file() and not path.is_symlink()
+        ]
+        kept = [(name, path) for name, path in kept if not name.startswith(_NOT_KEPT)]
+        if log.exists() and log.stat().st_size <= _MAX_LOG_BYTES:
+            kept.append((LOG, log))
+        try:
+            artifacts = [self._store.put(path, name).to_json() for name, path in kept]
+        except BackendUnreachable as error:
+            return Outcome("LOST", str(error), None, outcome.wall_s, outcome.peak_mib)
+        return Outcome(RESULT, "", {**outcome.record, "artifacts": artifacts}, outcome.wall_s, outcome.peak_mib)
+
+
+def _root_on_this_node(home: Path) -> Path:
+    """The driver's home where this node sees it, so that checkpoints and logs are shared; else a private folder of this node."""
+    if home.is_dir():
+        return home
+    name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+    root = Path(tempfile.gettempdir()) / f"sparsefleet-{getpass.getuser()}" / name
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return root

@@ -1,0 +1,57 @@
+"""The uploader as the driver sees it: started beside the trials, asked to finish at the end; never a reason for a sweep to stop."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsefleet.fleet.events import Event
+from sparsefleet.ledger import Ledger
+
+_FLUSH_S = 60.0
+_SETTLE_S = 10.0
+_POLL_S = 0.25
+
+
+class Uploader:
+    """Started when made; ``flush`` and ``finish`` wait for it, within a limit."""
+
+    def __init__(self, home: Path, uri: str | None, emit: Callable[[Event], None]) -> None:
+        self._home, self._uri, self._emit = home, uri, emit
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; a failure is told and otherwise ignored: the outbox keeps what it did not send."""
+        try:
+            from sparsefleet.track.upload import spawn
+
+            self._process = spawn(self._home, self._uri)
+        except (ImportError, OSError) as error:
+            self._emit(Event("note", {"text": f"nothing is uploaded to MLflow: {error}"}))
+
+    def settle(self, ledger: Ledger) -> None:
+        """Wait until it has nothing to do, as long as it gets on: its work would disturb a timing."""
+        waiting, until = ledger.outbox_size(), time.monotonic() + _SETTLE_S
+        while self._process is not None and self._process.poll() is None and waiting and time.monotonic() < until:
+            self._emit(Event("upload", {"waiting": waiting}))
+            time.sleep(_POLL_S)
+            left = ledger.outbox_size()
+            if left != waiting:
+                waiting, until = left, time.monotonic() + _SETTLE_S
+
+    def finish(self, ledger: Ledger, limit_s: float = _FLUSH_S) -> None:
+        """Ask it to send the rest and end; after ``limit_s`` it goes on by itself."""
+        if self._process is None:
+            return
+        from sparsefleet.track.upload import finish
+
+        waiting = ledger.outbox_size()
+        self._emit(Event("upload", {"waiting": waiting}))
+        if not finish(self._process, limit_s):
+            left = ledger.outbox_size()
+            if left:
+                self._emit(Event("note", {"text": f"{left} of {waiting} items wait for MLflow; they are sent as soon as it answers"}))
+        self._emit(Event("upload", {"waiting": ledger.outbox_size()}))
+        self._process = None
