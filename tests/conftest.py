@@ -1,0 +1,73 @@
+"""Fixtures shared by all tests: a home, a cache and a data root of their own, and small plugin distributions."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's home; the catalogue's cache is shared by the session, so that it is made once."""
+    monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("SPARSEFLEET_CACHE", os.environ["SPARSEFLEET_TEST_CACHE"])
+
+
+def pytest_configure(config):
+    if "SPARSEFLEET_TEST_CACHE" not in os.environ:
+        import tempfile
+
+        os.environ["SPARSEFLEET_TEST_CACHE"] = tempfile.mkdtemp(prefix="sparsefleet-test-cache-")
+
+
+@pytest.fixture
+def plugin_distribution(tmp_path, monkeypatch):
+    """Installs modules as a distribution of their own: ``plugin_distribution("dist", {"module": source})`` → its folder."""
+
+    def install(name: str, modules: dict[str, str], version: str = "1.0") -> Path:
+        folder = tmp_path / f"site-{name}"
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        for module, source in modules.items():
+            (folder / f"{module}.py").write_text(textwrap.dedent(source))
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = "\n".join(f"{module} = {module}" for module in modules)
+        (info / "entry_points.txt").write_text(f"[sparsefleet]\n{lines}\n")
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        return folder
+
+    yield install
+    for name in [n for n, m in sys.modules.items() if str(tmp_path) in str(getattr(m, "__file__", ""))]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def digits_request(tmp_path):
+    """A function that makes a trial request on the digits data from overrides of a small spec."""
+    from sparsefleet.trial.request import TrialRequest
+    from sparsefleet.trial.spec import TrialSpec
+
+    base = {
+        "dataset": {"name": "digits"},
+        "model": {"name": "mlp", "params": {"hidden": [32, 24]}},
+        "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9},
+        "train": {"epochs": 2, "batch_size": 64},
+    }
+
+    def make(workdir: str = "work", checkpoint_every_s: float = 1e9, start_weights=None, **overrides):
+        spec = TrialSpec(**{**base, **overrides})
+        return TrialRequest(
+            spec=spec,
+            trial_key=f"key-{spec.spec_id}",
+            workdir=tmp_path / workdir,
+            data_root=tmp_path,
+            checkpoint_every_s=checkpoint_every_s,
+            start_weights=start_weights,
+        )
+
+    return make

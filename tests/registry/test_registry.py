@@ -1,0 +1,134 @@
+"""A broken plugin is shown with its reason and stops nothing else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sparsefleet.errors import PluginError, UnknownPlugin
+from sparsefleet.registry import Registry, catalog
+
+GOOD = """
+    from sparsefleet import Pruner, hookimpl
+    class Small(Pruner):
+        name = "{name}"
+        power: float = 2.0
+        def score(self, conn):
+            return conn.weight.abs() ** self.power
+    @hookimpl
+    def sparsefleet_pruners():
+        return [Small]
+"""
+
+
+def entry(name):
+    found = [e for e in catalog().entries if e.name == name]
+    assert found, f"{name} is not listed"
+    return found[0]
+
+
+def test_every_first_party_plugin_is_usable():
+    bad = [(e.name, e.reason) for e in catalog().entries if e.distribution == "sparsefleet" and e.state != "ok"]
+    assert bad == []
+
+
+def test_a_third_party_plugin_is_found_validated_and_built(plugin_distribution):
+    plugin_distribution("third-party", {"tp_good": GOOD.format(name="tp-good")})
+    found = entry("tp-good")
+    assert (found.family, found.distribution, found.version, found.state) == ("pruner", "third-party", "1.0", "ok")
+    full, problems = catalog().complete("pruner", "tp-good", {"power": 3})
+    assert (full, problems) == ({"power": 3.0}, [])
+    assert isinstance(full["power"], float)
+    _, problems = catalog().complete("pruner", "tp-good", {"powr": 3})
+    assert "did you mean 'power'" in problems[0][1]
+
+
+BROKEN = {
+    "raises": ("raise RuntimeError('no license')", "no license"),
+    "exits": ("import sys; sys.exit(0)", "SystemExit"),
+    "hard_exit": ("import os; os._exit(3)", "exit code 3 at import"),
+    "segfault": ("import ctypes; ctypes.string_at(0)", "signal 11 at import"),
+    "typo": (
+        "from sparsefleet import hookimpl\n@hookimpl\ndef sparsefleet_pruner():\n    return []\n",
+        "did you mean 'sparsefleet_pruners'",
+    ),
+    "unmarked": ("def sparsefleet_pruners():\n    return []\n", "decorate it with @sparsefleet.hookimpl"),
+    "arguments": ("from sparsefleet import hookimpl\n@hookimpl\ndef sparsefleet_pruners(nonsense):\n    return []\n", "nonsense"),
+    "empty": ("x = 1\n", "no hook"),
+    "syntax": ("def broken(:\n", "SyntaxError"),
+    "nameless": (
+        "from sparsefleet import Pruner, hookimpl\nclass P(Pruner):\n    pass\n@hookimpl\ndef sparsefleet_pruners():\n    return [P]\n",
+        "has no name",
+    ),
+    "wrong_family": (
+        "from sparsefleet import Pruner, hookimpl\nclass P(Pruner):\n    name = 'p'\n@hookimpl\ndef sparsefleet_rewirers():\n    return [P]\n",
+        "which is a pruner",
+    ),
+}
+
+
+def test_each_kind_of_broken_plugin_is_listed_with_its_reason_and_the_rest_works(plugin_distribution):
+    for name, (source, _) in BROKEN.items():
+        plugin_distribution(f"dist-{name}", {f"bp_{name}": source})
+    plugin_distribution("dist-good", {"bp_good": GOOD.format(name="bp-good")})
+    entries = {e.name: e for e in catalog().entries}
+    for name, (_, reason) in BROKEN.items():
+        assert entries[f"bp_{name}"].state == "broken"
+        assert reason in entries[f"bp_{name}"].reason, (name, entries[f"bp_{name}"].reason)
+    assert entries["bp-good"].state == "ok"
+    assert entries["magnitude"].state == "ok"
+
+
+def test_a_name_taken_twice_is_an_error_that_names_both_distributions(plugin_distribution):
+    plugin_distribution("dist-one", {"cf_one": GOOD.format(name="cf-same")})
+    plugin_distribution("dist-two", {"cf_two": GOOD.format(name="cf-same")})
+    found = entry("cf-same")
+    assert found.state == "conflict"
+    assert "dist-one" in found.reason
+    assert "dist-two" in found.reason
+    with pytest.raises(PluginError) as caught:
+        catalog().get("pruner", "cf-same")
+    assert caught.value.exit_code == 3
+
+
+def test_an_unknown_name_gets_the_close_match():
+    with pytest.raises(UnknownPlugin, match="did you mean 'magnitude'") as caught:
+        catalog().get("pruner", "magnitud")
+    assert caught.value.exit_code == 2
+
+
+def test_changed_code_changes_the_digest_and_is_described_anew(plugin_distribution):
+    folder = plugin_distribution("dist-change", {"ch_plugin": GOOD.format(name="ch-a")})
+    before = entry("ch-a").digest
+    (folder / "ch_plugin.py").write_text((folder / "ch_plugin.py").read_text().replace("ch-a", "ch-b"))
+    from sparsefleet import code_digest
+
+    for cache in (code_digest._read, code_digest.modules_of, code_digest.module_digest, code_digest.source_of):
+        cache.cache_clear()
+    assert entry("ch-b").digest != before
+
+
+def test_a_warm_catalogue_imports_neither_torch_nor_plugins():
+    catalog()
+    code = "import json, sys; from sparsefleet.registry import catalog; catalog(); print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = json.loads(done.stdout)
+    assert "torch" not in modules
+    assert not [m for m in modules if m.startswith("sparsefleet_plugins.")]
+
+
+OBSERVER = """
+    from sparsefleet import hookimpl
+    @hookimpl
+    def sparsefleet_measure(trial, model, batch, step):
+        {body}
+"""
+
+
+def test_a_raising_observer_loses_nobody(plugin_distribution):
+    plugin_distribution("dist-obs-bad", {"ob_bad": OBSERVER.format(body="raise ValueError('boom')")})
+    plugin_distribution("dist-obs-good", {"ob_good": OBSERVER.format(body="return {'seen': float(step)}")})
+    answers = dict(Registry(catalog()).observe("sparsefleet_measure", trial={}, model=None, batch=(), step=3))
+    assert answers["dist-obs-good"] == {"seen": 3.0}
+    assert isinstance(answers["dist-obs-bad"], ValueError)
