@@ -49,7 +49,7 @@ class Judge:
         layer, density, method = next(iter(state["layer"])), state["density"], state.get("method")
         stores_all = self.facts.of("layer", state["layer"]).get("topology") == "all"
         if density < 1 and not method:
-            return Verdict("skip", state, f"density {density:g} needs a method: a pruner or a rewirer", mistake=True)
+            return Verdict("skip", state, "a density below 1 needs a method: a pruner or a rewirer", mistake=True)
         if density == 1 and method and not stores_all:
             return Verdict(
                 "skip", state, f"density 1 on layer={layer} leaves nothing to prune or rewire; the dense twin has layer=dense", mistake=True

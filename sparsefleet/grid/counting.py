@@ -95,9 +95,18 @@ def factors_of(grid: Grid) -> list[Factor]:
     return factors
 
 
-def classes_of(grid: Grid, factor: Factor, features: Features | None = None) -> list[list[Cell]]:
-    """The factor's cells, those that nothing tells apart together."""
+def classes_of(
+    grid: Grid, factor: Factor, features: Features | None = None, matters: Callable[[Path], bool] | None = None
+) -> list[list[Cell]]:
+    """The factor's cells, those that nothing tells apart together.
+
+    Args:
+        features: what else than conditions tells states apart; of the places that ``matters`` is true for.
+    """
     atoms = [atom for atom in atoms_of(grid) if any(_overlap(p, q) for p in atom.reads for q in factor.paths)]
+    conditioned = any(choice.when for cell in factor.cells for choice in cell)
+    if not atoms and not conditioned and not (features and any(matters(path) if matters else True for path in factor.paths)):
+        return [list(factor.cells)]
     classes: dict[str, list[Cell]] = {}
     for cell in factor.cells:
         state = lenient(grid.base, cell)

@@ -133,7 +133,7 @@ def unfit(state: State, facts: Facts) -> str | None:
     family, method = ("pruner", state["method"].get("pruner")) if state["method"].get("pruner") else ("rewirer", state["method"]["rewirer"])
     name, of_method = next(iter(method)), facts.of(family, method)
     if of_layer.get("topology") == "all":
-        return f"layer={layer} stores every weight; {name} at density {state['density']:g} needs masked or a sparse layer"
+        return f"layer={layer} stores every weight; {name} needs masked or a sparse layer"
     if of_method.get("needs_plain_sgd") and not _plain_sgd(state):
         return f"{name} is defined for SGD without momentum; the optimizer is {_optimizer_text(state)}"
     gpus = state["resources"]["gpus"] > 0

@@ -36,6 +36,11 @@ def shipped_grids() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
+def name_of(path: str) -> str:
+    """How a user names the grid file at ``path``: the bare name if it is a shipped one."""
+    return Path(path).stem if Path(path).parent == SHIPPED else path
+
+
 def find_grid(path_or_name: str) -> Path:
     """The file behind a path or the name of a shipped grid; a shipped name wins over a file without a suffix.
 

@@ -14,6 +14,7 @@ from sparsefleet.grid.arms import Judge
 from sparsefleet.grid.counting import TooTangled, count_points
 from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.fit import Facts
+from sparsefleet.grid.load import name_of
 from sparsefleet.grid.model import Grid
 from sparsefleet.grid.totals import Counted, Totals, expanded
 
@@ -166,7 +167,7 @@ def plan(
     return Plan(
         name=grid.name,
         sweep=grid.sweep,
-        path=grid.path,
+        path=name_of(grid.path),
         formula=formula_of(grid),
         points=points,
         beside=sum(len(entry.seeds) for entry in grid.include),
@@ -220,7 +221,8 @@ def duration_text(seconds: float) -> str:
     ):
         if seconds >= size:
             rest = int(seconds % size // small)
-            return f"{int(seconds // size):,} {unit}" + (f" {rest} {smaller}" if rest else "")
+            n = int(seconds // size)
+            return f"{n:,} {unit.removesuffix('s') if n == 1 and unit != 's' else unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{seconds:.0f} s"
 
 

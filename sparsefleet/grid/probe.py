@@ -71,13 +71,16 @@ def _named_part(path: Path) -> tuple[Path, str] | None:
 def _misplaced(grid: Grid) -> Iterator[Problem]:
     """Dotted names into something that stands nowhere in the file."""
     everything = list(_assignments(grid))
+    names: dict[Path, set[str]] = {}
     for key, assignment in everything:
         named = _named_part(assignment.path)
         if named is None:
             continue
         at, name = named
-        standing = [_inner(grid.base, at), *(_inner_of(other, at) for _, other in everything)]
-        if not any(isinstance(value, dict) and name in value for value in standing):
+        if at not in names:
+            standing = [_inner(grid.base, at), *(_inner_of(other, at) for _, other in everything)]
+            names[at] = {option for value in standing if isinstance(value, dict) for option in value}
+        if name not in names[at]:
             yield key, f"{'.'.join(assignment.path)} needs {'.'.join(at)} to be {name!r}, which it is nowhere in this grid"
 
 

@@ -16,7 +16,7 @@ from sparsefleet.grid.arms import Judge, Verdict
 from sparsefleet.grid.counting import Cell, Factor, classes_of, combinations_of, factors_of, ordered
 from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_of
 from sparsefleet.grid.fit import MOST_BYTES_PER_WEIGHT
-from sparsefleet.grid.model import Choice, Grid
+from sparsefleet.grid.model import Choice, Grid, default_layer
 from sparsefleet.grid.settings import Path, State, Unplaced, value_at
 from sparsefleet.trial.spec import canonical_json
 
@@ -139,7 +139,7 @@ class Counted:
         self.grid, self.judge = grid, judge
         self.factors: list[Factor] = factors_of(grid) if grid.has_product else []
         self._tight = self._is_tight()
-        self.classes = [classes_of(grid, factor, self._features) for factor in self.factors]
+        self.classes = [classes_of(grid, factor, self._features, _matters) for factor in self.factors]
         self.verdicts: dict[tuple[int, ...], Verdict] = {}
         self.totals = Totals()
 
@@ -160,7 +160,8 @@ class Counted:
 
     def _is_tight(self) -> bool:
         """Whether anything in the grid could fail to fit into memory; if not, density and batch size need not be told apart."""
-        states = [lenient(self.grid.base, cell) for factor in self.factors for cell in factor.cells] or [self.grid.base]
+        wide = [f for f in self.factors if any(path[0] in ("model", "dataset") or path[-1] == "batch_size" for path in f.paths)]
+        states = [self.grid.base, *(lenient(self.grid.base, cell) for factor in wide for cell in factor.cells)]
         models = {canonical_json(s["model"]): s["model"] for s in states if "model" in s}
         datasets = {canonical_json(s["dataset"]): s["dataset"] for s in states if "dataset" in s}
         chains = [self.judge.facts.chain({"model": m, "dataset": d}) for m in models.values() for d in datasets.values()]
@@ -190,11 +191,21 @@ class Counted:
         self._arms()
         return totals
 
-    def _choices(self, numbers: Sequence[int], replace: tuple[int, Cell] | None = None) -> tuple[Choice, ...]:
-        cells = [of_factor[k][0] for of_factor, k in zip(self.classes, numbers, strict=True)]
-        if replace is not None:
-            cells[replace[0]] = replace[1]
-        return ordered(self.grid, self.factors, cells)
+    def _choices(self, numbers: Sequence[int]) -> tuple[Choice, ...]:
+        return ordered(self.grid, self.factors, [of_factor[k][0] for of_factor, k in zip(self.classes, numbers, strict=True)])
+
+    def _resolved(self, numbers: tuple[int, ...], f: int) -> Callable[[Cell], State]:
+        """States of one combination of classes, as ``judge`` resolves them, by the cell of factor ``f``."""
+        choices = [c for n, c in enumerate(self._choices(numbers)) if n not in self.factors[f].axes]
+        others = compose(self.grid.base, choices)
+        acts = self.verdicts[numbers].kind in ("sparse", "static")
+
+        def resolved(cell: Cell) -> State:
+            state = compose(others, cell)
+            state["layer"] = state.get("layer") or self.judge.facts.plain("layer", default_layer(state))
+            return state if acts else {key: value for key, value in state.items() if key != "method"}
+
+        return resolved
 
     def _verdict(self, choices: Sequence[Choice]) -> Verdict:
         try:
@@ -259,9 +270,9 @@ class Counted:
         for f, factor in enumerate(self.factors):
             where: dict[str, set[int]] = {}
             for k, sample in {numbers[f]: numbers for numbers in combos}.items():
+                resolved = self._resolved(sample, f)
                 for cell in self.classes[f][k]:
-                    state = image(self._verdict(self._choices(sample, (f, cell))).state)
-                    where.setdefault(_at(state, factor.paths), set()).add(k)
+                    where.setdefault(_at(image(resolved(cell)), factor.paths), set()).add(k)
             ids: dict[frozenset[int], int] = {}
             blocks.append({value: ids.setdefault(frozenset(ks), len(ids)) for value, ks in where.items()})
             counted = Counter(blocks[-1].values())
@@ -290,7 +301,15 @@ def _trial(state: State) -> State:
 
 
 def _at(state: State, paths: Sequence[Path]) -> str:
-    return canonical_json([value_at(state, path) for path in paths])
+    values = [value_at(state, path) for path in paths]
+    return repr(values[0]) if len(values) == 1 and isinstance(values[0], float) else canonical_json(values)
+
+
+def _matters(path: Path) -> bool:
+    """Whether ``_features`` looks at a place."""
+    if path[0] == "train":
+        return path[1] in ("epochs", "lr_schedule", "batch_size")
+    return path[0] not in ("init", "validation", "limits") and not (path[0] == "optimizer" and path[-1] == "lr")
 
 
 def _without(state: State, path: Path) -> State:

@@ -101,14 +101,18 @@ def read_text(path: Path) -> str:
         raise UserError(f"no grid file {shown}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"grid file {shown} cannot be opened", cause=getattr(error, "strerror", None) or str(error)) from None
-    with os.fdopen(handle, "rb") as stream:
-        facts = os.fstat(stream.fileno())
+    try:
+        facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             kind = "a directory" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
             raise UserError(f"grid file {shown} is {kind}")
         if facts.st_size > MAX_BYTES:
             raise UserError(f"grid file {shown} has {facts.st_size:,} bytes; at most {MAX_BYTES:,} are read")
-        raw = stream.read(MAX_BYTES + 1)
+        raw = b""
+        while len(raw) <= MAX_BYTES and (part := os.read(handle, MAX_BYTES)):
+            raw += part
+    finally:
+        os.close(handle)
     if len(raw) > MAX_BYTES:
         raise UserError(f"grid file {shown} grew beyond {MAX_BYTES:,} bytes while it was read")
     try:
@@ -161,6 +165,7 @@ class _Reader:
         self.stack: list[_Open] = []
         self.n_nodes = 0
         self.n_documents = 0
+        self.line = 1
 
     def read(self, events: Iterator[Any]) -> None:
         from ruamel.yaml.error import YAMLError
@@ -171,7 +176,7 @@ class _Reader:
             except YAMLError as error:
                 self._syntax(error)
             except (ValueError, OverflowError):  # an escape beyond Unicode
-                self._stop("a text has an escape that is no character")
+                self._stop("a text has an escape that is no character", self.line)
             if event is None:
                 return
             self._take(event)
@@ -196,7 +201,7 @@ class _Reader:
     def _take(self, event: Any) -> None:
         from ruamel.yaml import events as ev
 
-        line = event.start_mark.line + 1 if event.start_mark is not None else 1
+        line = self.line = event.start_mark.line + 1 if event.start_mark is not None else self.line
         if isinstance(event, ev.DocumentStartEvent):
             self.n_documents += 1
             if self.n_documents > 1:

@@ -1,0 +1,271 @@
+"""reliability.md BI-02, BI-04: whatever the file holds, one InvalidGrid with file, line and key, and never another exception."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import time
+
+import pytest
+from grid_plugins import CATALOGUE, HEAD, grid_of
+from hypothesis import HealthCheck, example, given, settings, strategies as st
+
+from sparsefleet.errors import InvalidGrid, PluginError, UserError
+from sparsefleet.grid.load import load_grid, load_text
+from sparsefleet.grid.settings import ROOT
+from sparsefleet.grid.yaml_source import parse
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+METHODS = "density: 0.1\nmethod: {rewirer: set}\n"
+# (text after HEAD's five lines, or a whole file if it begins with "!"), line, then parts of the message
+NASTY: list[tuple[str, int, list[str]]] = [
+    ("train: {epochs: 3}\n", 6, ["train", "given twice", "line 5"]),
+    ("seeds: 2\nseeds: 3\n", 7, ["seeds", "given twice"]),
+    ("validation: .nan\n", 6, ["validation", "finite"]),
+    ("validation: -.inf\n", 6, ["validation", "finite"]),
+    ("density: 1e400\n", 6, ["density", "finite"]),
+    ("density: 0\n", 6, ["density must be a number in (0, 1], got 0"]),
+    ("density: 1.7\n", 6, ["density must be a number in (0, 1], got 1.7"]),
+    ("density: -0.5\n", 6, ["got -0.5"]),
+    ("density: true\n", 6, ["density", "got True"]),
+    ("density: '0.5'\n", 6, ["density", "got '0.5'"]),
+    ("density: no\n", 6, ["density", "got 'no'"]),
+    ("density: 1:30\n", 6, ["density", "got '1:30'"]),
+    ("validation: 2024-01-01\n", 6, ["validation", "got '2024-01-01'"]),
+    ("sparsity: 0.9\n", 6, ["unknown key 'sparsity'", "density"]),
+    ("a: &x 1\n", 6, ["anchors are refused", "&x"]),
+    ("a: *x\n", 6, ["aliases are refused"]),
+    (BOMB, 6, ["anchors are refused"]),
+    ("<<: {density: 1}\n", 6, ["merge keys are refused"]),
+    ("density: !!python/object:os.system x\n", 6, ["tags are refused", "python/object"]),
+    ("density: !!float 1\n", 6, ["tags are refused"]),
+    ("density: !foo 1\n", 6, ["tags are refused"]),
+    ("x: " + "[" * 30 + "]" * 30 + "\n", 6, ["nested deeper than 20"]),
+    ("x: " + "[" * 4000 + "\n", 6, ["nested deeper than 20"]),
+    ("x: [" + "1, " * 3000 + "\n" + ("1, " * 3000 + "\n") * 3 + "]\n", 9, ["more than 10,000 values"]),
+    ("x: " + "y" * 20_000 + "\n", 6, ["one line"]),
+    ("x: " + "!" * 20_000 + "\n", 6, ["one line"]),
+    ("---\nname: two\n", 6, ["one document"]),
+    ("1: x\n", 6, ["a key is text", "'1'"]),
+    ("? [a, b]\n: 1\n", 6, ["a key is text"]),
+    ("axes: [\n", 7, ["not YAML"]),
+    ("axes:\n\tdensity: 1\n", 7, ["not YAML"]),
+    ('x: "\\uD800"\n', 6, ["cannot be printed"]),
+    ('x: "\\U00110000"\n', 6, ["escape"]),
+    ('x: "a\\x1b[31m"\n', 6, ["cannot be printed", "\\x1b"]),
+    ("x: \u202egrid\n", 6, ["cannot be printed", "\\u202e"]),
+    ("x: a\x00b\n", 6, ["not YAML"]),
+    ("axes: {}\n", 6, ["axes", "mapping"]),
+    ("axes: {density: []}\n", 6, ["axes.density", "no values"]),
+    ("axes: {density: 0.1}\n", 6, ["axes.density", "must be a list"]),
+    ("axes: {density: [0.1, 0.1]}\n", 6, ["axes.density[1]", "repeats axes.density[0]"]),
+    ("axes: {seeds: [1, 2]}\n", 6, ["axes.seeds", "seeds stand at the top"]),
+    ("axes: {densty: [0.1]}\n", 6, ["unknown axis 'densty'", "did you mean 'density'"]),
+    ("seeds: 0\n", 6, ["seeds", "got 0"]),
+    ("seeds: []\n", 6, ["seeds"]),
+    ("seeds: [1, 1]\n", 6, ["seeds[1]", "repeats seed 1"]),
+    ("seeds: [-1]\n", 6, ["seeds[0]", "got -1"]),
+    ("seeds: 99999999999999999999999\n", 6, ["seeds", "64 bits"]),
+    (METHODS + "exclude: [{layer: masked}]\n", 8, ["exclude", "remove every point"]),
+    (METHODS + "exclude: [{layer: mask}]\n", 8, ["exclude[0].layer", "did you mean 'masked'"]),
+    ("density: 0.1\n", 6, ["a density below 1 needs a method"]),
+    ("method: {rewirer: set, pruner: magnitude}\n", 6, ["method", "not both"]),
+    ("method: {rewirer: set, distribution: global}\n", 6, ["method", "global"]),
+    ("method: set\n", 6, ["method", "mapping"]),
+    ("method: {rewirer: wrecked}\n", 6, ["wrecked", "ImportError"]),
+    ("method: {rewirer: {set: {every: 0}}}\n", 6, ["method.rewirer.set.every", "minimum"]),
+    ("method: {rewirer: {set: {every: true}}}\n", 6, ["method.rewirer.set.every"]),
+    ("model.mlp.hidden: [0]\n", 6, ["model.mlp.hidden"]),
+    ("model.mlp.hidden: [-1]\n", 6, ["model.mlp.hidden"]),
+    ("model.mlp.hidden: [1099511627776]\n", 3, ["model", "1,099,511,627,776", "TiB"]),
+    ("model.convnet.width: 3\n", 6, ["model.convnet.width", "'mlp'"]),
+    ("model.mlp: {hidden: [3]}\n", 6, ["names no single parameter"]),
+    ("control_arms: [shuffled-mask]\n", 6, ["shuffled-mask", "not available yet"]),
+    ("control_arms: [random-statics]\n", 6, ["did you mean 'random-static'"]),
+    ("dense: {select: [1]}\n", 6, ["dense.select", "not available yet"]),
+    ("measure: {level: fast}\n", 6, ["measure.level", "'screen'"]),
+    ("limits: {timeout_s: 0}\n", 6, ["limits.timeout_s", "greater than 0"]),
+    ("resources: {gpus: lots}\n", 6, ["resources.gpus"]),
+    ("include: [{}]\n", 6, ["include[0]"]),
+    ("include: [{density: 0.1}]\n", 6, ["include[0]", "needs a method"]),
+    ("!", 1, ["a grid is a mapping", "nothing"]),
+    ("!- 1\n", 1, ["a grid is a mapping"]),
+    ("!name: x\n", 1, ["dataset is missing"]),
+    ("!%YAML 1.1\n---\nname: x\n", 2, ["YAML 1.2"]),
+    ("!" + HEAD.replace("small", "../../x"), 1, ["name", "'../../x'"]),
+    ("!" + HEAD.replace("small", ".hidden"), 1, ["name", "leading dot"]),
+    ("!" + HEAD.replace("small", "<script>"), 1, ["name"]),
+    ("!" + HEAD.replace("small", "x" * 300), 1, ["name"]),
+    ("!" + HEAD.replace("small", "/etc/passwd"), 1, ["name"]),
+    ("!" + HEAD.replace("small", "12"), 1, ["name", "got 12"]),
+    ("!" + HEAD.replace("epochs: 2", "epochs: 2.5"), 5, ["train.epochs", "integer"]),
+    ("!" + HEAD.replace("lr: 0.1", "lr: 0"), 4, ["optimizer.sgd.lr", "greater than 0"]),
+    ("!" + HEAD.replace("lr: 0.1, ", ""), 4, ["optimizer.sgd", "lr is missing"]),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "parts"), NASTY, ids=range(len(NASTY)))
+def test_a_nasty_file_is_refused_with_its_line_and_key(text: str, line: int, parts: list[str]) -> None:
+    whole = text[1:] if text.startswith("!") else HEAD + text
+    started = time.process_time()
+    with pytest.raises((InvalidGrid, PluginError)) as caught:
+        load_text(whole, "g.yaml", catalog=CATALOGUE)
+    assert time.process_time() - started < 1.0
+    message = str(caught.value)
+    assert caught.value.exit_code == (3 if isinstance(caught.value, PluginError) else 2)
+    at_line = [one for one in message.split("\n") if one.startswith(f"g.yaml:{line} ")]
+    assert any(all(part in one for part in parts) for one in at_line), message
+    assert "\x1b" not in message
+    assert "Traceback" not in message
+
+
+def test_there_are_more_than_forty_nasty_files() -> None:
+    assert len(NASTY) >= 40
+
+
+def test_documented_values_of_yaml_1_2() -> None:
+    text = "a: 1e-3\nb: no\nc: 010\nd: 1:30\ne: 2024-01-01\nf: 0x1F\ng: 0o17\nh: ~\ni: +12\nj: .5\nk: 1_000\non: True\nm: '1'\nn: 1.\n"
+    assert parse(text, "g").data == {
+        "a": 0.001,
+        "b": "no",
+        "c": 10,
+        "d": "1:30",
+        "e": "2024-01-01",
+        "f": 31,
+        "g": 15,
+        "h": None,
+        "i": 12,
+        "j": 0.5,
+        "k": "1_000",
+        "on": True,
+        "m": "1",
+        "n": 1.0,
+    }
+
+
+def test_byte_order_mark_and_crlf_are_fine(tmp_path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode())
+    assert load_grid(str(path), catalog=CATALOGUE).digest == grid_of("").digest
+
+
+def test_all_problems_come_in_one_message() -> None:
+    with pytest.raises(InvalidGrid) as caught:
+        grid_of("density: 2\nseeds: -1\naxes: {layer: [cssr], train.epoch: [1]}\nfoo: 1\ncontrol_arms: [x]\n")
+    problems = caught.value.problems
+    assert len(problems) == 6
+    assert problems == sorted(problems, key=lambda p: int(re.match(r"g\.yaml:(\d+)", p).group(1)))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfename", b"name: \x80", "name: ä".encode("utf-16")])
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path, content: bytes) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="UTF-8"):
+        load_grid(str(path), catalog=CATALOGUE)
+
+
+def test_what_is_no_regular_file_is_never_read(tmp_path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    big = tmp_path / "big.yaml"
+    with big.open("wb") as stream:
+        stream.truncate(10 * 2**30)  # sparse
+    started = time.process_time()
+    for path, match in ((tmp_path / "fifo", "regular"), (tmp_path, "directory"), (big, "bytes"), ("/dev/zero", "regular")):
+        with pytest.raises(UserError, match=match):
+            load_grid(str(path), catalog=CATALOGUE)
+    for name in ("nowhere.yaml", "a\0b", "x" * 5000):
+        with pytest.raises(UserError, match="no grid file"):
+            load_grid(name, catalog=CATALOGUE)
+    assert time.process_time() - started < 1.0
+
+
+def test_a_typo_of_a_shipped_name_gets_a_suggestion() -> None:
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        load_grid("quikstart", catalog=CATALOGUE)
+
+
+def test_set_overrides_and_names_itself_in_problems() -> None:
+    grid = grid_of("", set_=("train.epochs=7", "seeds=[4]", "optimizer={sgd: {lr: 1e-3}}"))
+    assert (grid.base["train"]["epochs"], tuple(grid.seeds), grid.base["optimizer"]["sgd"]["lr"]) == (7, (4,), 0.001)
+    for wrong, match in (("train.epoch=7", "did you mean 'epochs'"), ("density=nan", "density"), ("x", "KEY=VALUE"), ("a=[", "not YAML")):
+        with pytest.raises(UserError, match=match):
+            grid_of("", set_=(wrong,))
+
+
+def _one_edit(word: str, rng: random.Random) -> str:
+    at, letter = rng.randrange(len(word)), rng.choice("abcdefghijklmnopqrstuvwxyz")
+    return rng.choice(
+        [word[:at] + word[at + 1 :], word[:at] + letter + word[at:], word[:at] + letter + word[at + 1 :], word[: at + 1] + word[at:]]
+    )
+
+
+def test_one_edit_typos_get_the_right_suggestion_first() -> None:
+    """BI-04, the parts that are a grid's: keys, plugin names and parameter names."""
+    rng = random.Random(4)
+    cases = [(key, lambda t: f"{t}: 1\n") for key in ROOT]
+    cases += [(name, lambda t: f"layer: {t}\n") for name in CATALOGUE.names("layer")]
+    cases += [(name, lambda t: f"method: {{rewirer: {t}}}\n") for name in CATALOGUE.names("rewirer")]
+    cases += [(name, lambda t: f"method: {{rewirer: {{rigl: {{{t}: 1}}}}}}\n") for name in ("every", "drop_fraction")]
+    cases += [(name, lambda t: f"train: {{epochs: 1, {t}: 1}}\n") for name in ("batch_size", "weight_decay", "precision")]
+    known = {word for word, _ in cases}
+    right = n = 0
+    while n < 100:
+        word, text = rng.choice(cases)
+        typo = _one_edit(word, rng)
+        if typo in known or len(typo) < 3 or word in ("set",):  # "set" has neighbours that are as close
+            continue
+        n += 1
+        with pytest.raises(InvalidGrid) as caught:
+            load_text(
+                (HEAD if "train" not in text(typo) else HEAD.replace("train: {epochs: 2}\n", "")) + text(typo), "g", catalog=CATALOGUE
+            )
+        right += f"did you mean {word!r}" in str(caught.value)
+    assert right >= 95
+
+
+WORDS = st.sampled_from(
+    [*ROOT, "axes", "seeds", "include", "exclude", "when", "value", "values", "dense", "set", "csr", "mlp", "train.epochs"]
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=8),
+    WORDS,
+    st.sampled_from(["1e400", "0x", "<<", "&a"]),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=4)), max_leaves=12
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(WORDS, VALUES, max_size=5))
+def test_any_structure_is_a_grid_or_a_user_error(extra: dict) -> None:
+    whole = {**dict(line.split(": ", 1) for line in HEAD.splitlines()), **{key: _flow(value) for key, value in extra.items()}}
+    text = "".join(f"{key}: {value}\n" for key, value in whole.items())
+    with contextlib.suppress(UserError):
+        assert load_text(text, "g.yaml", catalog=CATALOGUE).digest
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=200))
+@example("a: [\n- ")
+@example("%TAG ! x\n--- !a b")
+@example("? ")
+@example("--- |\n  a\x85b")
+def test_any_text_is_a_grid_or_a_user_error(text: str) -> None:
+    with pytest.raises(UserError):
+        load_text(text, "g.yaml", catalog=CATALOGUE)
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(inner) for inner in value) + "]"
+    return "~" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
