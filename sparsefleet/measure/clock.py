@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from sparsefleet.measure.cpus import cpus_allowed
+
 Call = Callable[[Any], object]
 _PROC_STAT = Path("/proc/stat")
 
@@ -128,13 +130,6 @@ def clock_for(device: str, threads: int | None = None) -> Clock:
         torch = sys.modules.get("torch")
         threads = torch.get_num_threads() if torch else 1
     return CpuClock(threads)
-
-
-def cpus_allowed() -> frozenset[int]:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
 
 
 def read_machine(cpus: frozenset[int]) -> Machine | None:

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sparsefleet.measure.clock import cpus_allowed
+from sparsefleet.measure.cpus import cpus_allowed
 from sparsefleet.trial.spec import digest
 
 NOT_READABLE = "not readable"

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from sparsefleet.measure.clock import CpuClock, cpus_allowed, read_machine
+from sparsefleet.measure.clock import CpuClock, read_machine
 from sparsefleet.measure.contention import windows
+from sparsefleet.measure.cpus import cpus_allowed
 from sparsefleet.measure.estimate import Plan, compare
 from sparsefleet.measure.trust import doubts, note
 

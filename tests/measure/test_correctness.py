@@ -54,7 +54,10 @@ def check(module: nn.Module, *, gradients: bool = True, precision: str = "fp32",
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_honest_layers_pass(seed: int) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_honest_layers_pass(seed: int, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not whole:
+        monkeypatch.setattr(correctness, "MAX_WHOLE_SITES", 0)
     conn, bias = draw(50, 40, 400, seed)
     found = check(CsrLinear(conn, bias), seed=seed)
     assert found.ok, found.reason
@@ -106,6 +109,7 @@ def test_a_cached_output_is_caught() -> None:
 def test_large_layers_are_sampled_and_still_catch_a_wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correctness, "MAX_PRODUCTS", 1000)
     monkeypatch.setattr(correctness, "MAX_DENSE_SITES", 0)
+    monkeypatch.setattr(correctness, "MAX_WHOLE_SITES", 0)
     conn, bias = draw(50, 40, 400)
     found = check(CsrLinear(conn, bias))
     assert found.ok
