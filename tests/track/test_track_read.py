@@ -1,0 +1,81 @@
+"""Rows from MLflow alone equal rows from the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_track_upload import full_home
+from track_homes import commit, enter_sweep
+from track_state import trial_runs
+
+from sparsefleet.errors import BackendUnreachable, IntegrityError, UserError
+from sparsefleet.ledger import open_ledger, read_ledger
+from sparsefleet.report import compare
+from sparsefleet.track import names, read, server
+from sparsefleet.track.upload import Following, drain
+
+SWEEP = "quick-12345678"
+
+
+def uploaded(home: Path) -> str:
+    uri = server.local_uri(home)
+    assert drain(home, uri, Following()) == 0
+    return uri
+
+
+def test_rows_and_the_table_are_those_of_the_ledger(home: Path) -> None:
+    full_home(home)
+    trials, timings = read.rows("quick", uploaded(home))
+    with read_ledger(home) as ledger:
+        of_ledger = [replace(row, resources={}, limits={}, request={}) for row in ledger.trials(SWEEP)]
+        times = ledger.timings(SWEEP)
+    assert trials == of_ledger
+    assert timings == times
+    assert compare.rows(trials, timings) == compare.rows(of_ledger, times)
+
+
+def test_trials_without_a_record_have_the_ledgers_state(home: Path) -> None:
+    trials = enter_sweep(home, 4)
+    commit(home, SWEEP, trials[0])
+    with open_ledger(home) as ledger:
+        ledger.lease(trials[1].key, SWEEP, "here")
+        ledger.end_attempt(trials[1].key, 1, "TIMEOUT", "60 s", requeue=False, final_state="TIMEOUT")
+        ledger.set_sweep_state(SWEEP, "CANCELLED")
+        wanted = [(row.state, row.reason, row.attempts) for row in ledger.trials(SWEEP)]
+    rows, _ = read.rows(SWEEP, uploaded(home))
+    assert [(row.state, row.reason, row.attempts) for row in rows] == wanted
+    assert [row.state for row in rows] == ["SUCCEEDED", "TIMEOUT", "CANCELLED", "CANCELLED"]
+
+
+def test_a_sweep_that_shares_trials_reads_them_too(home: Path) -> None:
+    full_home(home)
+    enter_sweep(home, 2, sweep="other-87654321", name="other")
+    with open_ledger(home) as ledger:
+        ledger.set_sweep_state("other-87654321", "DONE")
+    rows, _ = read.rows("other", uploaded(home))
+    assert [row.state for row in rows] == ["SUCCEEDED", "SUCCEEDED"]
+    assert all(row.record for row in rows)
+
+
+def test_an_altered_record_is_refused(home: Path) -> None:
+    full_home(home)
+    uri = uploaded(home)
+    client = server.connect(uri)
+    client.log_text(trial_runs(client)[0].info.run_id, "{}", names.RECORD_JSON)
+    with pytest.raises(IntegrityError, match=r"record\.json"):
+        read.rows("quick", uri)
+
+
+def test_unknown_sweeps_and_servers_are_said(home: Path) -> None:
+    full_home(home)
+    uri = uploaded(home)
+    with pytest.raises(UserError, match="unknown sweep 'wide'") as unknown:
+        read.rows("wide", uri)
+    assert SWEEP in str(unknown.value)
+    with pytest.raises(UserError, match="no MLflow database"):
+        read.rows("quick", server.local_uri(home / "elsewhere"))
+    with pytest.raises(BackendUnreachable, match="did not answer") as away:
+        read.rows("quick", "http://someone:secret@127.0.0.1:9")
+    assert "secret" not in str(away.value)

@@ -1,0 +1,163 @@
+"""A real MLflow server: away while a grid runs, killed while it is written to, opened in a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_track_upload import TABLE, full_home
+from track_homes import filled_home, upload
+from track_state import trial_runs
+
+from sparsefleet.errors import BackendUnreachable
+from sparsefleet.ledger import open_ledger
+from sparsefleet.track import names, read, server, ui
+from sparsefleet.track.upload import UNREACHABLE, Following, drain, finish, spawn
+
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
+
+@contextmanager
+def serving(home: Path, port: int = 0) -> Iterator[str]:
+    """MLflow's server for the database of ``home``, in a process group that is killed at the end."""
+    process, address = ui.start(home, port)
+    try:
+        yield address
+    finally:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    import psutil
+
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
+    process.wait()
+
+
+@pytest.fixture
+def server_home(tmp_path: Path, empty_database: Path) -> Path:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
+
+
+def test_what_was_left_while_the_server_was_away_is_uploaded_later_once(home: Path, server_home: Path) -> None:
+    trials = filled_home(home, 6)
+    port = ui._free_port()
+    begun = time.monotonic()
+    away = upload(home, f"http://127.0.0.1:{port}")
+    assert away.returncode == UNREACHABLE, away.stderr
+    assert time.monotonic() - begun < 40
+    with open_ledger(home) as ledger:
+        assert ledger.outbox_size() == 8 - 1  # the sweep's start was replaced by its end
+        assert {item.attempts for item in ledger.outbox()} == {0}
+    with serving(server_home, port) as address:
+        assert upload(home, address).returncode == 0
+        assert upload(home, address).returncode == 0
+        runs = trial_runs(server.connect(address))
+        assert sorted(run.data.tags[names.TRIAL_KEY] for run in runs) == sorted(trial.key for trial in trials)
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        rows, _ = read.rows("quick", address)
+        with open_ledger(home) as ledger:
+            assert [row.record for row in rows] == [row.record for row in ledger.trials("quick-12345678")]
+
+
+def test_a_server_that_is_killed_twice_in_the_middle_loses_and_doubles_nothing(home: Path, server_home: Path) -> None:
+    trials = filled_home(home, 12)
+    port = ui._free_port()
+    process, address = ui.start(server_home, port)
+    uploader = spawn(home, address)
+    client = server.connect(server.local_uri(server_home))
+    for wanted in (3, 7):
+        end = time.monotonic() + 90
+        while len(trial_runs(client)) < wanted:
+            assert time.monotonic() < end, (home / "uploader.log").read_text()
+            time.sleep(0.02)
+        _kill(process)
+        process, address = ui.start(server_home, port)
+    try:
+        assert finish(uploader, 120), (home / "uploader.log").read_text()
+    finally:
+        _kill(process)
+    runs = trial_runs(client)
+    assert sorted(run.data.tags[names.TRIAL_KEY] for run in runs) == sorted(trial.key for trial in trials)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        assert run.data.metrics[names.ACCURACY] == next(0.9 + t.ordinal / 1000 for t in trials if t.key == run.data.tags[names.TRIAL_KEY])
+        assert len(client.get_metric_history(run.info.run_id, "curve/lr")) == 30
+        assert len(client.get_run(run.info.run_id).outputs.model_outputs) == 1
+
+
+def test_the_ui_listens_on_the_loopback_only_and_refuses_other_hosts(home: Path) -> None:
+    import urllib.error
+    import urllib.request
+
+    import psutil
+
+    with serving(home) as address:
+        port = int(address.rpartition(":")[2])
+        places = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+        assert places <= {"127.0.0.1"}
+        evil = urllib.request.Request(f"{address}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(evil)
+        assert refused.value.code == 403
+
+
+def test_the_ui_of_a_home_without_uploads_says_so(tmp_path: Path) -> None:
+    from sparsefleet.errors import UserError
+
+    with pytest.raises(UserError, match="no MLflow database"):
+        ui.start(tmp_path)
+
+
+def test_a_port_that_is_taken_is_said(home: Path) -> None:
+    with serving(home) as address, pytest.raises(BackendUnreachable, match="did not start"):
+        second, _ = ui.start(home, int(address.rpartition(":")[2]))
+        os.kill(second.pid, signal.SIGKILL)
+
+
+@pytest.mark.browser
+def test_the_ui_shows_the_sweep_its_table_and_a_mask_picture(home: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "install Chromium, or leave the browser tests out: -m 'not browser'"
+    full_home(home)
+    assert drain(home, server.local_uri(home), Following()) == 0
+    client = server.connect(server.local_uri(home))
+    sparse = next(run for run in trial_runs(client) if run.data.tags[names.ARM] == "sparse")
+    with serving(home) as address:
+        sweep = ui.link(address, "quick", server.local_uri(home))
+        page = seen(chromium, sweep, tmp_path / "sweep", r"0\.901")
+        assert "quick-12345678" in page
+        table = re.search(r"<table[^>]*>.*?</table>", page, re.DOTALL)
+        assert table, "the note is not shown as a table"
+        assert [cell for row in TABLE.splitlines() for cell in ("rigl", "0.901") if cell in row] == ["rigl", "0.901"]
+        charts = sweep.rpartition("/")[0] + f"/{sparse.info.run_id}/model-metrics"
+        page = seen(chromium, charts, tmp_path / "trial", r"get-artifact[^\"]*images")
+        assert re.search(r"<img[^>]*get-artifact[^>]*images[^>]*mask~0", page.replace("%7E", "~").replace("%2F", "/"))
+
+
+def seen(chromium: str, url: str, profile: Path, wanted: str) -> str:
+    """The page's DOM, once it contains the expression ``wanted`` or the last try is over."""
+    command = [
+        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1600,4000"),
+        *(f"--user-data-dir={profile}", "--virtual-time-budget=30000", "--dump-dom", url),
+    ]
+    page: Any = ""
+    for _ in range(3):
+        page = subprocess.run(command, capture_output=True, text=True, timeout=150).stdout
+        if re.search(wanted, page):
+            break
+    return str(page)
