@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparsefleet import Connections, Layer, hookimpl
 from sparsefleet.nn import Remap, SparseModule
-from sparsefleet.ops.csr import CsrPattern, csr_linear, csr_pattern, top_absent_products
+from sparsefleet.ops.csr import CsrPattern, csr_linear, csr_pattern, rows_of, top_absent_products
 
 
 class CsrLinear(SparseModule):
@@ -64,9 +64,7 @@ class CsrLinear(SparseModule):
         self._seen.append(grad.detach().reshape(-1, self.n_out))
 
     def flat_sites(self) -> Tensor:
-        fan_in = (self.crow[1:] - self.crow[:-1]).long()
-        row = torch.repeat_interleave(torch.arange(self.n_out, device=fan_in.device), fan_in, output_size=self.col.numel())
-        return row * self.n_in + self.col
+        return rows_of(self.crow, self.col.numel()) * self.n_in + self.col
 
     def values(self) -> Tensor:
         return self.values_.detach()

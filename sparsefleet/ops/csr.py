@@ -18,7 +18,10 @@ with warnings.catch_warnings():  # torch says once per process that CSR is in be
     torch.sparse_csr_tensor([0, 0], torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1), check_invariants=False)
 
 _INT32_MAX = 2**31 - 1
-_BLOCK_ELEMENTS = 1 << 19
+_FIRST_UNITS = 1 << 14
+_SAMPLE = 1 << 16
+_TILE_ROWS, _TILE_COLS = 256, 2048
+_SLACK = 1.0 + 1e-5  # a product may exceed its bound by rounding
 
 
 class CsrPattern(NamedTuple):
@@ -47,13 +50,19 @@ def csr_pattern(row: Tensor, col: Tensor, shape: tuple[int, int]) -> CsrPattern:
     """
     kind = torch.int32 if max(*shape, row.numel()) <= _INT32_MAX else torch.int64
     order = torch.argsort(col, stable=True)
-    return CsrPattern(shape, _pointer(row, shape[0], kind), col.to(kind), _pointer(col, shape[1], kind), row[order].to(kind), order)
+    return CsrPattern(shape, _pointer(row, shape[0], kind), col.to(kind), _pointer(col[order], shape[1], kind), row[order].to(kind), order)
 
 
-def _pointer(index: Tensor, n: int, kind: torch.dtype) -> Tensor:
-    pointer = torch.zeros(n + 1, dtype=kind, device=index.device)
-    torch.cumsum(torch.bincount(index, minlength=n), 0, out=pointer[1:], dtype=kind) if index.numel() else None
-    return pointer
+def _pointer(ascending: Tensor, n: int, kind: torch.dtype) -> Tensor:
+    """``(n + 1,)`` where each value of ``ascending`` begins; two int32 arrays of n at the peak."""
+    wanted = torch.arange(n + 1, dtype=kind, device=ascending.device)
+    return torch.searchsorted(ascending.to(kind), wanted, out_int32=kind == torch.int32)
+
+
+def rows_of(crow: Tensor, nnz: int) -> Tensor:
+    """``(nnz,)`` int64 row of every entry, in memory O(nnz)."""
+    entry = torch.arange(nnz, dtype=crow.dtype, device=crow.device)
+    return torch.searchsorted(crow[1:], entry, right=True)
 
 
 def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -111,8 +120,8 @@ def csr_linear(x: Tensor, values: Tensor, pattern: CsrPattern, bias: Tensor | No
 def top_absent_products(x: Tensor, grad: Tensor, present: Tensor, k: int) -> Tensor:
     """``(2, k)`` absent sites with the largest ``|gradᵀ x|``, ties by position, ascending; never holds out × in.
 
-    Exact: output units are visited in order of the norm of their gradient column, and a block of products is skipped only when the
-    Cauchy–Schwarz bound of its norms lies below the k-th best product found so far.
+    Exact, by branch and bound: the units with the largest norms are searched first, and a unit or a tile is left out only when the
+    Cauchy–Schwarz bound of its norms lies below the k-th best product found.
 
     Args:
         x: ``(batch, n_in)`` the layer's input.
@@ -120,35 +129,54 @@ def top_absent_products(x: Tensor, grad: Tensor, present: Tensor, k: int) -> Ten
         present: ``(nnz,)`` int64 ascending flat positions that do not count.
         k: at most the number of absent sites.
     """
-    n_in, n_out = x.shape[1], grad.shape[1]
-    x_norm, x_order = torch.sort(_column_norm(x), descending=True, stable=True)
-    g_norm, g_order = torch.sort(_column_norm(grad), descending=True, stable=True)
-    best, where = x.new_empty(0, dtype=x.dtype), present.new_empty(0)
-    ascending_norm = x_norm.flip(0)
-    slack = 1.0 + 1e-5  # a product may exceed its bound by rounding
-    start = 0
-    while start < n_out and k:
-        floor = best[-1] if best.numel() == k else best.new_tensor(-1.0)
-        if bool(g_norm[start] * x_norm[0] * slack < floor):
-            break
-        useful = n_in
-        if bool(floor > 0):
-            limit = floor / (g_norm[start] * slack)
-            useful = n_in - int(torch.searchsorted(ascending_norm, limit))
-        cols = min(max(useful, 1), _BLOCK_ELEMENTS)
-        rows = max(1, min(_BLOCK_ELEMENTS // cols, n_out - start))
-        chosen_rows = g_order[start : start + rows]
-        for first in range(0, useful, cols):
-            chosen_cols = x_order[first : min(first + cols, useful)]
-            best, where = _merge(best, where, (x[:, chosen_cols], grad[:, chosen_rows]), (chosen_rows, chosen_cols), present, (k, n_in))
-        start += rows
+    n_in = x.shape[1]
+    x_norm, g_norm = (torch.linalg.vector_norm(side, dim=0) for side in (x, grad))
+    n_wanted, found = _FIRST_UNITS, False
+    where = present.new_empty(0)
+    while k and not found:
+        rows, row_norm, row_rest = _largest(g_norm, n_wanted)
+        cols, col_norm, col_rest = _largest(x_norm, n_wanted)
+        best, where = _search((x, grad), (rows, row_norm), (cols, col_norm), present, k)
+        missed = _SLACK * max(row_rest * float(x_norm.max()), col_rest * float(g_norm.max()))
+        found = missed < 0 or (best.numel() == k and missed < float(best[-1]))
+        n_wanted *= 16
     flat = torch.sort(where).values
     return torch.stack([flat // n_in, flat % n_in])
 
 
-def _column_norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=0)
-    return norm
+def _largest(norm: Tensor, n: int) -> tuple[Tensor, Tensor, float]:
+    """About the ``n`` units of largest norm, in descending order, their norms, and the largest norm left out (-1 if none is)."""
+    if n >= norm.numel():
+        chosen, rest = torch.arange(norm.numel(), device=norm.device), -1.0
+    else:
+        sample = torch.sort(norm[:: max(1, norm.numel() // _SAMPLE)]).values
+        limit = sample[-max(1, n * sample.numel() // norm.numel())]
+        inside = norm >= limit
+        chosen = torch.nonzero(inside).flatten()
+        rest = float(torch.where(inside, -1.0, norm).max())
+    order = torch.argsort(norm[chosen], descending=True, stable=True)
+    return chosen[order], norm[chosen[order]], rest
+
+
+def _search(
+    operands: tuple[Tensor, Tensor],
+    rows: tuple[Tensor, Tensor],
+    cols: tuple[Tensor, Tensor],
+    present: Tensor,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The k largest absent products among the given units (index and norm, descending), tile by tile."""
+    (x, grad), (row, row_norm), (col, col_norm) = operands, rows, cols
+    best, where = x.new_empty(0), present.new_empty(0)
+    for i in range(0, row.numel(), _TILE_ROWS):
+        for j in range(0, col.numel(), _TILE_COLS):
+            if best.numel() == k and float(row_norm[i] * col_norm[j]) * _SLACK < float(best[-1]):
+                break  # every later tile of these rows has smaller norms
+            units = row[i : i + _TILE_ROWS], col[j : j + _TILE_COLS]
+            best, where = _merge(best, where, (x[:, units[1]], grad[:, units[0]]), units, present, (k, x.shape[1]))
+        if best.numel() == k and float(row_norm[i] * col_norm[0]) * _SLACK < float(best[-1]):
+            break
+    return best, where
 
 
 def _merge(

@@ -73,7 +73,8 @@ def test_bfloat16_inputs_under_autocast():
 @pytest.mark.parametrize("k", [0, 1, 5, 40])
 @pytest.mark.parametrize("seed", range(4))
 def test_best_absent_products_equal_the_dense_search(k, seed, monkeypatch):
-    monkeypatch.setattr("sparsefleet.ops.csr._BLOCK_ELEMENTS", 64)  # many blocks
+    for name, value in (("_TILE_ROWS", 2), ("_TILE_COLS", 4), ("_FIRST_UNITS", 3), ("_SAMPLE", 6)):  # many tiles, several rounds
+        monkeypatch.setattr(f"sparsefleet.ops.csr.{name}", value)
     gen = torch.Generator().manual_seed(seed)
     x, grad = torch.randn(6, 13, generator=gen, dtype=torch.float64), torch.randn(6, 9, generator=gen, dtype=torch.float64)
     grad *= torch.logspace(0, -6, 9, dtype=torch.float64)  # most blocks can be skipped
