@@ -66,10 +66,10 @@ def work(n: int, size: int, seed: int) -> Callable[[torch.Tensor], torch.Tensor]
     weight = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            for _ in range(n):
+        for _ in range(n):
+            with torch.inference_mode():  # inside: whatever is paid once per call would make the truth differ from n / m
                 out = weight @ x
-            return out
+        return out
 
     return call
 
