@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
 
 MAX_TRIALS = 10_000
+"""What the grid names; the twins and control arms that the product adds are not counted against it."""
 EXPANDED_UP_TO = 1_000
 """Grids of more points are counted without expansion."""
 
@@ -110,7 +111,7 @@ class Plan:
         return [*lines, *([f"  note   … and in {more} more ways"] if more > 0 else []), self._next()]
 
     def _next(self) -> str:
-        over = f" --max-trials {self.trials}" if self.trials > MAX_TRIALS else ""
+        over = f" --max-trials {self.points}" if self.points > MAX_TRIALS else ""
         return f"next: sparsefleet submit grid {self.path}{over}"
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,100}")
 MAX_INCLUDE_SEEDS = 10_000
-_OTHER_KEYS = ("name", "seeds", "axes", "include", "exclude", "dense", "control_arms", "measure", "max_parallel")
+OTHER_KEYS = ("name", "seeds", "axes", "include", "exclude", "dense", "control_arms", "measure", "max_parallel")
 _LATER_ARMS = ("shuffled-mask", "reinit-mask")
 _SHORT: dict[str, str] = {"pruner": "method.pruner", "rewirer": "method.rewirer"}
 
@@ -42,9 +42,9 @@ class _GridReader:
 
     def read(self) -> Grid | None:
         for key, value in self.settings:
-            if key in _OTHER_KEYS:
+            if key in OTHER_KEYS:
                 self.data[key] = value.data
-        known = [*ROOT, *_OTHER_KEYS]
+        known = [*ROOT, *OTHER_KEYS]
         for key in self.data:
             if key not in known and "." not in key:
                 self.source.report((key,), f"unknown key {key!r}; {did_you_mean(key, known)}")
@@ -83,7 +83,7 @@ class _GridReader:
             if key in ROOT or "." in key:
                 given += self.vocabulary.read(tuple(key.split(".")), raw, (key,))
         for key, value in self.settings:
-            if key not in _OTHER_KEYS:
+            if key not in OTHER_KEYS:
                 n = len(self.source.problems)
                 given += self.vocabulary.read(tuple(key.split(".")), value.data, ())
                 self.source.problems[n:] = [(0, f"--set {key}: {text.split(' ', 1)[-1]}") for _, text in self.source.problems[n:]]
