@@ -159,8 +159,19 @@ def _mark_conflicts(entries: list[Entry]) -> list[Entry]:
     return sorted(marked, key=lambda e: (e.family, e.name, e.distribution))
 
 
+_kept: list[Catalog] = []
+
+
+def keep_catalog() -> Catalog:
+    """Look for plugins once: from now on ``catalog()`` of this process and of those forked from it gives this answer."""
+    _kept[:] = [catalog()]
+    return _kept[0]
+
+
 def catalog(refresh: bool = False) -> Catalog:
     """Every installed plugin, from the cache where the code has not changed."""
+    if _kept and not refresh:
+        return _kept[0]
     points = _points()
     keys: dict[_Point, str] = {}
     entries: list[Entry] = []
@@ -186,7 +197,12 @@ def catalog(refresh: bool = False) -> Catalog:
             if isinstance(found, str):
                 fresh[slot] = [asdict(_broken(point, keys[point], found))]
             else:
-                base: dict[str, Any] = {"distribution": point.distribution, "version": point.version, "module": point.module, "digest": keys[point]}
+                base: dict[str, Any] = {
+                    "distribution": point.distribution,
+                    "version": point.version,
+                    "module": point.module,
+                    "digest": keys[point],
+                }
                 fresh[slot] = [asdict(Entry(**base, **item)) for item in found]
         _save_cache({**cached, **fresh})
     entries += [Entry(**item) for items in fresh.values() for item in items]
@@ -327,6 +343,7 @@ def load_module(module: str) -> Any:
         raise PluginError(f"plugin module {module} failed to import", cause=f"{type(error).__name__}: {error}") from error
 
 
+@lru_cache(maxsize=256)
 def classes_of(module: Any) -> list[type[Plugin]]:
     """The plugin classes that a module's registration hooks return, checked.
 

@@ -35,14 +35,19 @@ from sparsefleet.fleet.processes import adopt_orphans, descendants, kill_descend
 PRELOAD = (
     "torch",
     "torch._dynamo",
-    "torch.nn",
     "torch.optim",
+    "numpy.ctypeslib",
     "safetensors.torch",
-    "numpy",
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.PpmImagePlugin",
     "sparsefleet.trial.run",
     "sparsefleet.fleet.bodies",
 )
-"""torch._dynamo because torch.optim imports it at the first optimizer of a process: a second in every child otherwise."""
+"""What every trial imports sooner or later. torch.optim imports torch._dynamo at the first optimizer of a process: a second in every child
+otherwise; Pillow its formats at the first picture."""
 MAX_PROCESSES = 64
 """More living descendants of one trial than this are a fork bomb."""
 _FROM_CHILD = (b"p", b"r", b"x", b"b")
@@ -64,18 +69,23 @@ def main(arguments: list[str]) -> None:
 
 def preload() -> None:
     """Import what trials need; what is installed but broken fails in the trial that needs it, where it is recorded."""
-    for name in (*PRELOAD, *_own_plugins()):
+    for name in PRELOAD:
         with suppress(Exception):
             import_module(name)
+    _load_own_plugins()
+    import_module("sparsefleet.measure.fingerprint").package_versions()
     gc.collect()
     gc.freeze()  # the collector of a child leaves these objects alone, so their pages stay shared
 
 
-def _own_plugins() -> list[str]:
-    """Modules of sparsefleet's own plugins. Anyone else's is imported in the child only: an import can change the process."""
-    from sparsefleet.registry import catalog
+def _load_own_plugins() -> None:
+    """The classes of sparsefleet's own plugins. Anyone else's are loaded in the child only: an import can change the process."""
+    from sparsefleet.registry import classes_of, keep_catalog
 
-    return sorted({entry.module for entry in catalog().entries if entry.state == "ok" and entry.distribution == "sparsefleet"})
+    for entry in keep_catalog().entries:
+        if entry.state == "ok" and entry.distribution == "sparsefleet":
+            with suppress(Exception):
+                classes_of(import_module(entry.module))
 
 
 def _listen(listener: socket.socket, alive: int) -> None:

@@ -115,7 +115,7 @@ def _software() -> dict[str, Any]:
         "libc": "-".join(platform.libc_ver()),
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "torch_build": torch.__config__.show(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
@@ -123,6 +123,12 @@ def _software() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # type: ignore[no-untyped-call]
     }
+
+
+@lru_cache(maxsize=1)
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of what computes; looked up once, since reading the metadata takes longer than a small trial's step."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _flags() -> dict[str, Any]:
