@@ -101,7 +101,8 @@ class MaskedModule(SparseModule):
     def set_topology(self, remap: Remap, values: Tensor) -> None:
         flat_mask, flat_weight = self.mask.view(-1), self.weight_parameter.detach().view(-1)
         flat_mask[remap.dropped] = False
-        flat_weight[remap.dropped] = 0
+        if not self.keeps_absent:
+            flat_weight[remap.dropped] = 0
         flat_mask[remap.grown] = True
         flat_weight[remap.flat] = values
         self._flat = remap.flat
@@ -129,8 +130,9 @@ class MaskedModule(SparseModule):
         return grad.reshape(self.matrix_shape)
 
     def enforce(self) -> None:
-        with torch.no_grad():
-            self.weight_parameter.mul_(self.mask)
+        if not self.keeps_absent:
+            with torch.no_grad():
+                self.weight_parameter.mul_(self.mask)
 
     def connections(self, rng: Rng | None = None) -> Connections:
         conn = super().connections(rng)

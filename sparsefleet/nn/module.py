@@ -45,6 +45,8 @@ class SparseModule(nn.Module):
     execution: str = ""
     kernel: int = 1
     """Elements of a convolution's kernel."""
+    keeps_absent: bool = False
+    """Dense-stored modules only: absent weights keep their stored value, for methods that let connections return."""
     is_last: bool = False
     """The network's output layer."""
     init_key: int = 0

@@ -37,6 +37,7 @@ class Topology:
         optimizer: its slots follow every change; None before training.
         seed: all draws are functions of (seed, purpose, layer, step).
         shapes: weight shapes for distributions that look at the kernel; default: the matrix shapes.
+        asked: each layer's budget, for rewirers that vary nnz; default: what it has now.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Topology:
         optimizer: torch.optim.Optimizer | None,
         seed: int,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        asked: Mapping[str, int] | None = None,
     ) -> None:
         self.modules = dict(modules)
         self.optimizer = optimizer
         self.seed = seed
         self.shapes = dict(shapes or {name: module.matrix_shape for name, module in modules.items()})
+        self.asked = dict(asked or {name: module.nnz for name, module in modules.items()})
 
     @property
     def nnz(self) -> int:
@@ -93,10 +96,10 @@ class Topology:
         per_row: bool = False,
         only: str | None = None,
     ) -> list[Change]:
-        """Removes the lowest scores until the layers together have ``density``; what is gone stays gone.
+        """Removes the lowest scores until the layers together have ``density``; what is gone stays gone, unless all sites are scored.
 
         Args:
-            scores: ``(nnz,)`` per layer.
+            scores: ``(nnz,)`` per layer, or ``(n_out, n_in)`` of a pruner that lets connections return.
             distribution: ``global`` compares scores across layers, each of which keeps at least one connection; the others give each
                 layer its own budget.
             per_row: every output unit of a layer keeps the same number, up to one.
@@ -107,7 +110,7 @@ class Topology:
             raise PluginError("distribution 'global' compares layers, and a sequential pruner scores them one by one", fix="use uniform")
         chosen = self.modules if only is None else {only: self.modules[only]}
         for name, module in chosen.items():
-            if scores[name].shape != (module.nnz,):
+            if scores[name].shape not in ((module.nnz,), module.matrix_shape):
                 raise PluginError(f"layer {name!r}: scores must have shape ({module.nnz},), got {tuple(scores[name].shape)}")
         if distribution == "global":
             budget = self._global_budget(scores, density)
@@ -116,31 +119,48 @@ class Topology:
         changes = []
         for name, module in chosen.items():
             n_keep, conn = min(budget[name], module.nnz), module.connections()
+            of_sites = scores[name].dim() == 2
+            present, score = conn.flat, scores[name].reshape(-1)
+            if of_sites:
+                flat = torch.arange(conn.n_sites, device=present.device)
+                conn = replace(conn, row=flat // conn.n_in, col=flat % conn.n_in)
             if per_row:
                 share = torch.arange(conn.n_out, 0, -1, device=conn.row.device).sub_(1)  # the remainder goes to the first rows
-                keep = keep_best_per_row(scores[name], conn.row, (n_keep + share) // conn.n_out)
+                keep = keep_best_per_row(score, conn.row, (n_keep + share) // conn.n_out)
             else:
-                keep = keep_by_pattern(scores[name], conn, n_keep, pattern, module.kernel)
-            changes.append(self._change(name, keep, torch.empty((2, 0), dtype=torch.int64, device=keep.device)))
+                keep = keep_by_pattern(score, conn, n_keep, pattern, module.kernel)
+            new = torch.empty((2, 0), dtype=torch.int64, device=keep.device)
+            if of_sites:
+                returning, keep = keep.clone(), keep[present]
+                returning[present] = False
+                new = torch.stack([conn.row[returning], conn.col[returning]])
+            changes.append(self._change(name, keep, new))
         return changes
 
     def _global_budget(self, scores: Mapping[str, Tensor], density: float) -> dict[str, int]:
         n_keep = min(total_nnz(self.n_sites, density), self.nnz)
-        keep = keep_best(torch.cat([scores[name].detach().double() for name in self.modules]), n_keep)
-        counts = [int(part.sum()) for part in torch.split(keep, [module.nnz for module in self.modules.values()])]
+        keep = keep_best(torch.cat([scores[name].detach().double().reshape(-1) for name in self.modules]), n_keep)
+        counts = [int(part.sum()) for part in torch.split(keep, [scores[name].numel() for name in self.modules])]
         while 0 in counts and max(counts) > 1:  # no layer may disconnect the network
             counts[counts.index(max(counts))] -= 1
             counts[counts.index(0)] += 1
         return dict(zip(self.modules, counts, strict=True))
 
     def score(self, pruner: Pruner, step: int) -> dict[str, Tensor]:
-        """``pruner.score`` of every layer."""
-        return {name: pruner.score(conn) for name, conn in self.connections("prune", step).items()}
+        """``pruner.score`` of every layer, or ``score_sites`` of a pruner that lets connections return."""
+        score = pruner.score_sites if pruner.revives else pruner.score
+        return {name: score(conn) for name, conn in self.connections("prune", step).items()}
 
     # Rewiring
 
+    def prepare(self, method: Pruner | Rewirer) -> None:
+        """What the method needs of its layers in a fresh and in a resumed trial."""
+        for module in self.modules.values():
+            module.keeps_absent = isinstance(method, Pruner) and method.revives
+
     def start(self, method: Pruner | Rewirer) -> None:
         """Gives every layer the method's first state."""
+        self.prepare(method)
         if isinstance(method, Rewirer):
             for name, conn in self.connections("state", 0).items():
                 self.modules[name].method_state = dict(method.initial_state(conn))
@@ -158,8 +178,10 @@ class Topology:
         """One update of every layer; the total number of connections stays."""
         layers = self.connections("rewire", progress.step)
         total = self.nnz
-        target = rewirer.redistribute(layers, progress) or {name: conn.nnz for name, conn in layers.items()}
-        if sum(target.values()) != total:
+        target = rewirer.redistribute(layers, progress)
+        if target is None:
+            target = self.asked if rewirer.varies_nnz else {name: conn.nnz for name, conn in layers.items()}
+        elif sum(target.values()) != total:
             raise PluginError(f"rewirer {rewirer.name!r} redistributed {total} connections into {sum(target.values())}")
         changes = []
         for name, conn in layers.items():
@@ -188,6 +210,8 @@ class Topology:
         state = {key: remap.gather(value) for key, value in old.state.items()}
         if rewirer is not None and remap.grown.numel():
             self._fill_grown(old, remap, values, state, rewirer)
+        elif old.dense is not None:
+            values[remap.source < 0] = old.dense.weight.reshape(-1)[remap.grown]
         self._remap_slots(module, remap, values)
         module.method_state = state
         return Change(name, remap.dropped.numel(), remap.grown.numel(), remap.flat.numel())

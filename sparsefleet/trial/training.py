@@ -75,10 +75,12 @@ class Training:
         self.log.every = max(1, self.total_steps // 200)
         self.network = self._network(checkpoint)
         self.optimizer = make_optimizer(spec.optimizer, spec.train, list(self.network.module.parameters()))
-        self.topology = Topology(self.network.sparse, self.optimizer, spec.seed, self.network.shapes)
+        self.topology = Topology(self.network.sparse, self.optimizer, spec.seed, self.network.shapes, self.network.nnz_asked)
         self._watch_always = bool(self.method and self.method.needs_dense)
         if self._watch_always:
             self.topology.watch_absent(True)
+        if self.method:
+            self.topology.prepare(self.method)
         if checkpoint:
             restore(self, checkpoint)
         else:
