@@ -11,7 +11,7 @@ from typing import Any, cast
 import click
 
 from sparsefleet.cli.session import Session, shared_options
-from sparsefleet.cli.talk import report_bug, report_error, say
+from sparsefleet.cli.talk import report_bug, report_error, report_usage, say
 from sparsefleet.errors import did_you_mean
 
 _VERBS = {
@@ -77,8 +77,7 @@ class Root(LazyGroup):
             sys.stdout.flush()
             return result if isinstance(result, int) else 0
         except click.ClickException as error:  # bad input: click names the option and the close match
-            error.show(sys.stderr)
-            return 2
+            return report_usage(error)
         except (click.Abort, KeyboardInterrupt):
             say("interrupted")
             return 130
@@ -101,7 +100,7 @@ def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     cls=Root,
     verbs=_VERBS,
     name="sparsefleet",
-    epilog="Example:\n\n  sparsefleet submit grid quickstart",
+    epilog="\b\nExample:\n  sparsefleet submit grid quickstart",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")

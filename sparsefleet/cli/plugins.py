@@ -18,7 +18,7 @@ _refresh = click.option("--refresh", is_flag=True, help="Describe every plugin a
 
 @click.group(epilog="\b\nExample:\n  sparsefleet plugins list")
 def plugins() -> None:
-    """The plugins that are installed, and what is wrong with the broken ones."""
+    """List the plugins, broken ones too."""
 
 
 def _list(session: Session, family: str | None, refresh: bool, as_json: bool) -> None:

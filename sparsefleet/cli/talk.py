@@ -62,6 +62,16 @@ def report_error(error: Exception, debug: bool) -> int | None:
     return error.exit_code
 
 
+def report_usage(error: click.ClickException) -> int:
+    """Prints what is wrong with a command line; 2."""
+    message = error.format_message()
+    click.echo(f"{_word('error')}: {plain(message[:1].lower() + message[1:], lines=True)}", err=True)
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        say(f"  fix:   {context.command_path} --help")
+    return 2
+
+
 def report_bug(error: Exception, session: Session) -> int:
     """One sentence and where the traceback lies; with --debug the traceback itself."""
     text = "".join(traceback.format_exception(error))

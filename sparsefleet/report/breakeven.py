@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from sparsefleet.report.labels import labels
+
 Row = Mapping[str, Any]
 
 
@@ -26,21 +28,25 @@ class BreakEven:
     density: float | None
     between: tuple[float, float] | None
     reason: str
+    trusted: bool
 
 
 def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
-    """One answer for each configuration that was timed; only measured speed-ups enter."""
+    """One answer for each configuration that was timed; only measured speed-ups with an interval enter."""
     points: dict[tuple[str, ...], dict[float, list[float]]] = {}
-    for row in rows:
-        if row["vs_dense_width"] is None or row["density_realised"] is None:
+    doubtful: set[tuple[str, ...]] = set()
+    models, layers = labels("model", rows), labels("layer", rows)
+    for row, model, layer in zip(rows, models, layers, strict=True):
+        if row["vs_dense_width"] is None or row["vs_dense_width_ci"] is None or row["density_realised"] is None:
             continue
         timing = row["timing"]
-        model = row["model"] + _text(row["model_params"])
         where = f"{timing['op']}, batch {timing['batch_size']}, {timing['dtype']}, {timing['device']}, {timing['threads']}"
-        method = ",".join(part for part in (row["method"], row["variant"], _text(row["setting"])) if part)
-        key = (row["dataset"] + _text(row["dataset_params"]), model, row["layer"] + _text(row["layer_params"]), method, row["arm"], where)
+        method = ",".join(part for part in (row["method"], row["variant"], json.dumps(row["setting"])) if part)
+        key = (row["dataset"] + json.dumps(row["dataset_params"]), model, layer, method, row["arm"], where)
         points.setdefault(key, {}).setdefault(row["density_realised"], []).append(row["vs_dense_width"])
-    return [_answer(key, {d: median(s) for d, s in found.items()}) for key, found in points.items()]
+        if not row["timing_trusted"]:
+            doubtful.add(key)
+    return [_answer(key, {d: median(s) for d, s in found.items()}, key not in doubtful) for key, found in points.items()]
 
 
 def crossing(points: Mapping[float, float]) -> tuple[float | None, tuple[float, float] | None, str]:
@@ -72,33 +78,28 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     for found in break_evens(rows):
         groups.setdefault((found.model, found.layer, found.conditions), []).append(found)
     if not groups:
-        return ["break-even: nothing was timed, so there is none to tell"]
+        return ["break-even: not bracketed; no speed-up was measured with an interval"]
     lines = []
     for (model, layer, _), members in groups.items():
         known = [m for m in members if m.density is not None and m.between is not None]
         what = f"break-even of {layer} on {model}"
+        doubt = "" if all(m.trusted for m in members) else "; not all of these timings are trusted"
         if known:
             densities = sorted(m.density for m in known if m.density is not None)
             spread = f", {densities[0]:.3g} to {densities[-1]:.3g} over {len(known)} configurations" if len(known) > 1 else ""
             low = min(m.between[0] for m in known if m.between)
             high = max(m.between[1] for m in known if m.between)
             lines.append(
-                f"{what}: faster than dense below density {median(densities):.3g}{spread} (interpolated between {low:.3g} and {high:.3g})"
+                f"{what}: faster than dense below density {median(densities):.3g}{spread} (interpolated between {low:.3g} and {high:.3g}){doubt}"
             )
         else:
             reasons = list(dict.fromkeys(m.reason for m in members))
-            lines.append(
-                f"{what}: not bracketed; {reasons[0]}" + (f"; {len(reasons) - 1} more configurations alike" if len(reasons) > 1 else "")
-            )
+            others = f"; {len(reasons) - 1} more configurations alike" if len(reasons) > 1 else ""
+            lines.append(f"{what}: not bracketed; {reasons[0]}{others}{doubt}")
     return lines
 
 
-def _answer(key: tuple[str, ...], points: Mapping[float, float]) -> BreakEven:
+def _answer(key: tuple[str, ...], points: Mapping[float, float], trusted: bool) -> BreakEven:
     _, model, layer, method, _, where = key
     density, between, reason = crossing(points)
-    return BreakEven(model, layer, method, where, density, between, reason)
-
-
-def _text(params: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name}={json.dumps(value)}" for name, value in params.items())
-    return f"({told})" if told else ""
+    return BreakEven(model, layer, method, where, density, between, reason, trusted)

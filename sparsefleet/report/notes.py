@@ -10,6 +10,7 @@ from sparsefleet.report.intervals import BOOTSTRAP_FROM
 
 Row = Mapping[str, Any]
 _MAX_FAILURES = 5
+_MAX_TIMINGS = 3
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -40,8 +41,14 @@ def _timing(rows: Sequence[Row]) -> list[str]:
             line = conditions(row["timing"])
             told[line] = told.get(line, 0) + 1
     lines = [f"timed: {line}" + (f" ({n} of {sum(told.values())} rows)" if len(told) > 1 else "") for line, n in told.items()]
-    own = sorted({f"{row['method']}: {row['timing_note']}" for row in rows if row["timing_note"] and row["arm"] != "dense"})
-    return [*lines, *(f"timing of {line}" for line in own[:_MAX_FAILURES])]
+    own = [
+        f"{row['method']} at density {row['density_asked']:g}: {row['timing_note']}"
+        for row in rows
+        if row["timing_note"] and row["arm"] != "dense"
+    ]
+    if len(own) > _MAX_TIMINGS:
+        return [*lines, *own[:_MAX_TIMINGS], f"and {len(own) - _MAX_TIMINGS} more timings with a note (compare --json)"]
+    return [*lines, *own]
 
 
 def _baselines(rows: Sequence[Row]) -> list[str]:

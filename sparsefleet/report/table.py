@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsefleet.report.labels import labels, short
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
 from sparsefleet.report.notes import notes
 from sparsefleet.report.plain import plain
@@ -48,21 +48,8 @@ def _named(name: str, rows: Sequence[Row]) -> Column:
     if name == "density_asked":
         return Column("density", [f"{row[name]:.4g}" if row[name] < 1 else "1" for row in rows])
     if name in ("dataset", "model", "layer"):
-        return Column(name, _labels(name, rows))
+        return Column(name, labels(name, rows))
     return Column(headings.get(name, name), [_words(row.get(name)) for row in rows])
-
-
-def _labels(name: str, rows: Sequence[Row]) -> list[str]:
-    """The plugin's name, with those parameters that differ between rows of that name."""
-    values: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        for param, value in row[f"{name}_params"].items():
-            values.setdefault((row[name], param), set()).add(json.dumps(value))
-    labels = []
-    for row in rows:
-        told = [f"{p}={_short(v)}" for p, v in row[f"{name}_params"].items() if len(values[row[name], p]) > 1]
-        labels.append(row[name] + (f" {', '.join(told)}" if told else ""))
-    return labels
 
 
 def _results(rows: Sequence[Row], metric: str) -> list[Column]:
@@ -128,7 +115,11 @@ def _speeds(rows: Sequence[Row]) -> list[Column]:
             steps.append(_figure(row["step_ms"]))
         else:
             steps.append(f"{_figure(row['step_ms'])} [{_figure(row['step_ms_p10'])}, {_figure(row['step_ms_p90'])}]")
-    return [Column(spread, steps), Column("vs dense [95 % CI]", [_speedup(row) for row in rows])]
+    return [
+        Column(spread, steps),
+        Column("vs dense [95 % CI]", [_speedup(row) for row in rows]),
+        Column("trusted", [_trusted(row) for row in rows]),
+    ]
 
 
 def _speedup(row: Row) -> str:
@@ -138,6 +129,12 @@ def _speedup(row: Row) -> str:
         return "masked: none" if row["execution"] == "masked_dense" else _ABSENT
     bounds = row["vs_dense_width_ci"]
     return f"{row['vs_dense_width']:.2f}×" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else " (no interval)")
+
+
+def _trusted(row: Row) -> str:
+    if row["timing_trusted"] is None:
+        return _ABSENT
+    return "yes" if row["timing_trusted"] else "no"
 
 
 def _digits(value: float) -> int:
@@ -159,17 +156,5 @@ def _minus(text: str) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{path.removeprefix('method.')}={_short(v)}" for path, v in value.items())
-    return _short(value)
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return _ABSENT
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return "×".join(_short(item) for item in value)
-    return json.dumps(value)
+        return ", ".join(f"{path.removeprefix('method.')}={short(v)}" for path, v in value.items())
+    return short(value)

@@ -21,7 +21,9 @@ _NONE: dict[str, Any] = {
     "vs_dense_width": None,
     "vs_dense_width_ci": None,
     "timing": None,
+    "timing_trusted": None,
     "timing_note": "",
+    "n_timed": 0,
     "timings": [],
 }
 
@@ -38,22 +40,23 @@ class Timings:
     def columns(self, one: Group, followers: Sequence[Group]) -> dict[str, Any]:
         """The timing columns of a row.
 
-        The headline is the training step at the training's batch size where that was measured, else the first of its kind; ``timings``
-        holds them all. What is stored as a masked dense weight has a step time and never a speed-up. A dense row without a timing of its
+        The headline is the training step at the training's batch size where that was measured, else the first of its kind; of several (one
+        per topology) the one with the median speed-up, trusted ones before others. ``timings`` holds them all. What is stored as a masked dense weight has a step time and never a speed-up. A dense row without a timing of its
         own shows the dense side of its followers' pairs.
         """
-        found, notes = self._of(one)
+        found, reasons = self._of(one)
         execution = _execution(one, found)
-        columns: dict[str, Any] = {**_NONE, "execution": execution, "timing_note": "; ".join(notes)}
+        columns: dict[str, Any] = {**_NONE, "execution": execution, "timing_note": "; ".join(reasons)}
         if execution == MASKED or one.arm == "dense":
             found = [{**t, "speedup": None, "ci95": None} for t in found]
         columns["timings"] = [_brief(t) for t in found]
         batch_size = one.spec["train"]["batch_size"]
         if not found and one.arm == "dense":
             return {**columns, **self._dense_side(followers, batch_size)}
-        head = _headline(found, batch_size)
-        if head is None:
+        alike = _alike(found, batch_size)
+        if not alike:
             return columns
+        head = _middle(alike)
         side = head["dense_s"] if one.arm == "dense" and head["execution"] == "dense" and not head["sparse_s"] else head["sparse_s"]
         return {
             **columns,
@@ -62,11 +65,14 @@ class Timings:
             "vs_dense_width": head["speedup"],
             "vs_dense_width_ci": list(head["ci95"]) if head["ci95"] else None,
             "timing": _conditions(head),
+            "timing_trusted": trusted(head),
+            "timing_note": head.get("note", ""),
+            "n_timed": len(alike),
         }
 
     def _of(self, one: Group) -> tuple[list[dict[str, Any]], list[str]]:
         timings: list[dict[str, Any]] = []
-        notes: list[str] = []
+        reasons: list[str] = []
         seen: set[str] = set()
         for trial in one.trials:
             for row in self._by_key.get(trial.key, []):
@@ -74,24 +80,24 @@ class Timings:
                     continue
                 seen.add(row.config_key)
                 timings += row.timings
-                if row.reason and row.reason not in notes:
-                    notes.append(row.reason)
-        notes += [t["note"] for t in timings if t.get("note") and t["note"] not in notes]
-        return timings, list(dict.fromkeys(notes))
+                if row.reason and row.reason not in reasons:
+                    reasons.append(row.reason)
+        return timings, reasons
 
     def _dense_side(self, followers: Sequence[Group], batch_size: int) -> dict[str, Any]:
-        heads = [
-            h for h in (_headline(self._of(f)[0], batch_size) for f in followers) if h and h["batch_size"] == batch_size and h["dense_s"]
-        ]
+        heads = [h for f in followers for h in _alike(self._of(f)[0], batch_size) if h["batch_size"] == batch_size and h["dense_s"]]
+        heads = [h for h in heads if trusted(h)] or heads
         if not heads:
             return {}
-        same = [h for h in heads if _conditions(h) == _conditions(heads[0])]
+        same = [h for h in heads if _baseline(h) == _baseline(heads[0])]
         sides = [_ms(h["dense_s"]) for h in same]
         merged = {name: mean([v for v in (s[name] for s in sides) if v is not None]) for name in sides[0]}
         return {
             **merged,
             "dense_step_ms": merged["step_ms"],
             "timing": {**_conditions(heads[0]), "execution": "dense"},
+            "timing_trusted": trusted(heads[0]),
+            "n_timed": len(same),
             "timing_note": f"mean of the dense side of {len(same)} paired timing{'s' if len(same) > 1 else ''}",
         }
 
@@ -105,9 +111,25 @@ def _execution(one: Group, found: Sequence[dict[str, Any]]) -> str | None:
     return next((kind for kind in kinds if kind != "dense"), kinds[0] if kinds else None)
 
 
-def _headline(found: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any] | None:
+def trusted(timing: dict[str, Any]) -> bool:
+    """True if the measurement passed its gates; see ``sparsefleet.measure.trust``."""
+    return not str(timing.get("note", "")).startswith("not trusted")
+
+
+def _alike(found: Sequence[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+    """Those measurements that can be a row's headline."""
     order = sorted(found, key=lambda t: (t["op"] != "step", t["batch_size"] != batch_size, t["batch_size"]))
-    return order[0] if order else None
+    return [t for t in order if (t["op"], t["batch_size"]) == (order[0]["op"], order[0]["batch_size"])]
+
+
+def _middle(alike: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The one with the median speed-up, of the trusted ones if there are any, then of those with an interval."""
+    pool = [t for t in alike if t["ci95"] and trusted(t)] or [t for t in alike if t["ci95"]] or list(alike)
+    return sorted(pool, key=lambda t: t["speedup"] or 0.0)[(len(pool) - 1) // 2]
+
+
+def _baseline(t: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _conditions(t).items() if name != "execution"}
 
 
 def _ms(side: dict[str, float]) -> dict[str, float | None]:
@@ -132,6 +154,8 @@ def _brief(t: dict[str, Any]) -> dict[str, Any]:
         "aa_ratio": t["aa_ratio"],
         "rounds": t["rounds"],
         "kept": t["kept"],
+        "trusted": trusted(t),
+        "note": t.get("note", ""),
         "config_key": t["config_key"],
         "samples_ref": t["samples_ref"],
     }

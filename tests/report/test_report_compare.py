@@ -211,3 +211,12 @@ def test_report_imports_nothing_heavy() -> None:
         "print([m for m in ('torch', 'ray', 'mlflow', 'numpy', 'scipy', 'pydantic', 'rich', 'click') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_of_several_timings_the_median_trusted_one_is_the_headline() -> None:
+    doubted = timing(["s0.1-0"], 9.0)
+    doubted.timings[0]["note"] = "not trusted: 1 of 50 rounds kept"
+    row = sparse_row(rows(three_seeds(), [doubted, timing(["s0.1-1"], 2.0), timing(["s0.1-2"], 3.0)]))
+    assert (row["vs_dense_width"], row["timing_trusted"], row["n_timed"]) == (2.0, True, 3)
+    row = sparse_row(rows(three_seeds(), [doubted]))
+    assert (row["vs_dense_width"], row["timing_trusted"]) == (9.0, False)

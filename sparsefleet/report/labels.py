@@ -1,0 +1,35 @@
+"""Short words for the values of a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def labels(name: str, rows: Sequence[Row]) -> list[str]:
+    """The plugin's name per row, with those parameters that differ between rows of that name."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        for param, value in row[f"{name}_params"].items():
+            values.setdefault((row[name], param), set()).add(json.dumps(value))
+    found = []
+    for row in rows:
+        told = [f"{p}={short(v)}" for p, v in row[f"{name}_params"].items() if len(values[row[name], p]) > 1]
+        found.append(row[name] + (f" {', '.join(told)}" if told else ""))
+    return found
+
+
+def short(value: Any) -> str:
+    """``0.1``, ``512×256``, ``–`` for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return "×".join(short(item) for item in value)
+    return json.dumps(value)
