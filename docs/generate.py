@@ -1,0 +1,274 @@
+"""Writes the pages of ``docs/`` that follow from the code: ``python docs/generate.py``; with ``--check`` it only says which are stale."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # this checkout's code, whatever is installed
+
+from sparsefleet import connections, errors, hookspecs, plugin  # noqa: E402
+from sparsefleet.cli.app import cli  # noqa: E402
+from sparsefleet.cli.settings import SETTINGS  # noqa: E402
+from sparsefleet.registry import Entry, catalog  # noqa: E402
+from sparsefleet.track import page as mlflow_page  # noqa: E402
+from sparsefleet.trial.record import Record  # noqa: E402
+from sparsefleet.trial.spec import TrialSpec  # noqa: E402
+
+_NOTE = "Generated from {} by `python docs/generate.py`; do not edit.\n"
+_QUIET = (False, "", None, [], {})
+
+
+def hooks() -> str:
+    """Every hook with its exact signature."""
+    lines = ["# Hooks\n", _NOTE.format("`sparsefleet/hookspecs.py`")]
+    lines.append(
+        "A plugin module implements any of these with `@sparsefleet.hookimpl` and is named by an entry point of the group `sparsefleet`.\n"
+        "An implementation may leave out arguments that it does not use. The first seven *register* classes; the others *observe* a trial,\n"
+        "in the trial's own process. Observing hooks are called one implementation at a time: one that raises is recorded as a warning\n"
+        "of the trial and stops neither the trial nor the others.\n"
+    )
+    for node in _functions(_tree(hookspecs)):
+        family = hookspecs.REGISTRATION_HOOKS.get(node.name)
+        text, _, since = _doc(node).rpartition(" Added in ")
+        text = text.replace("``", "`")
+        told = f"{text} Registers plugins of the family `{family}`." if family else text
+        lines.append(f"## {node.name}\n\n```python\n{_signature(node)}\n```\n\n{told} *Added in {since}*\n")
+    return "\n".join(lines)
+
+
+def plugin_api() -> str:
+    """What plugin classes declare and override, and what they are given."""
+    lines = ["# What a plugin declares, overrides and is given\n", _NOTE.format("`sparsefleet/plugin.py` and `sparsefleet/connections.py`")]
+    lines.append(
+        'A plugin is a frozen pydantic model: class facts are plain assignments in the subclass (`name = "set"`), hyper-parameters are\n'
+        "annotated fields with bounds and a description. Everything here is importable from `sparsefleet`.\n"
+    )
+    for module in (plugin, connections):
+        lines += [_class_page(node) for node in _tree(module).body if isinstance(node, ast.ClassDef)]
+    return "\n".join(lines)
+
+
+def _class_page(node: ast.ClassDef) -> str:
+    bases = [ast.unparse(base) for base in node.bases if ast.unparse(base) not in ("BaseModel", "ABC", "NamedTuple")]
+    title = f"## {node.name}" + (f" ({', '.join(bases)})" if bases else "")
+    parts = [f"{title}\n\n{_prose(_doc(node))}\n"]
+    rows = list(_members(node))
+    if rows:
+        parts.append("| name | type | default | meaning |\n|---|---|---|---|\n" + "".join(_row(row) for row in rows))
+    for method in _functions(node):
+        if not method.name.startswith("_"):
+            parts.append(f"```python\n{_signature(method)}\n```\n\n{_prose(_doc(method)) or 'See the base class.'}\n")
+    return "\n".join(parts)
+
+
+def _members(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
+    """Class facts and fields: name, type, default, meaning."""
+    for item, after in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):
+        if not isinstance(item, ast.AnnAssign) or ast.unparse(item.target).startswith(("_", "model_config", "family")):
+            continue
+        kind = ast.unparse(item.annotation)
+        meaning = _text_of(after)
+        default = ast.unparse(item.value) if item.value else ""
+        if isinstance(item.value, ast.Call) and ast.unparse(item.value.func) == "Field":
+            default = ast.unparse(item.value.args[0]) if item.value.args else "required"
+            named = {k.arg: ast.literal_eval(k.value) for k in item.value.keywords}
+            bounds = [f"{sign} {named[word]}" for word, sign in _SIGNS if word in named]
+            meaning = "; ".join([named.get("description", ""), *bounds])
+        kind = kind.removeprefix("ClassVar[").removesuffix("]") + " (class fact)" if kind.startswith("ClassVar[") else kind
+        yield f"`{ast.unparse(item.target)}`", kind, f"`{default}`" if default else "", meaning
+
+
+_SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+
+
+def plugins() -> str:
+    """Every first-party plugin with its facts and hyper-parameters."""
+    entries = [e for e in catalog().entries if e.distribution == "sparsefleet" and e.family != "hooks"]
+    broken = [f"{e.module}: {e.reason}" for e in entries if e.state != "ok"]
+    if broken:
+        raise SystemExit("plugins that do not load: " + "; ".join(broken))
+    lines = ["# Plugins\n", _NOTE.format("the classes in `plugins/`")]
+    lines.append(
+        "What ships with sparsefleet. `sparsefleet plugins list` shows what is installed, anyone's packages included;\n"
+        "`sparsefleet plugins show NAME` shows one. Facts are left out where they are as in the base class ([plugin-api.md](plugin-api.md)).\n"
+    )
+    lines.append("| family | plugins |\n|---|---|\n" + "".join(_row((f, ", ".join(_links(entries, f)))) for f in plugin.FAMILIES))
+    for family in plugin.FAMILIES:
+        lines += [_plugin_section(e) for e in entries if e.family == family]
+    return "\n".join(lines)
+
+
+def _links(entries: Iterable[Entry], family: str) -> list[str]:
+    return [f"[{e.name}](#{e.family}-{e.name})" for e in entries if e.family == family]
+
+
+def _plugin_section(entry: Entry) -> str:
+    parts = [f"## {entry.family} {entry.name}\n\n{_prose(entry.summary)}\n"]
+    if entry.facts.get("paper"):
+        parts.append(f"Paper: {entry.facts['paper']}\n")
+    told = {key: value for key, value in sorted(entry.facts.items()) if key != "paper" and value not in _QUIET}
+    facts = [f"`{key} = {json.dumps(value)}`" for key, value in told.items() if entry.family == "layer" or not _as_in_base(entry, key)]
+    if facts:
+        parts.append(f"Facts: {', '.join(facts)}\n")
+    params = [_param(key, prop, entry.schema) for key, prop in entry.schema.get("properties", {}).items()]
+    if params:
+        parts.append("| parameter | type | default | bounds | meaning |\n|---|---|---|---|---|\n" + "".join(_row(p) for p in params))
+    return "\n".join(parts)
+
+
+def _as_in_base(entry: Entry, key: str) -> bool:
+    return bool(getattr(getattr(plugin, entry.family.capitalize()), key, None) == entry.facts[key])
+
+
+def _param(key: str, prop: dict[str, Any], schema: dict[str, Any]) -> tuple[str, ...]:
+    options = [prop, *prop.get("anyOf", [])]
+    kinds = [o["type"] for o in options if "type" in o]
+    signs = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"), ("minItems", "length ≥"))
+    bounds = [f"{sign} {o[word]}" for o in options for word, sign in signs if word in o]
+    bounds += [f"{sign} {o['items'][word]}" for o in options if "items" in o for word, sign in signs if word in o["items"]]
+    choices = [value for o in options for value in (*o.get("enum", []), *([o["const"]] if "const" in o else []))]
+    if choices:
+        bounds.append("one of " + ", ".join(map(str, choices)))
+    default = "required" if key in schema.get("required", []) else f"`{json.dumps(prop.get('default'))}`"
+    return f"`{key}`", " or ".join(kinds) or "object", default, ", ".join(bounds), prop.get("description", "")
+
+
+def command_line() -> str:
+    """Every command with its options and examples."""
+    lines = ["# The command line\n", _NOTE.format("the click commands in `sparsefleet/cli/`")]
+    lines.append(
+        'Results go to standard output, everything else to standard error. Every reading command has `--json`: one object with `"schema": 1`.\n'
+    )
+    with click.Context(cli, info_name="sparsefleet") as context:
+        lines += list(_commands(cli, context))
+    lines.append(
+        "## Settings\n\nA flag wins over the environment, the environment over the nearest `sparsefleet.toml` of this folder or above,\nthat over the "
+        "user's own file, that over the default. `sparsefleet config show` names the origin of each value.\n"
+    )
+    rows = [
+        (f"`{s.name}`", f"`{s.env}`" + (f", `{s.also}`" if s.also else ""), s.help, f"`{s.default}`" if s.default else "")
+        for s in SETTINGS.values()
+    ]
+    lines.append("| setting | environment | meaning | default |\n|---|---|---|---|\n" + "".join(_row(row) for row in rows))
+    tree = "\n".join(inspect.getdoc(errors).split("\n")[2:])  # type: ignore[union-attr]
+    lines.append(
+        f"## Exit codes\n\n0: it went well. 130: interrupted. Else the number beside the error that ended it:\n\n```text\n{tree}\n```\n"
+    )
+    return "\n".join(lines)
+
+
+def _commands(command: click.Command, context: click.Context) -> Iterator[str]:
+    parts = [f"## {context.command_path}\n\n{_click_text(command.help)}\n"]
+    pieces = " ".join(piece for piece in command.collect_usage_pieces(context))
+    parts.append(f"```text\n{context.command_path} {pieces}\n```\n")
+    records = [r for p in command.params if isinstance(p, click.Option) and (r := p.get_help_record(context))]
+    if records:
+        parts.append("| option | meaning |\n|---|---|\n" + "".join(_row((f"`{option}`", meaning)) for option, meaning in records))
+    examples = [line.strip() for line in (command.epilog or "").replace("\b", "").split("\n") if line.strip()]
+    if examples:
+        parts.append(f"{examples[0]}\n\n```text\n" + "\n".join(examples[1:]) + "\n```\n")
+    yield "\n".join(parts)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None and not child.hidden:
+                with click.Context(child, info_name=name, parent=context) as inner:
+                    yield from _commands(child, inner)
+
+
+def _click_text(text: str | None) -> str:
+    return "\n".join(line.strip() for line in inspect.cleandoc(text or "").replace("\b", "").split("\n"))
+
+
+def schema_of(model: type[BaseModel]) -> Callable[[], str]:
+    """A function that makes the JSON schema of a published document."""
+    return lambda: json.dumps(model.model_json_schema(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/hooks.md": hooks,
+    "docs/plugin-api.md": plugin_api,
+    "docs/plugins.md": plugins,
+    "docs/cli.md": command_line,
+    "docs/mlflow.md": mlflow_page.render,
+    "docs/schemas/sf-record-1.json": schema_of(Record),
+    "docs/schemas/sf-spec-1.json": schema_of(TrialSpec),
+}
+
+
+def _tree(module: Any) -> ast.Module:
+    return ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+
+
+def _functions(node: ast.Module | ast.ClassDef) -> list[ast.FunctionDef]:
+    return [item for item in node.body if isinstance(item, ast.FunctionDef)]
+
+
+def _signature(node: ast.FunctionDef) -> str:
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    head = "@property\n" if any(ast.unparse(d) == "property" for d in node.decorator_list) else ""
+    return f"{head}def {node.name}({ast.unparse(node.args)}){returns}"
+
+
+def _doc(node: ast.FunctionDef | ast.ClassDef) -> str:
+    return ast.get_docstring(node) or ""
+
+
+def _text_of(node: ast.stmt) -> str:
+    """The text under an assignment that documents it."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return " ".join(node.value.value.split())
+    return ""
+
+
+def _prose(docstring: str) -> str:
+    """A Google docstring as Markdown: sections become lists."""
+    lines = []
+    for line in docstring.split("\n"):
+        if line.rstrip() in ("Args:", "Attributes:", "Raises:", "Returns:"):
+            lines.append(f"{line.rstrip()}\n")
+        elif line.startswith("    ") and not line.startswith("     "):
+            lines.append(f"* {line.strip()}")
+        else:
+            lines.append(line.strip())
+    return "\n".join(lines).replace("``", "`")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("``", "`").replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def stale() -> list[str]:
+    """Pages that differ from what the code says."""
+    return [name for name, render in PAGES.items() if not (path := ROOT / name).is_file() or path.read_text(encoding="utf-8") != render()]
+
+
+def main() -> int:
+    """1 if a page is stale and ``--check`` is given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a page is stale")
+    if not parser.parse_args().check:
+        for name, render in PAGES.items():
+            path = ROOT / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(render(), encoding="utf-8")
+        return 0
+    found = stale()
+    for name in found:
+        sys.stderr.write(f"{name} is stale\n  fix: python docs/generate.py\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
