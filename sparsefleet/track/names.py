@@ -31,6 +31,9 @@ NOTE = "mlflow.note.content"
 NOTE_SWEEP = "sparsefleet.note_sweep"
 """On the experiment: the sweep whose table its note shows. An experiment without it keeps its own note."""
 
+EXPERIMENT_KIND = "mlflow.experimentKind"
+"""On the experiment: tells MLflow's UI to show model training, not GenAI."""
+
 # tags of a trial
 TRIAL_KEY = "sparsefleet.trial_key"
 """What the ledger keeps the result under; with ``sparsefleet.home`` it names the run."""

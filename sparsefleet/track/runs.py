@@ -66,7 +66,9 @@ class Runs:
         if found is None:
             try:
                 where = f"{self._artifact_location}/{name}" if self._artifact_location else None
-                self._experiments[name] = self._client.create_experiment(name, artifact_location=where, tags={names.NOTE_SWEEP: ""})
+                self._experiments[name] = self._client.create_experiment(
+                    name, artifact_location=where, tags={names.NOTE_SWEEP: "", names.EXPERIMENT_KIND: "custom_model_development"}
+                )
                 return self._experiments[name]
             except MlflowException as error:
                 found = self._client.get_experiment_by_name(name)  # another home was faster

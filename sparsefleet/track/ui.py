@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from sparsefleet.errors import BackendUnreachable
+from sparsefleet.errors import BackendUnreachable, UserError
 from sparsefleet.track import server
 from sparsefleet.track.read import find_sweep
 
@@ -36,11 +36,11 @@ def start(home: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
     """A running server and its address; port 0 takes a free one. Its output goes to ``ui.log`` of the home.
 
     Raises:
-        UserError: nothing was uploaded yet.
+        UserError: nothing was uploaded yet, or the port is taken.
         BackendUnreachable: it did not answer within a minute, or ended.
     """
     server.connect(server.local_uri(home))  # it exists: the server's processes must not be the first to touch it
-    port = port or _free_port()
+    port = _port(port)
     environment = {**server.environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "ui.log").open("ab") as out:
         process = subprocess.Popen(command(home, port), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=home)
@@ -80,8 +80,15 @@ def link(address: str, sweep: str, uri: str, home_id: str | None = None) -> str:
     return f"{address.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
-def _free_port() -> int:
+def _port(wanted: int) -> int:
+    """``wanted`` if nothing listens there, or a free one for 0."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, wanted))
+        except OSError as error:
+            raise UserError(
+                f"port {wanted} of {_HOST} is taken", cause=str(error), fix="choose another one, or 0 for any that is free"
+            ) from error
         port: int = probe.getsockname()[1]
         return port

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from test_track_upload import TABLE, full_home
 from track_homes import filled_home, upload
 from track_state import trial_runs
 
-from sparsefleet.errors import BackendUnreachable
+from sparsefleet.errors import UserError
 from sparsefleet.ledger import open_ledger
 from sparsefleet.track import names, read, server, ui
 from sparsefleet.track.upload import UNREACHABLE, Following, drain, finish, spawn
@@ -34,6 +32,12 @@ def serving(home: Path, port: int = 0) -> Iterator[str]:
         yield address
     finally:
         _kill(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -54,7 +58,7 @@ def server_home(tmp_path: Path, empty_database: Path) -> Path:
 
 def test_what_was_left_while_the_server_was_away_is_uploaded_later_once(home: Path, server_home: Path) -> None:
     trials = filled_home(home, 6)
-    port = ui._free_port()
+    port = free_port()
     begun = time.monotonic()
     away = upload(home, f"http://127.0.0.1:{port}")
     assert away.returncode == UNREACHABLE, away.stderr
@@ -75,7 +79,7 @@ def test_what_was_left_while_the_server_was_away_is_uploaded_later_once(home: Pa
 
 def test_a_server_that_is_killed_twice_in_the_middle_loses_and_doubles_nothing(home: Path, server_home: Path) -> None:
     trials = filled_home(home, 12)
-    port = ui._free_port()
+    port = free_port()
     process, address = ui.start(server_home, port)
     uploader = spawn(home, address)
     client = server.connect(server.local_uri(server_home))
@@ -116,48 +120,67 @@ def test_the_ui_listens_on_the_loopback_only_and_refuses_other_hosts(home: Path)
 
 
 def test_the_ui_of_a_home_without_uploads_says_so(tmp_path: Path) -> None:
-    from sparsefleet.errors import UserError
-
     with pytest.raises(UserError, match="no MLflow database"):
         ui.start(tmp_path)
 
 
 def test_a_port_that_is_taken_is_said(home: Path) -> None:
-    with serving(home) as address, pytest.raises(BackendUnreachable, match="did not start"):
-        second, _ = ui.start(home, int(address.rpartition(":")[2]))
-        os.kill(second.pid, signal.SIGKILL)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match="is taken"):
+            ui.start(home, other.getsockname()[1])
 
 
 @pytest.mark.browser
 def test_the_ui_shows_the_sweep_its_table_and_a_mask_picture(home: Path, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "install Chromium, or leave the browser tests out: -m 'not browser'"
     full_home(home)
     assert drain(home, server.local_uri(home), Following()) == 0
     client = server.connect(server.local_uri(home))
     sparse = next(run for run in trial_runs(client) if run.data.tags[names.ARM] == "sparse")
-    with serving(home) as address:
+    with serving(home) as address, browser(tmp_path / "profile") as chromium:
         sweep = ui.link(address, "quick", server.local_uri(home))
-        page = seen(chromium, sweep, tmp_path / "sweep", r"0\.901")
-        assert "quick-12345678" in page
-        table = re.search(r"<table[^>]*>.*?</table>", page, re.DOTALL)
-        assert table, "the note is not shown as a table"
-        assert [cell for row in TABLE.splitlines() for cell in ("rigl", "0.901") if cell in row] == ["rigl", "0.901"]
-        charts = sweep.rpartition("/")[0] + f"/{sparse.info.run_id}/model-metrics"
-        page = seen(chromium, charts, tmp_path / "trial", r"get-artifact[^\"]*images")
-        assert re.search(r"<img[^>]*get-artifact[^>]*images[^>]*mask~0", page.replace("%7E", "~").replace("%2F", "/"))
+        chromium.get(sweep)
+        assert found(chromium, "//h1[contains(., 'quick-12345678')] | //h2[contains(., 'quick-12345678')]")
+        row = found(chromium, "//table//tr[td]")
+        assert row.text.split() == TABLE.splitlines()[-1].replace("|", " ").split()
+        assert found(chromium, f"//a[contains(., '{sparse.info.run_name}')]")
+        chromium.get(f"{sweep.rpartition('/')[0]}/{sparse.info.run_id}/model-metrics")
+        assert found(chromium, "//*[text()='mask/0']")
+        picture = found(chromium, "//img[starts-with(@src, 'blob:') or contains(@src, 'get-artifact')]")
+        chromium.execute_script("arguments[0].scrollIntoView()", picture)
+        assert waited(chromium, lambda: chromium.execute_script("return arguments[0].naturalWidth", picture)) == 256
 
 
-def seen(chromium: str, url: str, profile: Path, wanted: str) -> str:
-    """The page's DOM, once it contains the expression ``wanted`` or the last try is over."""
-    command = [
-        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-        *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1600,4000"),
-        *(f"--user-data-dir={profile}", "--virtual-time-budget=30000", "--dump-dom", url),
-    ]
-    page: Any = ""
-    for _ in range(3):
-        page = subprocess.run(command, capture_output=True, text=True, timeout=150).stdout
-        if re.search(wanted, page):
-            break
-    return str(page)
+@contextmanager
+def browser(profile: Path) -> Iterator[Any]:
+    """A headless Chromium that talks to nobody but us."""
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    assert chromium, "install Chromium, or leave the browser tests out: -m 'not browser'"
+    assert driver, "install Chromium's driver (Debian: chromium-driver)"
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    for flag in ("disable-sync", "disable-dev-shm-usage", "window-size=1600,3000", f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    chrome = Chrome(options=options, service=ChromeService(driver))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def found(chrome: Any, xpath: str) -> Any:
+    """The first element at ``xpath``, when it is there."""
+    return waited(chrome, lambda: next(iter(chrome.find_elements("xpath", xpath)), None), xpath)
+
+
+def waited(chrome: Any, value: Callable[[], Any], what: str = "") -> Any:
+    end = time.monotonic() + 90
+    while not (got := value()):
+        assert time.monotonic() < end, f"{what} is not on the page:\n{chrome.find_element('tag name', 'body').text}"
+        time.sleep(0.2)
+    return got
