@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsefleet.cli.session import Session, json_option, setting_option, verb
-from sparsefleet.cli.sweeps import chosen, figures, reading, sweep_argument
+from sparsefleet.cli.sweeps import chosen, figures, following, reading, sweep_argument
 from sparsefleet.cli.talk import data, emit, next_command, say
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def compare(session: Session, sweep: str | None, by: Sequence[str], metric: str,
         show_table(rows, by, metric)
         if row and figures(row)["done"] < figures(row)["total"]:
             say(f"{row.sweep} is {row.state}: {figures(row)['done']} of {figures(row)['total']} trials have ended")
-            next_command(f"{'watch' if row.state in ('RUNNING', 'MEASURING') else 'resume'} {row.sweep}")
+            next_command(f"resume {row.sweep}" if following(row).startswith("compare") else following(row))
         else:
             next_command("ui")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sparsefleet.cli.checks import run_checks
 from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
 from sparsefleet.cli.talk import data, emit, next_command, say
 
@@ -16,6 +15,8 @@ def doctor(session: Session, as_json: bool) -> None:
 
     Ends with 3 if something must be fixed; a warning changes nothing.
     """
+    from sparsefleet.cli.checks import run_checks
+
     checks = run_checks(session)
     wrong = [c for c in checks if c.state == "fail"]
     if as_json:

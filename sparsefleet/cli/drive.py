@@ -55,7 +55,7 @@ def drive(session: Session, wanted: Drive) -> int:
 def _ended(row: SweepRow) -> bool:
     """True if nothing is left to do: the trials ended, the timings and the upload too."""
     told = figures(row)
-    return row.state in ("DONE", "FAILED") and told["done"] == told["total"]
+    return row.state in ("DONE", "FAILED") and not told["waiting"] and not told["running"]
 
 
 def _foreground(session: Session, row: SweepRow, wanted: Drive) -> SweepRow:
@@ -140,7 +140,7 @@ def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:
     rows, _ = table_rows(session, row.sweep, "ledger")
     if wanted.as_json:
         emit({**status_json(row, session.home), "rows": rows})
-    else:
+    elif figures(row)["done"]:
         show_table(rows)
         for line in _places(session, row, rows):
             say(line)

@@ -32,6 +32,7 @@ class View:
     total: int = 0
     failed: int = 0
     diverged: int = 0
+    cancelled: int = 0
     cached: int = 0
     state: str = "RUNNING"
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,7 +42,8 @@ class View:
 
     def count(self, figures: Mapping[str, int], cached: int = 0) -> None:
         """Takes the totals of the ledger."""
-        self.done, self.total, self.failed, self.diverged = (figures[n] for n in ("done", "total", "failed", "diverged"))
+        self.done, self.total, self.failed = figures["done"], figures["total"], figures["failed"]
+        self.diverged, self.cancelled = figures["diverged"], figures["cancelled"]
         self.cached = cached
         self._begin()
 
@@ -64,7 +66,7 @@ class View:
             parts.append(f"{self.cached} of them from before")
         if self.running:
             parts.append(f"{len(self.running)} running")
-        parts += [f"{n} {word}" for n, word in ((self.diverged, "diverged"), (self.failed, "failed")) if n]
+        parts += [f"{n} {word}" for n, word in ((self.diverged, "diverged"), (self.failed, "failed"), (self.cancelled, "cancelled")) if n]
         left = self.left_s
         if left is not None and self.done < self.total:
             parts.append(f"about {duration(left)} left")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsefleet.cli.session import Session, json_option, verb
-from sparsefleet.cli.sweeps import chosen, figures, reading, status_json, sweep_argument
+from sparsefleet.cli.sweeps import chosen, figures, following, reading, status_json, sweep_argument
 from sparsefleet.cli.talk import data, emit, next_command
 
 if TYPE_CHECKING:
@@ -35,17 +35,14 @@ def status(session: Session, sweep: str | None, with_trials: bool, as_json: bool
     if with_trials:
         data(["", *_trial_lines(trials)])
     if sweeps:
-        last = max(sweeps, key=lambda row: row.created)
-        next_command(
-            f"{'watch' if last.state in ('RUNNING', 'MEASURING') else 'resume' if last.state == 'INTERRUPTED' else 'compare'} {last.sweep}"
-        )
+        next_command(following(max(sweeps, key=lambda row: row.created)))
 
 
 def _sweep_lines(sweeps: list[SweepRow]) -> list[str]:
     from sparsefleet.report.layout import Column, text_lines
 
     told = [figures(row) for row in sweeps]
-    numbers = ("done", "total", "ok", "diverged", "failed", "running", "waiting")
+    numbers = ("done", "total", "ok", "diverged", "failed", "running", "waiting", "cancelled")
     columns = [Column("sweep", [row.sweep for row in sweeps]), Column("state", [row.state for row in sweeps])]
     columns += [Column(name, [str(f[name]) for f in told], right=True) for name in numbers]
     return text_lines([*columns, Column("created (UTC)", [row.created[:19].replace("T", " ") for row in sweeps])])

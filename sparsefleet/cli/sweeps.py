@@ -40,21 +40,20 @@ def chosen(ledger: Ledger, sweep: str | None) -> SweepRow:
 
 
 def figures(row: SweepRow) -> dict[str, int]:
-    """Trials by what became of them: ok, diverged, failed, running, waiting, done, total."""
+    """Trials by what became of them. ``done`` is ok, diverged or failed; ``waiting`` is neither done nor running nor cancelled."""
     from sparsefleet.ledger.rows import ACTIVE, FAILED
 
     counts = row.counts
     failed, running = sum(counts.get(s, 0) for s in FAILED), sum(counts.get(s, 0) for s in ACTIVE)
     ok, diverged, cancelled = counts.get("SUCCEEDED", 0), counts.get("DIVERGED", 0), counts.get("CANCELLED", 0)
-    done = ok + diverged + failed + cancelled
-    total = counts.get("total", done + running + counts.get("PENDING", 0))
+    done, total = ok + diverged + failed, counts["total"]
     return {
         "ok": ok,
         "diverged": diverged,
         "failed": failed,
         "cancelled": cancelled,
         "running": running,
-        "waiting": total - done - running,
+        "waiting": total - done - running - cancelled,
         "done": done,
         "total": total,
     }
@@ -73,6 +72,12 @@ def status_json(row: SweepRow, home: Path) -> dict[str, Any]:
         "ended": row.ended,
         "driven": is_held(home, row.sweep),
     }
+
+
+def following(row: SweepRow) -> str:
+    """The command that makes sense after looking at the sweep."""
+    verbs = {"RUNNING": "watch", "MEASURING": "watch", "INTERRUPTED": "resume", "CANCELLED": "resume"}
+    return f"{verbs.get(row.state, 'compare')} {row.sweep}"
 
 
 def exit_code(row: SweepRow) -> int:

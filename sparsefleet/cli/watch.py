@@ -9,7 +9,7 @@ import click
 from sparsefleet.cli.labels import trial_label
 from sparsefleet.cli.progress import Snapshot, View, screen
 from sparsefleet.cli.session import Session, leave, verb
-from sparsefleet.cli.sweeps import chosen, exit_code, figures, reading, sweep_argument
+from sparsefleet.cli.sweeps import chosen, exit_code, figures, following, reading, sweep_argument
 from sparsefleet.cli.talk import next_command, say
 
 
@@ -57,5 +57,5 @@ def watch(session: Session, sweep: str | None, every: float) -> None:
         shown.close()
     code = exit_code(row)
     say(f"{row.sweep} is {row.state}: {view.headline()}")
-    next_command(f"resume {row.sweep}" if code == 130 else f"compare {row.sweep}")
+    next_command(following(row))
     leave(code)

@@ -23,8 +23,10 @@ def claim(rows: Sequence[Row]) -> str:
     halves = sorted((row["delta_twin_ci"][1] - row["delta_twin_ci"][0]) / 2 for row in with_interval)
     typical = halves[len(halves) // 2]
     width = t_quantile(n) / math.sqrt(n)
-    chance = len(with_interval) * 0.05
+    n_intervals = len(with_interval)
+    many = f"{n_intervals} such intervals" if n_intervals > 1 else "one such interval"
+    missing = max(round(n_intervals * 0.05), 1)
     return (
         f"{n} seeds: a paired 95 % interval is ±{width:.1f} standard deviations wide, here typically ±{typical:.3f}; smaller differences, and the "
-        f"order of rows whose intervals overlap, are not results; of {len(with_interval)} intervals about {max(chance, 0.05):.2g} would miss by chance alone"
+        f"order of rows whose intervals overlap, are not results; of {many} {missing} may well miss by chance alone"
     )

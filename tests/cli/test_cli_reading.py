@@ -157,6 +157,16 @@ def test_doctor_sees_an_open_ray_and_a_dead_mlflow(invoke: Invoke, monkeypatch: 
     assert "secret" not in result.output
 
 
+def test_a_cancelled_sweep(invoke: Invoke, tmp_path: Path) -> None:
+    sweep = fill(tmp_path / "home")
+    stopped = invoke("cancel", "demo")
+    assert (stopped.exit_code, stopped.stderr.splitlines()[-1]) == (0, f"next: sparsefleet resume {sweep}")
+    watched = invoke("watch", "--every", "0.1")
+    assert watched.exit_code == 130
+    assert "0/4 done, 4 cancelled" in watched.stderr
+    assert watched.stderr.splitlines()[-1] == f"next: sparsefleet resume {sweep}"
+
+
 def test_logs_and_watch_of_what_has_not_run(invoke: Invoke, tmp_path: Path) -> None:
     sweep = fill(tmp_path / "home")
     assert "no log" in invoke("logs").stderr
