@@ -1,14 +1,12 @@
-"""From trials to what is timed: a timing belongs to a configuration, not to a seed or a method. Imports no torch.
+"""From trials to what is timed: a timing belongs to a configuration, not to a seed. Imports no torch.
 
-Two trials share a timing if nothing that decides the time differs: code, shapes, model, storage, asked connections of each layer, realised
-connections within bins of 5 %, how unevenly they spread over units (bins of a factor of 2), activation, batch, dtype, device, threads, and
-for a training step the optimizer's kind. Where a record does not say how connections spread, the method's label stands in for it. The lowest
-seed is timed for all.
+Two trials share a timing if nothing that decides the time differs: code, shapes, model, storage, asked connections of each layer, the method
+with its parameters (which decides how connections spread over units), activation, batch, dtype, device, threads, and for a training step the
+optimizer's kind. The lowest seed is timed for all; its realised connections stand in the record.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -19,8 +17,6 @@ from sparsefleet.sparsity.vocabulary import Frozen
 from sparsefleet.trial.spec import Method, Optimizer, PluginRef, TrialSpec, digest
 
 Op = Literal["forward", "step"]
-NNZ_BIN = 1.05
-EVEN_SPREAD = 0.05
 _DECIDING_CODE = ("core", "torch", "layer/", "model/", "activation/")
 
 
@@ -113,7 +109,6 @@ def config_key(row: TrialLike, spec: TrialSpec, twin: TrialSpec, op: Op, batch_s
     """What the timing is stored under: the digest of everything that decides it."""
     record = row.record or {}
     counts, device, code = record["counts"], record["device"], record.get("code", {})
-    described = all(layer.get("fan_in_cv") is not None for layer in counts["layers"])
     sides = [(spec, counts["layers"]), (twin, [])]
     return digest(
         {
@@ -121,7 +116,7 @@ def config_key(row: TrialLike, spec: TrialSpec, twin: TrialSpec, op: Op, batch_s
             "code": {name: value for name, value in sorted(code.items()) if name.startswith(_DECIDING_CODE)},
             "data": spec.dataset.model_dump(mode="json"),
             "sides": [[*_architecture(side), [_layer(layer) for layer in layers]] for side, layers in sides],
-            "spread": None if described else [spec.method.label, spec.method.variant, spec.connectivity.model_dump(mode="json")],
+            "topology": [spec.method.model_dump(mode="json"), spec.connectivity.model_dump(mode="json"), spec.density],
             "precision": [spec.train.precision, twin.train.precision],
             "device": device["class"],
             "threads": device["threads"],
@@ -158,16 +153,7 @@ def _architecture(spec: TrialSpec) -> list[Any]:
 
 
 def _layer(layer: Mapping[str, Any]) -> list[Any]:
-    nnz, spread = layer["nnz"], [_spread_bin(layer.get(name)) for name in ("fan_in_cv", "fan_out_cv")]
-    return [layer["name"], list(layer["shape"]), layer["execution"], layer["nnz_asked"], _nnz_bin(nnz), spread]
-
-
-def _nnz_bin(nnz: int) -> int:
-    return round(math.log(nnz) / math.log(NNZ_BIN)) if nnz else -1
-
-
-def _spread_bin(cv: float | None) -> int | None:
-    return None if cv is None else round(math.log2(max(cv, EVEN_SPREAD) / EVEN_SPREAD))
+    return [layer["name"], list(layer["shape"]), layer["execution"], layer["nnz_asked"]]
 
 
 def _step(spec: TrialSpec) -> list[Any]:
