@@ -159,6 +159,8 @@ class Rewirer(Plugin):
     """An update takes the place of the optimizer's step (RigL, arXiv 1911.11134, Algorithm 1)."""
     keeps_regrown: ClassVar[bool] = False
     """A connection that is dropped and grown in the same update keeps its weight and its optimizer slots."""
+    revives: ClassVar[bool] = False
+    """Absent weights keep their stored value, so that a connection may come back with it (Top-KAST, SR-STE). Also ``needs_dense``."""
     varies_nnz: ClassVar[bool] = False
     """An update may leave another nnz than ``n_target`` (SRigL's whole fan-in, MEST's bounds); the record shows what was realised."""
     needs_plain_sgd: ClassVar[bool] = False
@@ -239,6 +241,10 @@ class Connectivity(Plugin):
     @abstractmethod
     def draw(self, shape: tuple[int, int], nnz: int, rng: Rng) -> Tensor:
         """``(2, nnz)`` int64 different sites, exactly nnz of them; never allocates ``n_out * n_in``."""
+
+    def draw_for(self, layer: str, shape: tuple[int, int], nnz: int, rng: Rng) -> Tensor:
+        """``draw``, for connectivities that must know which layer it is (given by the user, or from another trial)."""
+        return self.draw(shape, nnz, rng)
 
 
 class Activation(Plugin):

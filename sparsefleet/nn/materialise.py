@@ -61,7 +61,7 @@ def draw_connections(
     elif connectivity is None:
         raise PluginError(f"layer {name!r}: {nnz} of {n_sites} connections asked, but no connectivity to draw them")
     else:
-        sites = connectivity.draw(matrix, nnz, Rng(seed, "connectivity", name)).to(device)
+        sites = connectivity.draw_for(name, matrix, nnz, Rng(seed, "connectivity", name)).to(device)
         flat = check_sites(sites, matrix, layer=name)
         if flat.numel() != nnz:
             raise PluginError(f"connectivity {connectivity.name!r} drew {flat.numel()} connections for layer {name!r}, asked {nnz}")

@@ -156,7 +156,7 @@ class Topology:
     def prepare(self, method: Pruner | Rewirer) -> None:
         """What the method needs of its layers in a fresh and in a resumed trial."""
         for module in self.modules.values():
-            module.keeps_absent = isinstance(method, Pruner) and method.revives
+            module.keeps_absent = method.revives
 
     def start(self, method: Pruner | Rewirer) -> None:
         """Gives every layer the method's first state."""

@@ -22,6 +22,8 @@ _MOMENTS = tuple(Progress(step, 1000, 50) for step in (1, 50, 500, 749, 1000))
 def _layer(plugin: Rewirer, nnz: int = _NNZ, *, weight: Tensor | None = None, shape: tuple[int, int] = _SHAPE) -> Connections:
     conn = layer_of(shape, nnz, weight=weight)
     conn.state = dict(plugin.initial_state(conn))
+    if plugin.needs_dense:
+        plugin.on_step(conn, 0.1, Rng("first-step"))  # where such methods keep their dense averages
     return conn
 
 
