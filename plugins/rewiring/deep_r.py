@@ -40,8 +40,11 @@ class DeepR(Rewirer):
 
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
         """The optimizer has done ``theta -= lr * dE/dtheta``; this adds the prior and the noise."""
-        noise = rng.normal(conn.nnz, conn.weight.device).to(conn.weight.dtype)
-        conn.weight.add_(conn.state["sign"] * (math.sqrt(2 * lr * self.temperature) * noise - lr * self.alpha))
+        walk = torch.full_like(conn.weight, -lr * self.alpha)
+        if self.temperature:
+            noise = rng.normal(conn.nnz, conn.weight.device).to(conn.weight.dtype)
+            walk.add_(noise, alpha=math.sqrt(2 * lr * self.temperature))
+        conn.weight.addcmul_(conn.state["sign"], walk)
 
     def update(self, conn: Connections, progress: Progress, rng: Rng, n_target: int) -> Update:
         """Dormant ones out, uniformly random dormant sites in."""
