@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefleet.cli.labels import trial_label
 from sparsefleet.cli.progress import Snapshot, View, screen
 from sparsefleet.cli.sweeps import figures
+from sparsefleet.ledger.rows import LIVE_SWEEP
 
 if TYPE_CHECKING:
     from sparsefleet.fleet.events import Event
@@ -54,7 +55,9 @@ class Feed:
         self._snapshot.save(self._view)
 
     def _publish(self) -> None:
-        """Once, before the uploader is asked to finish."""
+        """Once, when the sweep has ended and the uploader is about to be asked to finish; before the timings it is asked to pause too."""
+        if self._ledger.sweep(self._view.sweep).state in LIVE_SWEEP:
+            return
         publish, self._before_upload = self._before_upload, None
         try:
             if publish:

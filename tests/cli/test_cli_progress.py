@@ -93,7 +93,7 @@ def test_labels_agree_with_the_specs_own() -> None:
 def test_a_feed_counts_by_the_ledger_and_steps_by_the_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sparsefleet.cli.events import Feed
     from sparsefleet.fleet.events import Event
-    from sparsefleet.ledger import read_ledger
+    from sparsefleet.ledger import SweepLock, open_ledger, read_ledger
 
     sweep = fill(tmp_path)
     ledger = read_ledger(tmp_path)
@@ -104,8 +104,13 @@ def test_a_feed_counts_by_the_ledger_and_steps_by_the_events(tmp_path: Path, cap
     feed.take(Event("progress", {"key": key, "step": 5, "total_steps": 9, "loss": 0.5}))
     assert Snapshot(tmp_path, sweep).load()["running"][key]["what"] == "digits mlp dense dense 1 seed 0"
     feed.take(Event("trial", {"key": key, "state": "TIMEOUT", "reason": "killed after 2 s\nmore"}))
-    feed.take(Event("upload", {"waiting": 3}))
-    feed.take(Event("upload", {"waiting": 0}))
+    with SweepLock(tmp_path, sweep), open_ledger(tmp_path) as writing:
+        writing.set_sweep_state(sweep, "MEASURING")
+        feed.take(Event("upload", {"waiting": 3}))
+        assert published == []  # the timings are still to come
+        writing.set_sweep_state(sweep, "DONE")
+        feed.take(Event("upload", {"waiting": 1}))
+        feed.take(Event("upload", {"waiting": 0}))
     feed.close()
     assert published == [1]
     assert "TIMEOUT: killed after 2 s\n" in capsys.readouterr().err
