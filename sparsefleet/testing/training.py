@@ -120,9 +120,13 @@ def prunes_to_the_count(plugin: Pruner) -> None:
     module = _Reference(layer_of(_SHAPE, _NNZ))
     topology = Topology({"layer": module}, torch.optim.SGD([module.values_], lr=0.1), seed=0)
     n_sites = _SHAPE[0] * _SHAPE[1]
+    x = Rng("training").normal(8 * _SHAPE[1]).view(8, -1)
     gone: set[int] = set()
     for step, n_keep in enumerate((40, 13, 1)):
         before = set(module.flat_sites().tolist())
+        if plugin.needs_grad:
+            module.values_.grad = None
+            module(x).square().mean().backward()
         topology.prune(topology.score(plugin, step), n_keep / n_sites)
         after = set(module.flat_sites().tolist())
         gone |= before - after
