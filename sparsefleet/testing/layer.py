@@ -89,6 +89,25 @@ def equals_the_masked_reference(plugin: Layer) -> None:
             _compare(want, _measured(plugin.build(_template(_SHAPE), conn, bias), x, up), dtype)
 
 
+def convolves_like_the_reference(plugin: Layer) -> None:
+    """A layer that stores Conv2d agrees with torch's dense convolution in output and gradients."""
+    if "Conv2d" not in plugin.kinds:
+        return
+    shape = (6, 4 * 9)  # 6 output channels, 4 input channels, a 3 x 3 kernel
+    conn = layer_of(shape, shape[0] * shape[1] if plugin.topology == "all" else 50)
+    conn.grad = conn.dense = None
+    draw = Rng("conv-case")
+    bias, x, up = draw.normal(6), draw.normal(2 * 4 * 49).view(2, 4, 7, 7), draw.normal(2 * 6 * 16).view(2, 6, 4, 4)
+    weight = torch.zeros(shape, dtype=torch.float64)
+    weight[conn.row, conn.col] = conn.weight
+    weight, dense_bias, dense_x = weight.view(6, 4, 3, 3).requires_grad_(), bias.clone().requires_grad_(), x.clone().requires_grad_()
+    output = nn.functional.conv2d(dense_x, weight, dense_bias, stride=2, padding=1)
+    by_x, by_weight, by_bias = torch.autograd.grad(output, (dense_x, weight, dense_bias), up)
+    want = _Pass(output.detach(), by_x, by_weight.view(shape)[conn.row, conn.col], by_bias)
+    template = nn.Conv2d(4, 6, 3, stride=2, padding=1, device="meta")
+    _compare(want, _measured(plugin.build(template, conn, bias), x, up), torch.float64)
+
+
 def tells_its_connections(plugin: Layer) -> None:
     """``connections()`` returns what the layer was built from."""
     if plugin.topology == "all":
@@ -182,6 +201,7 @@ def allocates_by_connections(plugin: Layer) -> None:
 
 CHECKS = (
     equals_the_masked_reference,
+    convolves_like_the_reference,
     tells_its_connections,
     rewires_in_place,
     finds_the_best_absent,

@@ -39,6 +39,7 @@ def test_magnitude_equals_the_slow_reference(values, n):
     assert kept(Magnitude(), conn, n) == slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", [Magnitude(), Random()])
 def test_more_than_2_to_the_24_connections(plugin):
     """torch.quantile and torch.multinomial refuse this many."""

@@ -96,8 +96,9 @@ def test_grows_uniformly_over_empty_sites():
     assert (empty / 500 - 2 / 26).abs().max() < 5 * (2 / 26 / 500) ** 0.5
 
 
-@pytest.mark.parametrize("n", [2**24 + 3])
-def test_more_than_2_to_the_24_connections(n):
+@pytest.mark.slow
+def test_more_than_2_to_the_24_connections():
+    n = 2**24 + 3
     weight = Rng("big").at(torch.arange(n)).float() - 0.25
     conn = Connections("layer", (1, n), torch.zeros(1, dtype=torch.int64).expand(n), torch.arange(n), weight)
     plugin = SET()
