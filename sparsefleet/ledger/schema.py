@@ -60,7 +60,7 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
         )
     if not read_only:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite's own mode follows the umask
+        _create_private(path)
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, isolation_level=None, timeout=60)
     try:
         return _prepare(db, path, read_only=read_only)
@@ -72,6 +72,18 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+
+
+def _create_private(path: Path) -> None:
+    """An empty file of mode 0600; SQLite's own mode follows the umask.
+
+    One that exists is not opened: closing any descriptor of it would drop the locks that other connections of this process hold, and
+    another process would then take the log away from under them.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
 
 
 def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> sqlite3.Connection:

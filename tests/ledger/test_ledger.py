@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,18 @@ def test_reading_needs_a_ledger_and_writes_nothing(tmp_path: Path) -> None:
     with read_ledger(tmp_path) as ledger, pytest.raises(sqlite3.OperationalError):
         ledger.set_sweep_state("a", "DONE")
     assert (tmp_path / "ledger.db").stat().st_mode & 0o077 == 0
+
+
+def test_another_process_does_not_take_the_log_away(ledger: Ledger) -> None:
+    """Opening the ledger twice in one process once dropped the first one's locks, and it went on reading an unlinked log."""
+    (key,) = create(ledger, "a-1", 1)
+    open_ledger(ledger.home).close()
+    script = (
+        "import sys; from pathlib import Path; from sparsefleet.ledger import open_ledger\n"
+        "ledger = open_ledger(Path(sys.argv[1])); ledger.lease(sys.argv[2], 'a-1', 'n'); ledger.close()"
+    )
+    subprocess.run([sys.executable, "-c", script, str(ledger.home), key], check=True)
+    assert ledger.trial(key).attempt == 1
 
 
 def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
