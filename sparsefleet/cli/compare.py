@@ -77,10 +77,11 @@ def table_rows(
         return rows(ledger.trials(row.sweep), ledger.timings(row.sweep), by, metric), row
     from sparsefleet.errors import UserError
     from sparsefleet.track.read import rows as tracked
+    from sparsefleet.track.server import home_id
 
     if sweep is None:
         sweep = chosen(reading(session), None).sweep
-    trials, timings = tracked(sweep, session.get("mlflow_uri"))
+    trials, timings = tracked(sweep, session.get("mlflow_uri"), home_id(session.home) if (session.home / "tracking-id").exists() else None)
     if not trials:
         raise UserError(f"MLflow holds no sweep {sweep!r}", cause=f"tracking URI {session.get('mlflow_uri')}", fix="sparsefleet status")
     return rows(trials, timings, by, metric), None

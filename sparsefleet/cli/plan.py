@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,14 +44,17 @@ def plan(session: Session, grid: str, set_: Sequence[str], only: Sequence[str], 
 def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str], as_json: bool) -> None:
     """The plan, with what this home's ledger knows of the grid."""
     from sparsefleet.errors import UserError
+    from sparsefleet.fleet.enqueue import point_key
     from sparsefleet.grid.plan import plan as plan_of
     from sparsefleet.ledger import read_ledger
+    from sparsefleet.trial.identity import Keys
 
     try:
         ledger = read_ledger(session.home)
     except UserError:  # nothing has been submitted here
         ledger = None
-    found = plan_of(grid, plugins, ledger)
+    keys = Keys(plugins, Path(session.get("data")))
+    found = plan_of(grid, plugins, ledger, key_of=lambda point: point_key(keys, point))
     fitting = _fitting(grid, plugins, only, session.get("max_trials"))
     if as_json:
         body: dict[str, Any] = {**found.to_json(), **({} if fitting is None else {"only": fitting})}

@@ -81,37 +81,29 @@ class _Here:
         from sparsefleet.cli.labels import trial_label
         from sparsefleet.errors import UserError
         from sparsefleet.trial.files import MODEL
-        from sparsefleet.trial.identity import code_of, data_digest, device_class
+        from sparsefleet.trial.identity import Keys
         from sparsefleet.trial.request import TrialRequest
         from sparsefleet.trial.run import run_trial
-        from sparsefleet.trial.spec import trial_key
 
         if spec.start_from and (start is None or start.state.value != "SUCCEEDED"):
             state = start.state.value if start else "not here"
             raise UserError(
                 f"the trial starts from {spec.start_from}, which is {state}", fix="run it from its grid, so that its twin runs first"
             )
-        code, data_sha = code_of(spec, self.catalog), data_digest(spec.dataset, self.catalog, self.data_root)
-        key = trial_key(
-            spec,
-            code=code,
-            data=data_sha,
-            threads=self.threads,
-            device_class=device_class(self.device),
-            start_key=start.trial_key if start else None,
-        )
+        keys = Keys(self.catalog, self.data_root)
+        depends = keys.request(spec, self.threads, self.device)
         folder = self.folder(spec)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         request = TrialRequest(
             spec=spec,
-            trial_key=key,
+            trial_key=keys.key(spec, self.threads, self.device),
             workdir=folder,
             data_root=self.data_root,
             device=self.device,
             threads=self.threads,
             start_weights=self.root / start.spec_id / MODEL if start else None,
-            code=code,
-            data={spec.dataset.name: data_sha},
+            code=depends["code"],
+            data=depends["data"],
         )
         torch.set_num_threads(self.threads)
         said = _Said(f"{spec.spec_id}  {trial_label(spec.to_json())}")

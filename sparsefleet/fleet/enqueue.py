@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.model import Grid
 from sparsefleet.ledger import SweepTrial, open_ledger
-from sparsefleet.trial.identity import code_of, data_digest, device_class
-from sparsefleet.trial.record import RECORD_SCHEMA
-from sparsefleet.trial.spec import PluginRef, TrialSpec, digest
+from sparsefleet.trial.identity import Keys
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
@@ -39,61 +37,37 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
     keys = Keys(catalog, data_root)
     points = list(expand(grid, catalog))
     chosen = _with_company([p for p in points if keep(p)], points) if keep else points
+    key_of = {p.spec.spec_id: point_key(keys, p) for p in chosen}  # a shared twin is entered once, with its own resources
     for ordinal, point in enumerate(chosen):
         yield SweepTrial(
             ordinal=ordinal,
-            key=keys.key(point.spec, point.resources),
+            key=key_of[point.spec.spec_id],
             spec_id=point.spec.spec_id,
             spec=point.spec.to_json(),
             arm=point.arm,
-            twin_key=keys.key(point.twin, point.resources) if point.twin else None,
-            rival_key=keys.key(point.rival, point.resources) if point.rival else None,
-            depends_on=keys.key(point.start, point.resources) if point.start else None,
+            twin_key=key_of.get(point.twin.spec_id) if point.twin else None,
+            rival_key=key_of.get(point.rival.spec_id) if point.rival else None,
+            depends_on=key_of[point.start.spec_id] if point.start else None,
             resources=point.resources,
             limits=point.limits,
             request={
-                **keys.request(point.spec, point.resources),
+                **keys.request(point.spec, *_place(point.resources)),
                 **({"dense_infeasible": point.dense_infeasible} if point.dense_infeasible else {}),
             },
         )
+
+
+def point_key(keys: Keys, point: Point) -> str:
+    """The trial key of a grid's point."""
+    return keys.key(point.spec, *_place(point.resources))
+
+
+def _place(resources: dict[str, Any]) -> tuple[int, str]:
+    """Threads and device that the resources of a trial give it."""
+    return int(resources.get("cpus", 1)), "cuda" if resources.get("gpus", 0) else "cpu"
 
 
 def _with_company(kept: list[Point], points: list[Point]) -> list[Point]:
     wanted = {p.spec.spec_id for p in kept}
     wanted |= {other.spec_id for p in kept for other in (p.twin, p.start, p.rival) if other is not None}
     return [p for p in points if p.spec.spec_id in wanted]
-
-
-class Keys:
-    """Trial keys: the digest of everything that a trial's result depends on."""
-
-    def __init__(self, catalog: Catalog, data_root: Path) -> None:
-        self._catalog, self._data_root = catalog, data_root
-        self._data: dict[str, str] = {}
-        self._known: dict[str, str] = {}
-
-    def request(self, spec: TrialSpec, resources: dict[str, Any]) -> dict[str, Any]:
-        """What a trial needs besides its spec; goes into the record."""
-        device = "cuda" if resources.get("gpus", 0) else "cpu"
-        return {
-            "code": code_of(spec, self._catalog),
-            "data": {spec.dataset.name: self._data_of(spec.dataset)},
-            "threads": int(resources.get("cpus", 1)),
-            "device": device,
-            "device_class": device_class(device),
-            "data_root": str(self._data_root),
-        }
-
-    def key(self, spec: TrialSpec, resources: dict[str, Any]) -> str:
-        """sha256 over the spec, the code and the data, and the thread count and class of the device."""
-        asked = digest([spec.to_json(), resources])
-        if asked not in self._known:
-            depends = {name: value for name, value in self.request(spec, resources).items() if name != "data_root"}
-            self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, **depends})
-        return self._known[asked]
-
-    def _data_of(self, dataset: PluginRef) -> str:
-        slot = digest(dataset.model_dump(mode="json"))
-        if slot not in self._data:
-            self._data[slot] = data_digest(dataset, self._catalog, self._data_root)
-        return self._data[slot]

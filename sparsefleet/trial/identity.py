@@ -15,7 +15,7 @@ from sparsefleet.code_digest import module_digest
 from sparsefleet.errors import UserError
 from sparsefleet.home import cache_dir
 from sparsefleet.registry import Catalog, Registry
-from sparsefleet.trial.record import PluginUsed
+from sparsefleet.trial.record import RECORD_SCHEMA, PluginUsed
 from sparsefleet.trial.spec import PluginRef, TrialSpec, digest
 
 
@@ -46,6 +46,40 @@ def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
 def core_digest() -> str:
     """Digest of every module of the core that a trial runs."""
     return module_digest("sparsefleet.trial.run")
+
+
+class Keys:
+    """Trial keys: what results are cached under. Same key, same work, never run twice; any change of what a result depends on is a new key."""
+
+    def __init__(self, catalog: Catalog, data_root: Path) -> None:
+        self._catalog, self._data_root = catalog, data_root
+        self._data: dict[str, str] = {}
+        self._known: dict[str, str] = {}
+
+    def request(self, spec: TrialSpec, threads: int, device: str) -> dict[str, Any]:
+        """What a trial depends on besides its spec; goes into the record."""
+        return {
+            "code": code_of(spec, self._catalog),
+            "data": {spec.dataset.name: self._data_of(spec.dataset)},
+            "threads": threads,
+            "device": device,
+            "device_class": device_class(device),
+            "data_root": str(self._data_root),
+        }
+
+    def key(self, spec: TrialSpec, threads: int, device: str) -> str:
+        """sha256 (hex) over the spec, the code, the data, the thread count and the class of the device."""
+        asked = digest([spec.to_json(), threads, device])
+        if asked not in self._known:
+            depends = {name: value for name, value in self.request(spec, threads, device).items() if name != "data_root"}
+            self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, **depends})
+        return self._known[asked]
+
+    def _data_of(self, dataset: PluginRef) -> str:
+        slot = digest(dataset.model_dump(mode="json"))
+        if slot not in self._data:
+            self._data[slot] = data_digest(dataset, self._catalog, self._data_root)
+        return self._data[slot]
 
 
 def plugins_used(spec: TrialSpec, catalog: Catalog) -> list[PluginUsed]:

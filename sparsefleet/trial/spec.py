@@ -230,26 +230,3 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """sha256 (hex) of the canonical JSON of ``value``."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def trial_key(
-    spec: TrialSpec,
-    *,
-    code: dict[str, str],
-    data: str,
-    threads: int,
-    device_class: str,
-    start_key: str | None = None,
-) -> str:
-    """What results are cached under: same key, same work, never run twice.
-
-    Args:
-        code: digests of the code that computes: ``core``, one ``family/name`` per plugin, and ``torch``'s version.
-        data: digest of the data files.
-        threads: intra-op threads of the trial.
-        device_class: ``cpu:<model>`` or ``cuda:<name>``.
-        start_key: trial key of the trial named by ``spec.start_from``.
-    """
-    return digest(
-        {"spec": spec.to_json(), "code": code, "data": data, "threads": threads, "device_class": device_class, "start": start_key}
-    )
