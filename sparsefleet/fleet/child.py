@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from sparsefleet.fleet.processes import die_with_parent
 
 _PROGRESS_EVERY_S = 0.25
-_BUSY_WAIT_S = 10.0
+_BUSY_WAIT_S = 5.0
 _TRACE_LINES = 20
 _MIB = 1 << 20
 

@@ -248,6 +248,7 @@ def _description() -> dict[str, Any]:
     entries = catalog().entries
     return {
         "node": socket.gethostname(),
+        "pid": os.getpid(),
         "python": sys.version.split()[0],
         "sparsefleet": sparsefleet.__version__,
         "core": core_digest(),

@@ -103,7 +103,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, SparsefleetError):
         return str(error)
     lines = "".join(traceback.format_exception(error)).strip().splitlines()
-    return "\n".join(lines[-_TRACE_LINES:])
+    return "\n".join([lines[-1], *lines[1 - _TRACE_LINES :]])  # what it was comes first: lists show one line
 
 
 def _now() -> str:

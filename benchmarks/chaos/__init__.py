@@ -1,0 +1,1 @@
+"""What breaks while a sweep runs, and what may be lost: nothing."""
