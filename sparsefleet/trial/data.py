@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsefleet.errors import UserError
+from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.plugin import DataInfo, Dataset, TensorData
+from sparsefleet.registry import Catalog
 from sparsefleet.rng import Rng
+from sparsefleet.trial.identity import data_digest
 from sparsefleet.trial.request import TrialRequest
 
 
@@ -25,9 +27,22 @@ class Splits:
     test: TensorData
 
 
-def load_splits(dataset: Dataset, request: TrialRequest, dtype: torch.dtype) -> Splits:
-    """The data of a trial. Which training examples become validation depends on the seed alone."""
+def load_splits(dataset: Dataset, request: TrialRequest, dtype: torch.dtype, plugins: Catalog) -> Splits:
+    """The data of a trial. Which training examples become validation depends on the seed alone.
+
+    Raises:
+        IntegrityError: the files are not those of the trial key.
+    """
     spec = request.spec
+    promised = request.data.get(spec.dataset.name)
+    if promised is not None:
+        found = data_digest(spec.dataset, plugins, request.data_root)
+        if found != promised:
+            raise IntegrityError(
+                f"dataset {spec.dataset.name!r} on this machine is not the one that the trial was submitted with",
+                cause=f"its digest is {found[:12]}, promised was {promised[:12]}",
+                fix="give every node the same files, or submit the grid again",
+            )
     train, test = (_place(dataset.load(request.data_root, split), request.device, dtype) for split in ("train", "test"))
     n = train.x.shape[0]
     n_validation = math.floor(spec.validation * n + 0.5)

@@ -60,7 +60,7 @@ class Training:
         spec, clock = self.spec, time.monotonic()
         torch.manual_seed(key_of(spec.seed, "torch"))
         self.dataset: Dataset = self.registry.build("dataset", spec.dataset)
-        self.splits = load_splits(self.dataset, self.request, DTYPES[spec.train.precision])
+        self.splits = load_splits(self.dataset, self.request, DTYPES[spec.train.precision], self.registry.catalog)
         self.per_epoch = steps_per_epoch(self.splits.train.x.shape[0], spec.train.batch_size, spec.train.drop_last)
         wanted = spec.train.epochs * self.per_epoch
         self.total_steps = wanted if spec.train.max_steps is None else min(wanted, spec.train.max_steps)

@@ -256,3 +256,15 @@ def test_zero_steps_is_a_trial_too(digits_request):
     record = run_trial(digits_request(train={"epochs": 0, "batch_size": 64}, **rewired("rigl")))
     assert record.state is State.SUCCEEDED
     assert record.accuracy.steps == 0
+
+
+def test_other_data_than_the_keys_are_refused(digits_request):
+    request = digits_request().model_copy(update={"data": {"digits": "0" * 64}})
+    record = run_trial(request)
+    assert record.state is State.PLUGIN_ERROR
+    assert "is not the one that the trial was submitted with" in record.reason
+    from sparsefleet.registry import catalog
+    from sparsefleet.trial.identity import data_digest
+
+    right = {"digits": data_digest(request.spec.dataset, catalog(), request.data_root)}
+    assert run_trial(request.model_copy(update={"data": right})).state is State.SUCCEEDED
