@@ -39,6 +39,8 @@ def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
     for row, model, layer in zip(rows, models, layers, strict=True):
         if row["vs_dense_width"] is None or row["vs_dense_width_ci"] is None or row["density_realised"] is None:
             continue
+        if row["density_realised"] >= 1:  # dense weights: there is no density at which they would break even
+            continue
         timing = row["timing"]
         where = f"{timing['op']}, batch {timing['batch_size']}, {timing['dtype']}, {timing['device']}, {timing['threads']}"
         method = ",".join(part for part in (row["method"], row["variant"], json.dumps(row["setting"])) if part)
