@@ -26,7 +26,7 @@ from sparsefleet.trial.record import Record  # noqa: E402
 from sparsefleet.trial.spec import TrialSpec  # noqa: E402
 
 _NOTE = "Generated from {} by `python docs/generate.py`; do not edit.\n"
-_QUIET = (False, "", None, [], {})
+_QUIET: tuple[Any, ...] = (False, "", None, [], {})
 
 
 def hooks() -> str:

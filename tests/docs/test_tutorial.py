@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
     site.mkdir()
     monkeypatch.delenv("SPARSEFLEET_HOME")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("PIP_TARGET", str(site))
     monkeypatch.setenv("PIP_NO_DEPS", "1")
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads the value of the option's switch: 0 turns isolation off
