@@ -49,11 +49,11 @@ class Killer(threading.Thread):
     def __init__(self, every_s: float, seed: int) -> None:
         super().__init__(daemon=True)
         self.kills = 0
-        self._every_s, self._random, self._stop = every_s, random.Random(seed), threading.Event()
+        self._every_s, self._random, self._ended = every_s, random.Random(seed), threading.Event()
 
     def run(self) -> None:
         """The thread."""
-        while not self._stop.wait(self._every_s):
+        while not self._ended.wait(self._every_s):
             busy = [p for p in psutil.Process().children(recursive=True) if _name(p).startswith("ray::Supervisor.run")]
             if busy:
                 self._random.choice(busy).kill()
@@ -61,7 +61,7 @@ class Killer(threading.Thread):
 
     def stop(self) -> None:
         """End it."""
-        self._stop.set()
+        self._ended.set()
         self.join()
 
 

@@ -45,7 +45,7 @@ class Cluster:
         self._cpus = cpus
 
     def __enter__(self) -> Cluster:
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        _silence()
         own = self.address == "local"
         limits: dict[str, Any] = {"num_cpus": self._cpus or n_usable_cpus(), "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
         try:
@@ -83,6 +83,14 @@ class Cluster:
                 fix="resources: in the grid",
             )
         return n
+
+
+def _silence() -> None:
+    """Ray writes what its raylet has to say, e.g. of a worker that was killed, to stdout, whatever ``log_to_driver`` is. stdout is our data."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    worker: Any = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_args, **_kwargs: None
 
 
 def n_usable_cpus() -> int:

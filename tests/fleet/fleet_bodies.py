@@ -69,7 +69,7 @@ def sleep(job, progress):
     while time.monotonic() < swallow:
         try:
             time.sleep(1)
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             continue
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from fleet_sweeps import Told, enter, read_until, settings, start_driver
 
 from sparsefleet.errors import PluginError, SweepLocked
 from sparsefleet.fleet.driver import cancel, submit
-from sparsefleet.ledger import Ledger, SweepLock, TrialRow, is_held, open_ledger
+from sparsefleet.ledger import Ledger, TrialRow, is_held, open_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
@@ -275,7 +273,7 @@ def test_other_code_on_a_node_is_refused_before_anything_runs(home: Path, ledger
     sweep = enter(home, f"name: skew\n{ONE_EPOCH}seeds: [0]\naxes: {{density: [0.2], method: [{{rewirer: set}}]}}\n")
     with ledger.batch():
         ledger._db.execute("""UPDATE sweep_trials SET request = json_set(request, '$.code."rewirer/set"', 'abcdef')""")
-    with pytest.raises(PluginError, match="rewirer/set: .*submitted with abcdef") as caught:
+    with pytest.raises(PluginError, match=r"rewirer/set: .*submitted with abcdef") as caught:
         submit(home, sweep, settings(home), Told())
     assert caught.value.exit_code == 3
     assert {(row.state, row.attempt) for row in ledger.trials(sweep)} == {("PENDING", 0)}
