@@ -34,7 +34,7 @@ def test_all_well(check, monkeypatch, capsys):
     assert check.main() == 0
     said = capsys.readouterr().out
     assert re.findall(r"^(\w+) +(c\d)", said, re.MULTILINE) == [("ok", "c0"), ("ok", "c1")]
-    assert "said" not in said
+    assert "\nsaid 0\n" not in said
 
 
 def test_one_failure_fails_the_whole_and_the_rest_still_runs(check, monkeypatch, capsys):
@@ -42,7 +42,7 @@ def test_one_failure_fails_the_whole_and_the_rest_still_runs(check, monkeypatch,
     assert check.main() == 1
     said = capsys.readouterr().out
     assert re.findall(r"^(\w+) +(c\d)", said, re.MULTILINE) == [("ok", "c0"), ("FAILED", "c1"), ("ok", "c2")]
-    assert "said 1" in said
+    assert "\nsaid 1\n" in said
     assert "fix: fix 1" in said
     assert "fix: fix 0" not in said
 
