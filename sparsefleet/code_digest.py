@@ -92,6 +92,14 @@ def modules_of(module: str) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
+def modules_in(package: str) -> tuple[str, ...]:
+    """``package`` and the modules beside its ``__init__.py``, sorted."""
+    path = source_of(package)
+    if path is None:
+        raise PluginError(f"cannot find the source of package {package!r}")
+    return tuple(sorted({package, *(f"{package}.{p.stem}" for p in path.parent.glob("*.py") if p.stem != "__init__")}))
+
+
 @lru_cache(maxsize=1024)
 def module_digest(module: str) -> str:
     """sha256 (hex) over the names and sources of ``modules_of(module)``.

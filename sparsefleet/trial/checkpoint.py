@@ -42,8 +42,12 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
         temporary.replace(folder / name)
 
 
-def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, str | None]:
-    """The checkpoint of ``folder``, and a warning if there was one that could not be used."""
+def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, str | None]:
+    """The checkpoint of ``folder``, and a warning if there was one that could not be used.
+
+    Args:
+        trial_key: whose checkpoint it must be: changed code, data or settings start anew.
+    """
     path, side_path = folder / FILE, folder / SIDE
     if not (path.exists() and side_path.exists()):
         return None, None
@@ -52,6 +56,8 @@ def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, str | None]:
         side = json.loads(side_path.read_text())
         if hashlib.sha256(blob).hexdigest() != side["sha256"]:
             raise ValueError("its digest does not match")
+        if side["facts"]["trial_key"] != trial_key:
+            raise ValueError("it belongs to another trial key")
         return Checkpoint(load(blob), side["facts"]), None
     except (OSError, ValueError, KeyError, TypeError) as error:
         for damaged in (path, side_path):

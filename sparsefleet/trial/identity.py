@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sparsefleet.code_digest import module_digest
+from sparsefleet.code_digest import module_digest, modules_in
 from sparsefleet.errors import UserError
 from sparsefleet.home import cache_dir
 from sparsefleet.registry import Catalog, Registry
@@ -44,8 +44,8 @@ def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def core_digest() -> str:
-    """Digest of every module of the core that a trial runs."""
-    return module_digest("sparsefleet.trial.run")
+    """Digest of every module of the core that a trial runs; the kernels too, which only the layer plugins import."""
+    return digest([module_digest(name) for name in ("sparsefleet.trial.run", *modules_in("sparsefleet.ops"))])
 
 
 class Keys:

@@ -41,7 +41,7 @@ def evaluate(network: nn.Module, data: TensorData, info: DataInfo, autocast: tor
             x, y = data.x[start : start + EVAL_BATCH], data.y[start : start + EVAL_BATCH]
             with torch.autocast(x.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
                 output = network(x)
-            output = output.to(data.x.dtype)
+            output = output.float() if autocast is not None else output
             loss += float(loss_of(output, y, info)) * x.shape[0]
             if info.task == "classification":
                 right += float((output.argmax(1) == y).sum())

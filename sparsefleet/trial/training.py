@@ -65,7 +65,7 @@ class Training:
         wanted = spec.train.epochs * self.per_epoch
         self.total_steps = wanted if spec.train.max_steps is None else min(wanted, spec.train.max_steps)
         clock = self._phase("data", clock)
-        checkpoint, warning = load_checkpoint(self.request.workdir)
+        checkpoint, warning = load_checkpoint(self.request.workdir, self.request.trial_key)
         if warning:
             self.log.warn(warning)
         self.pruner: Pruner | None = self.registry.build("pruner", spec.method.pruner) if spec.method.pruner else None
@@ -121,7 +121,8 @@ class Training:
     def train(self) -> None:
         """Runs every step that is left."""
         spec, clock = self.spec, time.monotonic()
-        self._prune_if_due()
+        if self.step == 0:  # a checkpoint is taken after its step's pruning
+            self._prune_if_due()
         while self.step < self.total_steps:
             epoch, skip = divmod(self.step, self.per_epoch)
             for x, y in batches(
@@ -134,15 +135,24 @@ class Training:
             ):
                 if self.step >= self.total_steps:
                     break
-                self._train_step(self._augmented(x), y)
-                self._prune_if_due()
-                self._convert_if_due()
+                try:
+                    self._train_step(self._augmented(x), y)
+                    self._prune_if_due()
+                    self._convert_if_due()
+                except PluginError as error:
+                    self._raise_if_not_finite(error)
+                    raise
                 if self.step % self.per_epoch == 0 or self.step == self.total_steps:
                     self._end_epoch((x, y))
                 self._checkpoint_if_due()
         if self.total_steps == 0:
             self._convert_if_due()
         self._phase("train", clock)
+
+    def _raise_if_not_finite(self, error: PluginError) -> None:
+        """A step that blew up the weights is a divergence, whoever meets the NaN first."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.network.module.parameters()):
+            raise Diverged(self.step, math.nan) from error
 
     def _augmented(self, x: Tensor) -> Tensor:
         return self.dataset.augment(x, Rng(self.spec.seed, "augment", self.step)) if self.spec.train.augment else x
@@ -217,8 +227,16 @@ class Training:
             calibration = NetworkCalibration(self.network.module, self.network.sparse, layers, [batch], self.splits.info)
             return score_whole_model(pruner, calibration)
         if pruner.needs_grad and any(module.grad_values() is None for module in self.network.sparse.values()):
-            self._loss(*self._calibration_batch(self.spec.train.batch_size, False)).backward()  # type: ignore[no-untyped-call]
+            self._fresh_gradients()
         return self.topology.score(pruner, self.step)
+
+    def _fresh_gradients(self) -> None:
+        """Gradients of one batch for a pruner; statistics that modules keep of their inputs stay as they were."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.network.module.buffers()]
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss(*self._calibration_batch(self.spec.train.batch_size, False)).backward()  # type: ignore[no-untyped-call]
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
     def _calibration_batch(self, n: int, balanced: bool) -> tuple[Tensor, Tensor]:
         train, rng = self.splits.train, Rng(self.spec.seed, "calibration", self.step)
@@ -240,6 +258,12 @@ class Training:
         probe = self.splits.train.x[:16]
         slots = dict(self.optimizer.state)
         nnz = self.topology.nnz
+        self.network.module.eval()
+        with torch.no_grad():
+            outputs = self.network.module(probe)
+        self.network.module.train()
+        if not bool(outputs.isfinite().all()):
+            raise Diverged(self.step, math.nan)
         error, old_parameters = convert(self.network, self.spec, self.registry, probe)
         tolerance = 1e-9 if self.spec.train.precision == "fp64" else 1e-4
         if not error <= tolerance:
@@ -251,8 +275,7 @@ class Training:
         self.log.note(self.step, f"converted to {self.spec.layer.name}", max_rel_output_error=error, nnz=float(nnz))
 
     def _log_changes(self, changes: list[Change]) -> None:
-        n_sites = self.topology.n_sites
-        self.log.add("density", self.step, sum(change.nnz for change in changes) / n_sites, thin=True)
+        self.log.add("density", self.step, self.topology.nnz / self.topology.n_sites, thin=True)
         self.log.add_sum("connections_dropped_total", self.step, sum(change.n_dropped for change in changes))
         self.log.add_sum("connections_grown_total", self.step, sum(change.n_grown for change in changes))
 
@@ -264,6 +287,8 @@ class Training:
                 on_epoch()
         if self.splits.validation is not None:
             score = evaluate(self.network.module, self.splits.validation, self.splits.info, self._autocast())
+            if not math.isfinite(score.loss):
+                raise Diverged(self.step, score.loss)
             self.log.add("validation_loss", self.step, score.loss)
             self.log.add("validation_" + self._metric(), self.step, score.metric)
             self.last_on_val = score.metric
@@ -279,7 +304,10 @@ class Training:
             step=self.step,
         ):
             for name, value in dict(values).items():
-                self.log.add(name, self.step, float(value))
+                if math.isfinite(float(value)):
+                    self.log.add(name, self.step, float(value))
+                else:
+                    self.log.warn(f"sparsefleet_measure gave {value} as {name} at step {self.step}: left out")
         if epoch % max(1, self.spec.train.epochs // _N_PICTURES) == 0 or self.step == self.total_steps:
             self._save_pictures()
         if epoch == self.spec.train.test_epoch and self.step % self.per_epoch == 0:
@@ -333,8 +361,13 @@ class Training:
         self.test, self.test_evals = (score.metric, score.loss), self.test_evals + 1
         if not math.isfinite(score.loss):
             raise Diverged(self.step, score.loss)
-        if self.spec.train.test_epoch is not None:
-            self.log.note(self.step, "tested the declared epoch", epoch=float(-(-self.step // max(self.per_epoch, 1))))
+        declared, epoch = self.spec.train.test_epoch, -(-self.step // max(self.per_epoch, 1))
+        if declared is None:
+            return
+        if self.step == declared * self.per_epoch:
+            self.log.note(self.step, "tested the declared epoch", epoch=float(epoch))
+        else:
+            self.log.warn(f"the declared epoch {declared} was never reached; the network tested is that after epoch {epoch}")
 
     def counts(self) -> Any:
         """Sizes, or None before the network stands."""
