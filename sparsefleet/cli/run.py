@@ -96,7 +96,7 @@ class _Here:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         request = TrialRequest(
             spec=spec,
-            trial_key=keys.key(spec, self.threads, self.device),
+            trial_key=keys.key(spec, self.threads, self.device, start.trial_key if start else None),
             workdir=folder,
             data_root=self.data_root,
             device=self.device,

@@ -59,7 +59,8 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
 
 def point_key(keys: Keys, point: Point) -> str:
     """The trial key of a grid's point."""
-    return keys.key(point.spec, *_place(point.resources))
+    place = _place(point.resources)
+    return keys.key(point.spec, *place, keys.key(point.start, *place) if point.start else None)
 
 
 def _place(resources: dict[str, Any]) -> tuple[int, str]:

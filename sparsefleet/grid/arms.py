@@ -114,8 +114,10 @@ class Judge:
         return {**state, "method": {**PLAIN_METHOD, "rewirer": self.facts.plain("rewirer", _STATIC), **kept}}
 
     def small_dense(self, state: State) -> State:
-        """The twin, narrowed to the parameters it would have at the trial's density."""
-        return {**self.twin(state), "narrow_to_density": state["density"]}
+        """The twin, narrowed to the parameters it would have at the trial's density; layers that the trial keeps dense count as dense."""
+        kept = state["method"].get("keep_dense")
+        method = {"method": {**PLAIN_METHOD, "keep_dense": kept}} if kept else {}
+        return {**self.twin(state), **method, "narrow_to_density": state["density"]}
 
 
 def spec_of(state: State, seed: int = 0, start_from: str | None = None) -> TrialSpec:

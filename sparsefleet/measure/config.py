@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from sparsefleet.code_digest import module_digest
 from sparsefleet.measure.samples import PROTOCOL
 from sparsefleet.sparsity.vocabulary import Frozen
 from sparsefleet.trial.spec import Method, Optimizer, PluginRef, TrialSpec, digest
@@ -113,6 +114,7 @@ def config_key(row: TrialLike, spec: TrialSpec, twin: TrialSpec, op: Op, batch_s
     return digest(
         {
             "protocol": PROTOCOL,
+            "harness": module_digest("sparsefleet.measure.run"),
             "code": {name: value for name, value in sorted(code.items()) if name.startswith(_DECIDING_CODE)},
             "data": spec.dataset.model_dump(mode="json"),
             "sides": [[*_architecture(side), [_layer(layer) for layer in layers]] for side, layers in sides],

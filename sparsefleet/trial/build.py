@@ -108,7 +108,9 @@ def _on_meta(spec: TrialSpec, registry: Registry, info: DataInfo) -> tuple[nn.Mo
     module = build(model)
     if spec.narrow_to_density is None:
         return module, 1.0
-    prunable = sum(math.prod(weight_shape(module.get_submodule(name))) for name in model.prunable(module))
+    names = list(model.prunable(module))
+    kept = _dense_kept(spec, names)
+    prunable = sum(math.prod(weight_shape(module.get_submodule(name))) for name in names if name not in kept)
     total = sum(p.numel() for p in module.parameters())
     target = total - prunable * (1 - spec.narrow_to_density)
     low, high = 0.0, 1.0

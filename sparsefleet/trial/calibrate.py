@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparsefleet.connections import Connections
+from sparsefleet.errors import PluginError
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.plugin import Calibration, DataInfo, Pruner
 from sparsefleet.trial.objective import loss_of
@@ -74,10 +75,8 @@ class NetworkCalibration(Calibration):
         handles = []
         for name, module in self._sparse.items():
 
-            def add(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name, kernel: int = module.kernel) -> None:
-                x = inputs[0].detach()
-                per_input = x.double().square().flatten(0, -2).sum(0) if x.dim() <= 3 else x.double().square().sum((0, 2, 3))
-                squares[name] = squares.get(name, 0) + per_input.repeat_interleave(kernel)
+            def add(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                squares[name] = squares.get(name, 0) + _square_sums(module, inputs[0].detach().double().square())
 
             handles.append(module.register_forward_pre_hook(add))
         try:
@@ -88,6 +87,19 @@ class NetworkCalibration(Calibration):
             for handle in handles:
                 handle.remove()
         return {name: total.sqrt() for name, total in squares.items()}
+
+
+def _square_sums(module: nn.Module, squared: Tensor) -> Tensor:
+    """``(n_in,)`` sums of what every weight column sees: for a convolution, over the positions its kernel element visits."""
+    conv = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if conv is None:
+        return squared.flatten(0, -2).sum(0)
+    if conv.groups != 1:
+        raise PluginError("the inputs of a grouped convolution have no one norm per weight column")
+    with torch.enable_grad():  # the derivative by a kernel element is the sum of its inputs
+        kernel = squared.new_zeros((1, squared.shape[1], *conv.kernel_size), requires_grad=True)
+        total = conv._conv_forward(squared, kernel, None).sum()
+    return torch.autograd.grad(total, kernel)[0].reshape(-1)
 
 
 def score_whole_model(pruner: Pruner, calibration: Calibration) -> dict[str, Tensor]:

@@ -67,12 +67,16 @@ class Keys:
             "data_root": str(self._data_root),
         }
 
-    def key(self, spec: TrialSpec, threads: int, device: str) -> str:
-        """sha256 (hex) over the spec, the code, the data, the thread count and the class of the device."""
-        asked = digest([spec.to_json(), threads, device])
+    def key(self, spec: TrialSpec, threads: int, device: str, start_key: str | None = None) -> str:
+        """sha256 (hex) over the spec, the code, the data, the thread count and the class of the device.
+
+        Args:
+            start_key: the key of the trial whose weights this one starts from: what changes those changes this one.
+        """
+        asked = digest([spec.to_json(), threads, device, start_key])
         if asked not in self._known:
             depends = {name: value for name, value in self.request(spec, threads, device).items() if name != "data_root"}
-            self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, **depends})
+            self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, "start": start_key, **depends})
         return self._known[asked]
 
     def _data_of(self, dataset: PluginRef) -> str:

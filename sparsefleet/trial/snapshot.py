@@ -24,6 +24,8 @@ def snapshot(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
         slots = training.optimizer.state.get(parameter, {})
         tensors |= {f"slot/{name}/{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
     tensors["rng/torch"] = torch.get_rng_state()
+    if training.request.device != "cpu":
+        tensors["rng/device"] = torch.cuda.get_rng_state(training.request.device)
     facts = {
         "trial_key": training.request.trial_key,
         "step": training.step,
@@ -42,13 +44,19 @@ def restore(training: Training, checkpoint: Checkpoint) -> None:
     facts = checkpoint.facts
     training.network.module.load_state_dict(checkpoint.group("net"))
     for name, module in training.network.sparse.items():
-        module.method_state = checkpoint.group(f"state/{name}")
-        module.dense_state.update(checkpoint.group(f"dense/{name}"))
+        device = module.weight_parameter.device
+        module.method_state = {key: value.to(device) for key, value in checkpoint.group(f"state/{name}").items()}
+        module.dense_state.update({key: value.to(device) for key, value in checkpoint.group(f"dense/{name}").items()})
     for name, parameter in training.network.module.named_parameters():
         slots = checkpoint.group(f"slot/{name}")
         if slots:
-            training.optimizer.state[parameter] = dict(slots)
+            training.optimizer.state[parameter] = {
+                key: slot.to(parameter.device) if slot.dim() else slot  # Adam counts its steps on the CPU
+                for key, slot in slots.items()
+            }
     torch.set_rng_state(checkpoint.tensors["rng/torch"])
+    if "rng/device" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["rng/device"], training.request.device)
     training.step = facts["step"]
     training.best_on_val, training.last_on_val = facts["best_on_val"], facts["last_on_val"]
     training.test, training.test_evals = tuple(facts["test"]) if facts["test"] else None, facts["test_evals"]

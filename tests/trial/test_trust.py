@@ -1,9 +1,11 @@
 """What could make a number wrong without anyone noticing: caching, resuming, calibrating, and ends that are not finite."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from sparsefleet.trial import files
 from sparsefleet.trial.record import Record, State
@@ -162,3 +164,107 @@ def test_a_changed_kernel_changes_the_core_digest(monkeypatch):
     for cache in caches:
         cache.cache_clear()
     assert changed != before == core_digest()
+
+
+def test_a_trial_that_starts_from_its_twin_depends_on_what_trained_the_twin(tmp_path):
+    """k-winners on top, relu in the twin: a changed relu changes the weights that the trial starts from."""
+    import dataclasses
+
+    from sparsefleet.fleet.enqueue import sweep_trials
+    from sparsefleet.grid.load import load_grid
+    from sparsefleet.registry import catalog
+
+    grid = tmp_path / "starts.yaml"
+    grid.write_text("""
+name: starts
+dataset: digits
+model: {mlp: {hidden: [16]}}
+activation: k-winners
+optimizer: {sgd: {lr: 0.1}}
+train: {epochs: 1}
+seeds: 1
+layer: csr
+density: 0.1
+method: {pruner: magnitude, start: twin}
+""")
+    plugins = catalog()
+    before = {t.arm: t.key for t in sweep_trials(load_grid(str(grid), catalog=plugins), plugins, tmp_path)}
+    plugins.entries = [dataclasses.replace(e, digest="changed") if e.name == "relu" else e for e in plugins.entries]
+    after = {t.arm: t.key for t in sweep_trials(load_grid(str(grid), catalog=plugins), plugins, tmp_path)}
+    assert set(before) == {"dense", "sparse"}
+    assert before["dense"] != after["dense"]
+    assert before["sparse"] != after["sparse"]
+
+
+def test_what_is_restored_lies_where_the_network_lies():
+    """The meta device stands for an accelerator: slots and the method's state may not stay on the CPU, Adam's step count must."""
+    from sparsefleet.trial.checkpoint import Checkpoint
+    from sparsefleet.trial.snapshot import restore
+
+    network = nn.Linear(3, 2, device="meta")
+    module = SimpleNamespace(weight_parameter=network.weight, method_state={}, dense_state={})
+    training = SimpleNamespace(
+        network=SimpleNamespace(module=network, sparse={"fc": module}),
+        optimizer=torch.optim.Adam(network.parameters()),
+        log=SimpleNamespace(restore=lambda stored: None),
+        request=SimpleNamespace(device="cpu"),
+    )
+    tensors = {
+        "net/weight": torch.zeros(2, 3),
+        "net/bias": torch.zeros(2),
+        "slot/weight/exp_avg": torch.ones(2, 3),
+        "slot/weight/step": torch.tensor(3.0),
+        "state/fc/sign": torch.ones(6),
+        "dense/fc/ema": torch.ones(2, 3),
+        "rng/torch": torch.get_rng_state(),
+    }
+    facts = dict.fromkeys(("best_on_val", "last_on_val", "test", "log")) | {"step": 3, "test_evals": 0}
+    restore(training, Checkpoint(tensors, facts))
+    slots = training.optimizer.state[network.weight]
+    assert slots["exp_avg"].is_meta
+    assert slots["step"].device.type == "cpu"
+    assert module.method_state["sign"].is_meta
+    assert module.dense_state["ema"].is_meta
+
+
+def test_input_norms_of_a_convolution_are_those_of_its_unfolded_inputs():
+    from sparsefleet.nn.materialise import draw_connections, materialise
+    from sparsefleet.plugin import DataInfo
+    from sparsefleet.registry import Registry
+    from sparsefleet.trial.calibrate import NetworkCalibration
+    from sparsefleet.trial.spec import PluginRef
+
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1))
+    layer = Registry().build("layer", PluginRef(name="masked"))
+    sparse = materialise(network, {"0": (layer, draw_connections("0", (3, 2, 3, 3), 54, None, 0, torch.device("cpu")))}, seed=0)
+    x = torch.randn(4, 2, 7, 7, generator=torch.Generator().manual_seed(0))
+    layers = {"0": sparse["0"].connections()}
+    info = DataInfo("classification", (2, 7, 7), 3)
+    norms = NetworkCalibration(network, sparse, layers, [(x, torch.zeros(4))], info).input_norms()["0"]
+    unfolded = nn.functional.unfold(x, 3, padding=1, stride=2).double()
+    torch.testing.assert_close(norms, unfolded.square().sum((0, 2)).sqrt())
+
+
+def test_small_dense_counts_layers_that_the_trial_keeps_dense(tmp_path):
+    from sparsefleet.grid.expand import expand
+    from sparsefleet.grid.load import load_grid
+    from sparsefleet.registry import catalog
+    from sparsefleet.trial.build import build_network
+
+    grid = tmp_path / "kept.yaml"
+    grid.write_text("""
+name: kept
+dataset: digits
+model: {mlp: {hidden: [512, 512]}}
+optimizer: {sgd: {lr: 0.1}}
+train: {epochs: 1}
+seeds: 1
+layer: csr
+density: 0.02
+method: {rewirer: static, keep_dense: [last]}
+control_arms: [small-dense]
+""")
+    specs = {p.arm: p.spec for p in expand(load_grid(str(grid), catalog=catalog()), catalog())}
+    params = {arm: sum(p.numel() for p in build_network(spec).module.parameters()) for arm, spec in specs.items()}
+    assert params["small-dense"] == pytest.approx(params["random-static"], rel=0.01)
