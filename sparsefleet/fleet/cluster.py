@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
@@ -16,6 +18,8 @@ from sparsefleet.fleet.queue import Shape
 
 _OBJECT_STORE_BYTES = 128 << 20
 """Results are records of some kilobytes; files go through the artifact store."""
+_NODES_EVERY_S = 1.0
+"""Asking Ray for its nodes takes some milliseconds, and a short trial not much more."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Cluster:
     def __init__(self, address: str, cpus: int | None) -> None:
         self.address = address
         self._cpus = cpus
+        self._nodes: list[Node] = []
+        self._ask_at = 0.0
 
     def __enter__(self) -> Cluster:
         _silence()
@@ -56,16 +62,24 @@ class Cluster:
             raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         ray.shutdown()
+        if isinstance(error, ray.exceptions.RayError):
+            raise BackendUnreachable(
+                "Ray stopped answering", cause=str(error), fix="sparsefleet resume goes on where the ledger stands"
+            ) from error
 
     def nodes(self) -> list[Node]:
-        """Machines that are alive."""
-        return [
+        """Machines that were alive within the last second."""
+        if time.monotonic() < self._ask_at:
+            return self._nodes
+        self._nodes = [
             Node(node["NodeName"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         ]
+        self._ask_at = time.monotonic() + _NODES_EVERY_S
+        return self._nodes
 
     def slots(self, shape: Shape) -> int:
         """How many trials of this shape run at once.

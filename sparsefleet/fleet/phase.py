@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +81,8 @@ class TrialPhase:
             self._pool.hear(_WAIT_S)
 
     def _greet(self) -> None:
-        open_rows = [row for key, row in self.queue.rows.items() if self.queue.states[key] not in TERMINAL]
         for slot, description in self._pool.greet():
-            check_node(description, open_rows)
+            check_node(description, (row for key, row in self.queue.rows.items() if self.queue.states[key] not in TERMINAL))
             slot.ready = True
 
     # out
@@ -137,7 +136,7 @@ class TrialPhase:
             self._learn(key)
             return None
         start = self._ledger.trial(row.depends_on).record if row.depends_on else None
-        self.queue.states[key] = "LEASED"
+        self.queue.mark(key, "LEASED")
         return trial_job(row, attempt, self._settings.data_root, start)
 
     def _learn(self, key: str) -> None:
@@ -147,7 +146,7 @@ class TrialPhase:
             self._ended(key, row.attempt, row.state, row.reason or "", 0.0)
         elif row.state in ACTIVE:
             self.queue.elsewhere.add(key)
-            self.queue.states[key] = row.state
+            self.queue.mark(key, row.state)
         else:
             self.queue.give_back(key)
 
@@ -175,7 +174,7 @@ class TrialPhase:
         row = self.queue.rows[key]
         if message.kind == "started":
             if self._ledger.mark_running(key, attempt, message.body["node"]):
-                self.queue.states[key] = "RUNNING"
+                self.queue.mark(key, "RUNNING")
                 self._tell(key, attempt, "RUNNING", message.body["node"])
         elif message.kind == "progress":
             self._emit(
@@ -231,7 +230,7 @@ class TrialPhase:
     def _tell(self, key: str, attempt: int, state: str, node: str, **more: Any) -> None:
         row = self.queue.rows[key]
         data = {"key": key, "spec_id": row.spec_id, "ordinal": row.ordinal, "attempt": attempt, "state": state, "node": node, **more}
-        self._emit(Event("trial", {**data, "counts": dict(Counter(self.queue.states.values())), "eta_s": self.eta_s()}))
+        self._emit(Event("trial", {**data, "counts": {state: n for state, n in self.queue.counts.items() if n}, "eta_s": self.eta_s()}))
 
     def eta_s(self) -> float | None:
         """Seconds until the last trial ends at the pace up to now; None before the first has ended."""
@@ -259,5 +258,5 @@ class TrialPhase:
                 self._ledger.end_attempt(
                     assignment.key, assignment.job["attempt"], "INTERRUPTED", "the driver stopped", requeue=True, final_state=None
                 )
-                self.queue.states[assignment.key] = "PENDING"
+                self.queue.mark(assignment.key, "PENDING")
         self._pool.kill(slot)

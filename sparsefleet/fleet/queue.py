@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -31,18 +31,27 @@ class TrialQueue:
     def __init__(self, rows: Iterable[TrialRow]) -> None:
         self.rows: dict[str, TrialRow] = {}
         self.states: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
         self._ready: dict[Shape, deque[str]] = {}
         self._waiting: dict[str, list[str]] = {}
         self.alone: deque[str] = deque()
         self.elsewhere: set[str] = set()
         for row in rows:
             self.rows[row.key] = row
-            self.states[row.key] = row.state
+            self.mark(row.key, row.state)
         for key, row in self.rows.items():
             if row.state in ACTIVE:
                 self.elsewhere.add(key)
             elif row.state not in TERMINAL:
                 self._place(key)
+
+    def mark(self, key: str, state: str) -> None:
+        """The trial's state, and with it the counts."""
+        before = self.states.get(key)
+        if before is not None:
+            self.counts[before] -= 1
+        self.states[key] = state
+        self.counts[state] += 1
 
     def _place(self, key: str) -> None:
         row = self.rows[key]
@@ -67,7 +76,7 @@ class TrialQueue:
 
     def give_back(self, key: str, *, alone: bool = False) -> None:
         """It did not run, or has to run again; ``alone``: with nothing beside it."""
-        self.states[key] = "PENDING"
+        self.mark(key, "PENDING")
         if alone:
             self.alone.append(key)
         else:
@@ -75,7 +84,7 @@ class TrialQueue:
 
     def done(self, key: str, state: str) -> None:
         """It reached a terminal state: what waited for it is ready."""
-        self.states[key] = state
+        self.mark(key, state)
         self.elsewhere.discard(key)
         for waiting in self._waiting.pop(key, []):
             self._place(waiting)
@@ -99,14 +108,14 @@ class TrialQueue:
     def stuck(self) -> bool:
         """True if trials are open and none of them is ready, running or held elsewhere: they wait for each other."""
         idle = not self.n_ready() and not self.alone and not self.elsewhere
-        return self.n_open > 0 and idle and not any(state in ACTIVE for state in self.states.values())
+        return self.n_open > 0 and idle and not any(self.counts[state] for state in ACTIVE)
 
     @property
     def n_open(self) -> int:
         """Trials that are not done."""
-        return sum(1 for state in self.states.values() if state not in TERMINAL)
+        return sum(n for state, n in self.counts.items() if state not in TERMINAL)
 
     @property
     def n_failed(self) -> int:
         """Trials that failed; a diverged one is a result."""
-        return sum(1 for state in self.states.values() if state in FAILED)
+        return sum(self.counts[state] for state in FAILED)
