@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefleet.fleet import child
-from sparsefleet.fleet.processes import adopt_orphans, descendants, kill_descendants
+from sparsefleet.fleet.processes import adopt_orphans, descendants, join_pages, kill_descendants
 
 PRELOAD = (
     "torch",
@@ -74,8 +74,17 @@ def preload() -> None:
             import_module(name)
     _load_own_plugins()
     import_module("sparsefleet.measure.fingerprint").package_versions()
+    _build_nothing()
     gc.collect()
     gc.freeze()  # the collector of a child leaves these objects alone, so their pages stay shared
+    join_pages()
+
+
+def _build_nothing() -> None:
+    """What torch sets up at the first layer and the first optimizer of a process; on ``meta``, so nothing is computed."""
+    import torch
+
+    torch.optim.SGD(torch.nn.Linear(1, 1, device="meta").parameters()).zero_grad()
 
 
 def _load_own_plugins() -> None:

@@ -1,4 +1,4 @@
-"""The few Linux calls that keep a trial's processes together: death signals, adoption, and killing a whole tree."""
+"""The few Linux calls that keep a trial's processes together and make them cheap: death signals, adoption, killing a tree, huge pages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_MADV_COLLAPSE = 25
+_HUGE = 2 << 20
 
 
 def _prctl(option: int, value: int) -> None:
@@ -28,6 +31,23 @@ def die_with_parent(parent: int) -> None:
 def adopt_orphans() -> None:
     """Descendants whose parent dies become children of this process, however often they forked away."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def join_pages() -> None:
+    """Move this process's heap into huge pages, so that a fork copies one entry per 2 MiB and not 512; nothing where the kernel cannot.
+
+    What a child writes to is still copied in small pages.
+    """
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            place, access, _, _, inode, *name = line.split()
+            if access == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
+                begin, end = (int(address, 16) for address in place.split("-"))
+                begin, end = -(-begin // _HUGE) * _HUGE, end // _HUGE * _HUGE
+                if begin < end:
+                    libc.madvise(begin, end - begin, _MADV_COLLAPSE)  # a refusal changes nothing
 
 
 def descendants(root: int) -> list[int]:
