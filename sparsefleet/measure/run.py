@@ -20,7 +20,7 @@ from sparsefleet.measure.fingerprint import fingerprint
 from sparsefleet.measure.samples import PROTOCOL, Samples, write_all
 from sparsefleet.measure.sides import Batch, batches, set_flags, side
 from sparsefleet.measure.trust import LEVELS, note
-from sparsefleet.plugin import Dataset
+from sparsefleet.plugin import Dataset, Progress, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.sparsity.vocabulary import Frozen
 from sparsefleet.trial.build import build_network, load_network
@@ -88,7 +88,7 @@ def measure(request: MeasureRequest, registry: Registry | None = None) -> Measur
     machine = fingerprint()
     path = request.workdir / SAMPLES
     reference = write_all(path, {job.config_key: samples})
-    timing = _timing(request, estimate, samples, alone).model_copy(
+    timing = _timing(request, estimate, samples, alone, _left_out(job, registry)).model_copy(
         update={"samples_ref": reference, "correctness": found.to_json(), "fingerprint": machine["id"]}
     )
     return MeasureResult(
@@ -147,9 +147,25 @@ def memory_free(device: str) -> int | None:
     return kib["MemAvailable"] * 1024 if "MemAvailable" in kib else None
 
 
-def _timing(request: MeasureRequest, estimate: Estimate, samples: Samples, alone: str) -> Timing:
+def _left_out(job: MeasureJob, registry: Registry) -> tuple[str, bool]:
+    """What of a training step the timed one leaves out, or an empty string; and whether every step has it."""
+    if job.op != "step" or job.spec.method.rewirer is None:
+        return "", False
+    rewirer: Rewirer = registry.build("rewirer", job.spec.method.rewirer)
+    if type(rewirer).on_step is not Rewirer.on_step:
+        return "the method's own work after every step is not in this time", True
+    n_due = sum(rewirer.due(Progress(step, 1000, 100)) for step in range(1, 1000))
+    if n_due >= 500:
+        return "rewiring, at most steps, is not in this time", True
+    return ("rewiring, at some steps, is not in this time" if n_due else ""), False
+
+
+def _timing(request: MeasureRequest, estimate: Estimate, samples: Samples, alone: str, left_out: tuple[str, bool]) -> Timing:
     job = request.job
-    remarks = [alone, note(estimate, LEVELS[request.level])]
+    doubt, (work, at_every_step) = note(estimate, LEVELS[request.level]), left_out
+    if at_every_step:
+        doubt = "; ".join(["not trusted: " + work, *filter(None, [doubt.removeprefix("not trusted: ")])])
+    remarks = [alone, doubt, "" if at_every_step else work]
     if samples.rounds_because != "as planned":
         remarks.append(samples.rounds_because)
     return Timing(

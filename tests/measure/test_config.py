@@ -99,3 +99,12 @@ def test_execution_of_mixed_networks() -> None:
 def test_grouping_needs_no_torch() -> None:
     code = "import sys, sparsefleet.measure.config; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_changed_harness_is_timed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsefleet.measure import config
+
+    (before,) = groups([row_of(spec_of())], [8], ["step"])
+    monkeypatch.setattr(config, "module_digest", lambda module: "changed")
+    (after,) = groups([row_of(spec_of())], [8], ["step"])
+    assert before.config_key != after.config_key

@@ -15,8 +15,9 @@ from sparsefleet.measure.config import groups
 from sparsefleet.measure.estimate import recompute
 from sparsefleet.measure.run import MeasureRequest, measure, memory_free
 from sparsefleet.measure.samples import read_all
+from sparsefleet.registry import Registry
 from sparsefleet.trial.record import Timing
-from sparsefleet.trial.spec import PluginRef, TrialSpec
+from sparsefleet.trial.spec import PluginRef, Sgd, TrialSpec
 
 from .trained import row_of, save, spec_of
 
@@ -134,3 +135,21 @@ def test_a_damaged_model_is_that_jobs_problem(tmp_path: Path) -> None:
     result = child.run(request.model_dump(mode="json"))
     assert result["state"] in ("INVALID", "PLUGIN_ERROR")
     assert result["timings"] == []
+
+
+@pytest.mark.parametrize(
+    ("rewirer", "told", "trusted"),
+    [("static", "", True), ("set", "rewiring, at some steps", True), ("deep-r", "own work after every step", False)],
+)
+def test_a_step_that_leaves_out_the_methods_work_says_so(tmp_path: Path, rewirer: str, told: str, trusted: bool) -> None:
+    """DEEP R rewires at every step: a training step takes several times as long as the timed one, so its speed-up may not be trusted."""
+    spec = spec_of(rewirer=rewirer, optimizer=Sgd(lr=0.1))
+    job = request_for(spec, tmp_path, "step").job
+    work, at_every_step = run._left_out(job, Registry())
+    assert told in work
+    assert bool(work) == bool(told)
+    assert at_every_step is not trusted
+    if not trusted:
+        (timing,) = measure(request_for(spec, tmp_path, "step")).timings
+        assert timing.note.startswith("not trusted: the method's own work")
+    assert run._left_out(request_for(spec, tmp_path, "forward").job, Registry()) == ("", False)
