@@ -149,9 +149,13 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def device_class(device: str) -> str:
-    """``cpu:<model>`` or ``cuda:<name>``: devices of one class give the same results for the same key."""
+    """``cpu:<model>`` or ``cuda:<name>``: devices of one class give the same results for the same key.
+
+    ``ATEN_CPU_CAPABILITY`` chooses other kernels on the same processor, so it belongs to the class where it is set.
+    """
     if device == "cpu":
-        return f"cpu:{_cpu_model()}"
+        chosen = os.environ.get("ATEN_CPU_CAPABILITY")
+        return f"cpu:{_cpu_model()}" + (f"/{chosen}" if chosen else "")
     import torch
 
     return f"cuda:{torch.cuda.get_device_name(torch.device(device))}"
