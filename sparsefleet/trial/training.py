@@ -22,7 +22,6 @@ from sparsefleet.sparsity.schedule import density_at, pruning_steps
 from sparsefleet.sparsity.vocabulary import OneShot
 from sparsefleet.trial import account, files
 from sparsefleet.trial.build import DTYPES, Network, build_network, convert, load_dense_weights
-from sparsefleet.trial.calibrate import NetworkCalibration, score_whole_model
 from sparsefleet.trial.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sparsefleet.trial.data import batches, load_splits, steps_per_epoch
 from sparsefleet.trial.log import Log
@@ -32,6 +31,7 @@ from sparsefleet.trial.objective import chance, evaluate, loss_of, lr_factor, ma
 from sparsefleet.trial.observe import observe
 from sparsefleet.trial.record import Accuracy, State
 from sparsefleet.trial.request import TrialRequest
+from sparsefleet.trial.scoring import scores
 from sparsefleet.trial.snapshot import restore, snapshot
 
 ProgressReport = Callable[[dict[str, Any]], None]
@@ -58,7 +58,9 @@ class Training:
     def prepare(self) -> None:
         """Loads the data, builds the network, and takes up a checkpoint if there is one."""
         spec, clock = self.spec, time.monotonic()
-        generator = torch.default_generator if self.request.device == "cpu" else torch  # torch.manual_seed alone takes 10 ms to note it for CUDA
+        generator = (
+            torch.default_generator if self.request.device == "cpu" else torch
+        )  # torch.manual_seed alone takes 10 ms to note it for CUDA
         generator.manual_seed(key_of(spec.seed, "torch"))
         self.dataset: Dataset = self.registry.build("dataset", spec.dataset)
         self.splits = load_splits(self.dataset, self.request, DTYPES[spec.train.precision], self.registry.catalog)
@@ -171,7 +173,7 @@ class Training:
         if watch:
             self.topology.watch_absent(True)
         optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(x, y)
+        loss = self.loss(x, y)
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(self.step, value)
@@ -189,7 +191,8 @@ class Training:
         self.log.add_loss(self.step, value)
         self._report_now(value)
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The training loss of one batch."""
         bf16 = self.spec.train.precision == "bf16"
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             output = self.network.module(x)
@@ -210,7 +213,7 @@ class Training:
             groups = [[name] for name in self.network.sparse] if self.pruner.sequential else [list(self.network.sparse)]
             for names in groups:
                 changes += self.topology.prune(
-                    self._scores(names),
+                    scores(self, names),
                     target,
                     distribution=self.spec.method.distribution,
                     pattern=self.spec.method.pattern,
@@ -218,37 +221,6 @@ class Training:
                     only=names[0] if self.pruner.sequential else None,
                 )
         self._log_changes(changes)
-
-    def _scores(self, names: list[str]) -> dict[str, Tensor]:
-        pruner = self.pruner
-        assert pruner is not None
-        if pruner.needs_calibration:
-            layers = {name: conn for name, conn in self.topology.connections("prune", self.step).items() if name in names}
-            batch = self._calibration_batch(pruner.calibration_examples(self.splits.info.n_outputs), pruner.balanced_calibration)
-            calibration = NetworkCalibration(self.network.module, self.network.sparse, layers, [batch], self.splits.info)
-            return score_whole_model(pruner, calibration)
-        if pruner.needs_grad and any(module.grad_values() is None for module in self.network.sparse.values()):
-            self._fresh_gradients()
-        return self.topology.score(pruner, self.step)
-
-    def _fresh_gradients(self) -> None:
-        """Gradients of one batch for a pruner; statistics that modules keep of their inputs stay as they were."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.network.module.buffers()]
-        self.optimizer.zero_grad(set_to_none=True)
-        self._loss(*self._calibration_batch(self.spec.train.batch_size, False)).backward()  # type: ignore[no-untyped-call]
-        for buffer, before in buffers:
-            buffer.copy_(before)
-
-    def _calibration_batch(self, n: int, balanced: bool) -> tuple[Tensor, Tensor]:
-        train, rng = self.splits.train, Rng(self.spec.seed, "calibration", self.step)
-        order = torch.argsort(rng.uniform(train.x.shape[0]), stable=True).to(train.x.device)
-        if balanced:
-            classes = train.y[order]
-            per_class = max(1, n // self.splits.info.n_outputs)
-            chosen = torch.cat([order[classes == label][:per_class] for label in range(self.splits.info.n_outputs)])
-        else:
-            chosen = order[:n]
-        return train.x[chosen], train.y[chosen]
 
     def _convert_if_due(self) -> None:
         """Hands a pruned network over to the layer that the spec asks for, at the declared step."""
