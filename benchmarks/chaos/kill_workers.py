@@ -1,15 +1,14 @@
 """RF-01: a random busy worker is killed every few seconds while a sweep runs. Every trial ends with one committed record.
 
-    python -m benchmarks.chaos.kill_workers [--trials 200] [--every 3] [--seed 0] [--baseline]
+    python -m benchmarks.chaos.kill_workers [--trials 200] [--every 3] [--seed 0] [--baseline] [--json PATH]
 
-A worker is the Ray process that supervises a slot; its trial's process dies with it. Prints one JSON object; exits with 1 if a trial was lost,
+A worker is the Ray process that supervises a slot; its trial's process dies with it. Prints its figures; exits with 1 if a trial was lost,
 committed twice or lacks a file. ``--baseline`` runs the same trials without kills first.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.figures import Figure, tell
 from sparsefleet.fleet.driver import DriverSettings, Event, submit
 from sparsefleet.fleet.enqueue import enqueue
 from sparsefleet.grid.load import load_grid
@@ -137,14 +137,23 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--baseline", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures with the machine's fingerprint here")
     asked = parser.parse_args()
     result: dict[str, Any] = {}
     for name, every_s in [("baseline", None), ("chaos", asked.every)] if asked.baseline else [("chaos", asked.every)]:
         with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-") as folder:
             result[name] = run(Path(folder), n_trials=asked.trials, every_s=every_s, seed=asked.seed)
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    chaos = result["chaos"]
-    return 0 if chaos["succeeded"] == asked.trials and not chaos["committed_twice"] and not chaos["problems"] else 1
+    chaos, baseline = result["chaos"], result.get("baseline")
+    found = [
+        Figure("results", "trials", chaos["succeeded"], target=asked.trials, note=f"{chaos['kills']} workers killed"),
+        Figure("results lost", "trials", chaos["lost"], target=0, at_least=False),
+        Figure("results committed twice", "trials", chaos["committed_twice"], target=0, at_least=False),
+        Figure("trials with a wrong history", "trials", len(chaos["problems"]), target=0, at_least=False),
+        Figure("time under kills", "s", chaos["running_s"]),
+        Figure("time without", "s", baseline["running_s"] if baseline else None, note="" if baseline else "--baseline"),
+    ]
+    options = {"trials": asked.trials, "every_s": asked.every, "seed": asked.seed}
+    return tell("chaos", found, options=options, raw=result, path=asked.json)
 
 
 if __name__ == "__main__":
