@@ -25,7 +25,7 @@ def test_another_process_draws_the_same():
 def test_uniform_and_normal_have_their_moments():
     n = 200_000
     uniform, normal = Rng("u").uniform(n), Rng("n").normal(n)
-    assert 0 <= float(uniform.min()) and float(uniform.max()) < 1
+    assert float(uniform.min()) >= 0 and float(uniform.max()) < 1
     assert abs(float(uniform.mean()) - 0.5) < 0.004 and abs(float(uniform.var()) - 1 / 12) < 0.001
     assert abs(float(normal.mean())) < 0.012 and abs(float(normal.std()) - 1) < 0.01
     counts = torch.histc(uniform, 64, 0, 1)
