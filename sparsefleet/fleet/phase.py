@@ -246,7 +246,7 @@ class TrialPhase:
         while self._pool.n_busy and time.monotonic() < until and self._interrupts.n_signals < 2 and not self._interrupts.cancelled:
             heard = self._pool.hear(_WAIT_S)
             for message in heard:
-                if message.kind == "ended" and message.slot.jobs:
+                if message.kind == "ended" and message.slot.jobs and message.slot.jobs[0].started is None:
                     self._give_up(message.slot)  # before it starts the one behind
             self._take(heard)
         for slot in list(self._pool.slots):

@@ -20,6 +20,8 @@ from sparsefleet.fleet.supervisor import Setup, Supervisor
 
 LEASE_S = 30.0
 """A supervisor that says nothing for so long, by this process's monotonic clock, has lost its work."""
+_DEPTH = 2
+"""Jobs at one supervisor: one in its child, one behind it or being stored."""
 _START_LIMIT_S = 180.0
 _MAX_LOST_IN_A_ROW = 10
 
@@ -36,6 +38,11 @@ class Assignment:
     def key(self) -> str:
         """Of its trial."""
         return str(self.job["key"])
+
+    def overdue(self, now: float) -> bool:
+        """True if its own node should have ended it long ago."""
+        limit = overdue_s(self.job)
+        return limit is not None and self.started is not None and now - self.started > limit
 
 
 @dataclass
@@ -94,7 +101,7 @@ class Pool:
 
     def _start(self, shape: Shape) -> None:
         actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)  # every retry is the driver's
-        actor = actor_class.options(num_cpus=shape.cpus, num_gpus=shape.gpus).remote(self._setup)
+        actor = actor_class.options(num_cpus=shape.cpus, num_gpus=shape.gpus, max_concurrency=_DEPTH).remote(self._setup)
         self.slots.append(Slot(shape, actor, actor.hello.remote(), time.monotonic()))
 
     def greet(self) -> Iterator[tuple[Slot, dict[str, Any]]]:
@@ -171,17 +178,16 @@ class Pool:
         lost: list[Message] = []
         now = time.monotonic()
         for slot in [s for s in self.slots if s.jobs]:
-            first = slot.jobs[0]
-            limit = overdue_s(first.job)
+            overdue = [a for a in slot.jobs if a.overdue(now)]
             if now - slot.heard > LEASE_S:
                 lost += self._lose(slot, f"no sign of life for {LEASE_S:.0f} s")
-            elif limit and first.started and now - first.started > limit:
-                lost += self._lose(slot, f"its time limit was not enforced for {now - first.started:.0f} s")
+            elif overdue:
+                lost += self._lose(slot, f"the time limit of {overdue[0].key[:12]} was not enforced")
         return lost
 
     def _lose(self, slot: Slot, reason: str) -> list[Message]:
-        """The supervisor is given up: its first job was running, one behind it was not."""
-        lost = [Message(slot, a.job, "lost", {"reason": reason, "ran": n == 0}) for n, a in enumerate(slot.jobs)]
+        """The supervisor is given up. Its first job counts as run, one behind it only if its child had started."""
+        lost = [Message(slot, a.job, "lost", {"reason": reason, "ran": n == 0 or a.started is not None}) for n, a in enumerate(slot.jobs)]
         self.kill(slot)
         return lost
 

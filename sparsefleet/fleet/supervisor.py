@@ -8,11 +8,13 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsefleet import home as places
 from sparsefleet.errors import BackendUnreachable, SparsefleetError
@@ -24,6 +26,7 @@ from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.trial import files
 
 BEAT_S = 2.0
+_T = TypeVar("_T")
 _NOT_KEPT = (files.RECORD, START, ".", "checkpoint.")
 """Beginnings of names in a work folder that are no artifacts."""
 _MAX_LOG_BYTES = 10 << 20
@@ -39,13 +42,14 @@ class Setup:
 
 
 class Supervisor:
-    """Runs one job at a time; the driver queues the next one behind it."""
+    """Runs one child at a time. A second job may be sent behind the first: its child starts when the first one's has ended."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._root = _root_on_this_node(Path(setup.home))
         self._store = ArtifactStore(setup.store)
         self._server: ForkServer | None = None
+        self._turn = threading.Lock()
 
     def hello(self) -> dict[str, Any]:
         """What this node would run; ready for work when it answers."""
@@ -62,8 +66,18 @@ class Supervisor:
         for key in job.pop("forget", []):
             shutil.rmtree(self._workdir(key), ignore_errors=True)
         try:
-            job = self._prepared(job)
-            said: dict[str, dict[str, Any]] = {}
+            job = yield from _beating(lambda: self._prepared(job))
+            with self._turn:  # the next job's child may run while this one's files are stored
+                said = yield from self._child(job)
+            outcome = yield from _beating(lambda: self._stored(job, classify(said["o"], said)))
+        except SparsefleetError as error:
+            outcome = Outcome("LOST", str(error))
+        yield {"kind": "ended", **vars(outcome)}
+
+    def _child(self, job: dict[str, Any]) -> Generator[dict[str, Any], None, dict[str, Any]]:
+        """What the child and its server said last, by kind."""
+        said: dict[str, Any] = {}
+        try:
             for kind, body in self._fork_server().run(job, BEAT_S):
                 if kind == "s":
                     yield {"kind": "started", "node": socket.gethostname()}
@@ -73,15 +87,12 @@ class Supervisor:
                     said[kind] = body
                 else:
                     yield {"kind": "beat"}
-            outcome = self._stored(job, classify(said["o"], said))
         except ServerLost as error:
             if self._server:
                 self._server.close()
             self._server = None
-            outcome = Outcome("LOST", str(error))
-        except SparsefleetError as error:
-            outcome = Outcome("LOST", str(error))
-        yield {"kind": "ended", **asdict(outcome)}
+            raise BackendUnreachable(str(error)) from error
+        return said
 
     def _workdir(self, key: str) -> Path:
         return self._root / "work" / key
@@ -116,10 +127,19 @@ class Supervisor:
         if log.exists() and log.stat().st_size <= _MAX_LOG_BYTES:
             kept.append((LOG, log))
         try:
-            artifacts = [self._store.put(path, name).to_json() for name, path in kept]
+            artifacts = [ref.to_json() for ref in self._store.put_all(kept)]
         except BackendUnreachable as error:
             return Outcome("LOST", str(error), None, outcome.wall_s, outcome.peak_mib)
         return Outcome(RESULT, "", {**outcome.record, "artifacts": artifacts}, outcome.wall_s, outcome.peak_mib)
+
+
+def _beating(work: Callable[[], _T]) -> Generator[dict[str, Any], None, _T]:
+    """The result of ``work``, with a sign of life while a slow store keeps it."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work)
+        while not wait([future], timeout=BEAT_S).done:
+            yield {"kind": "beat"}
+        return future.result()
 
 
 def _root_on_this_node(home: Path) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,16 +45,24 @@ class ArtifactStore:
         Raises:
             BackendUnreachable: the store cannot be written.
         """
-        digest = file_sha256(path)
-        ref = ArtifactRef(name or path.name, digest, path.stat().st_size)
+        return self.put_all([(name or path.name, path)])[0]
+
+    def put_all(self, files: Sequence[tuple[str, Path]]) -> list[ArtifactRef]:
+        """Store files by (name, path); all of them are durable when it returns.
+
+        Raises:
+            BackendUnreachable: the store cannot be written.
+        """
+        refs = [ArtifactRef(name, file_sha256(path), path.stat().st_size) for name, path in files]
         try:
             if self._local:
-                _put_local(path, self._local / _place(digest), ref.bytes)
+                _put_local(self._local, [(path, ref) for (_, path), ref in zip(files, refs, strict=True)])
             else:
-                self._put_remote(path, digest, ref.bytes)
+                for (_, path), ref in zip(files, refs, strict=True):
+                    self._put_remote(path, ref.sha256, ref.bytes)
         except OSError as error:
             raise BackendUnreachable(f"artifact store {self.uri} cannot be written", cause=str(error)) from error
-        return ref
+        return refs
 
     def get(self, sha256: str, to: Path) -> Path:
         """Copy a file to the path ``to`` and return it.
@@ -111,19 +120,30 @@ def _place(digest: str) -> str:
     return f"{digest[:2]}/{digest}"
 
 
-def _put_local(path: Path, final: Path, size: int) -> None:
-    if final.exists() and final.stat().st_size == size:
-        return
-    final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.part")
+def _put_local(root: Path, files: Sequence[tuple[Path, ArtifactRef]]) -> None:
+    """Copies first, then waits for the disk: the first wait carries most of the others along."""
+    parts: dict[Path, Path] = {}
     try:
-        shutil.copyfile(path, part)
-        fd = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(fd)  # files first, commit after: also when the machine loses power
-        finally:
-            os.close(fd)
-        part.replace(final)
+        for path, ref in files:
+            final = root / _place(ref.sha256)
+            if final in parts or (final.exists() and final.stat().st_size == ref.bytes):
+                continue
+            final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            parts[final] = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.part")
+            shutil.copyfile(path, parts[final])
+        for part in parts.values():
+            _sync(part)  # files first, commit after: also when the machine loses power
+        for final, part in parts.items():
+            part.replace(final)
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
