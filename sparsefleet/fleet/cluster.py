@@ -42,7 +42,7 @@ class Cluster:
     """Connected while entered.
 
     Args:
-        address: ``local`` starts a Ray that ends with this process and listens on the loopback interface only.
+        address: ``local`` starts a Ray that ends with this process, with the token authentication that Ray turns on for it.
     """
 
     def __init__(self, address: str, cpus: int | None) -> None:
