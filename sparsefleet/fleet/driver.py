@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparsefleet.fleet.events import DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts, cancel_path
+from sparsefleet.fleet.untimed import untimed
 from sparsefleet.fleet.uploader import Uploader
 from sparsefleet.home import artifact_root
 from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
@@ -43,7 +44,10 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             state = "INTERRUPTED"
             try:
                 on_event(_sweep_event(ledger, sweep))
-                state = _run(ledger, sweep, settings, interrupts, on_event, uploader)
+                if _n_open(row) or untimed(ledger, sweep, settings.measure):
+                    state = _run(ledger, sweep, settings, interrupts, on_event, uploader)
+                else:  # other sweeps did all of it: nothing to start Ray for
+                    state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"
             finally:
                 ledger.set_sweep_state(sweep, state)
                 uploader.finish(ledger, **({} if state in _ENDED else {"limit_s": 5.0}))

@@ -11,12 +11,11 @@ from sparsefleet.fleet.jobs import measure_job
 from sparsefleet.fleet.outcome import LOST_BUDGET, RESULT
 from sparsefleet.fleet.pool import Message, Pool
 from sparsefleet.fleet.queue import Shape
+from sparsefleet.fleet.untimed import untimed
 from sparsefleet.ledger import Ledger, TrialRow
-from sparsefleet.measure.config import MeasureJob, groups
+from sparsefleet.measure.config import MeasureJob
 
 _WAIT_S = 0.2
-_KEPT_STATES = ("SUCCEEDED", "INCORRECT", "OOM")
-"""Ends that are a fact of the configuration: another sweep need not find them out again."""
 
 
 class MeasurePhase:
@@ -33,28 +32,12 @@ class MeasurePhase:
         self._asked = settings.measure
         self._rows: dict[str, TrialRow] = {}
 
-    def jobs(self) -> list[MeasureJob]:
-        """What is not timed yet; timings that another sweep took are taken over."""
-        if self._asked.get("level", "none") == "none":
-            return []
-        self._rows = {row.key: row for row in self._ledger.trials(self._sweep)}
-        wanted = groups(self._rows.values(), self._asked.get("batch_sizes", [64]), self._asked.get("ops", ["forward", "step"]))
-        have = {row.config_key: row for row in self._ledger.timings(self._sweep)}
-        left: list[MeasureJob] = []
-        with self._ledger.batch():
-            for job in wanted:
-                known = have.get(job.config_key) or self._ledger.timing(job.config_key, _KEPT_STATES)
-                if known is None:
-                    left.append(job)
-                elif known.config_key not in have or set(known.keys) != set(job.keys):
-                    self._ledger.share_timing(self._sweep, known, job.keys)
-        return left
-
     def run(self) -> None:
         """Until all are timed or someone asked to stop."""
-        jobs = self.jobs()
+        jobs = untimed(self._ledger, self._sweep, self._asked)
         if not jobs:
             return
+        self._rows = {row.key: row for row in self._ledger.trials(self._sweep)}
         self._pool.close()
         for done, job in enumerate(jobs):
             self._tell(job, "RUNNING", done, len(jobs))

@@ -60,5 +60,11 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """The interval that this product prints for the mean of ``values``."""
+    """The interval that this product prints for the mean of ``values``; None for equal values.
+
+    A few equal values (three seeds with the same number of right answers, say) tell nothing about the spread, and an interval of no width
+    would read as certainty.
+    """
+    if len(values) and max(values) - min(values) <= 1e-12 * max(1.0, abs(values[0])):
+        return None
     return t_interval(values) if len(values) < BOOTSTRAP_FROM else bootstrap_interval(values)

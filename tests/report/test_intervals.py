@@ -24,9 +24,11 @@ def test_too_few_values() -> None:
     assert interval([]) is interval([1.0]) is bootstrap_interval([1.0]) is None
 
 
-def test_equal_values_give_a_point() -> None:
-    assert interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert interval([0.5] * 12) == (0.5, 0.5)
+def test_equal_values_give_no_interval_rather_than_certainty() -> None:
+    assert interval([0.5, 0.5, 0.5]) is None
+    assert interval([0.1 + 0.2, 0.3, 0.3]) is None
+    assert interval([0.5] * 12) is None
+    assert interval([0.5, 0.5, 0.51]) is not None
 
 
 def test_bootstrap_repeats_itself() -> None:

@@ -1,0 +1,42 @@
+"""What of a sweep is still to be timed. Imports neither ray nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsefleet.ledger import Ledger
+from sparsefleet.ledger.rows import TimingRow
+from sparsefleet.measure.config import MeasureJob, groups
+
+_KEPT_STATES = ("SUCCEEDED", "INCORRECT", "OOM")
+"""Ends that are a fact of the configuration: another sweep need not find them out again."""
+_DOUBT = "not trusted"
+
+
+def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any]) -> list[MeasureJob]:
+    """The configurations that no sweep has timed yet; timings that another sweep took are entered for this one too.
+
+    A timing that did not pass its gates, on a busy machine say, is taken over by no other sweep: it is tried again.
+
+    Args:
+        asked: the grid's ``measure:`` block.
+    """
+    if asked.get("level", "none") == "none":
+        return []
+    wanted = groups(ledger.trials(sweep), asked.get("batch_sizes", [64]), asked.get("ops", ["forward", "step"]))
+    have = {row.config_key: row for row in ledger.timings(sweep)}
+    left: list[MeasureJob] = []
+    with ledger.batch():
+        for job in wanted:
+            known = have.get(job.config_key) or _trusted(ledger.timing(job.config_key, _KEPT_STATES))
+            if known is None:
+                left.append(job)
+            elif known.config_key not in have or set(known.keys) != set(job.keys):
+                ledger.share_timing(sweep, known, job.keys)
+    return left
+
+
+def _trusted(row: TimingRow | None) -> TimingRow | None:
+    doubtful = row is not None and any(_DOUBT in str(timing.get("note", "")) for timing in row.timings)
+    return None if doubtful else row
