@@ -32,6 +32,7 @@ class Drive:
     detach: bool = False
     as_json: bool = False
     only_failed: bool = False
+    remeasure: bool = False
 
 
 def drive(session: Session, wanted: Drive) -> int:
@@ -40,7 +41,7 @@ def drive(session: Session, wanted: Drive) -> int:
 
     home = session.made_home()
     row = read_ledger(home).sweep(wanted.sweep)
-    if _ended(row) and not wanted.only_failed:
+    if _ended(row) and not (wanted.only_failed or wanted.remeasure):
         say(f"{row.sweep}: all {row.counts.get('total', 0)} trials have ended before; nothing to run")
         return _finish(session, row, wanted)
     if wanted.detach:
@@ -99,6 +100,7 @@ def _settings(session: Session, row: SweepRow, wanted: Drive) -> DriverSettings:
         mlflow_uri=session.get("mlflow_uri"),
         data_root=Path(session.get("data")),
         only_failed=wanted.only_failed,
+        remeasure=wanted.remeasure,
     )
 
 
@@ -107,7 +109,7 @@ def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
     from sparsefleet.errors import BackendUnreachable
 
     log = log_folder(session.made_home()) / f"{row.sweep}.log"
-    command = [sys.executable, "-m", "sparsefleet.cli", "resume", row.sweep, *(["--failed"] if wanted.only_failed else [])]
+    command = [sys.executable, "-m", "sparsefleet.cli", "resume", row.sweep, *_flags(wanted)]
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True, env=_environment(session))
@@ -167,3 +169,7 @@ def _places(session: Session, row: SweepRow, rows: Sequence[dict[str, Any]]) -> 
         f"models and masks: {artifact_root()}",
         f"logs: {session.home / 'logs'}",
     ]
+
+
+def _flags(wanted: Drive) -> list[str]:
+    return [*(["--failed"] if wanted.only_failed else []), *(["--remeasure"] if wanted.remeasure else [])]

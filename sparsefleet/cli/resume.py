@@ -9,19 +9,27 @@ from sparsefleet.cli.session import Session, json_option, leave, setting_option,
 from sparsefleet.cli.sweeps import chosen, reading
 
 
-@verb("resume", "resume quickstart-1a2b", "resume quickstart-1a2b --failed", "resume quickstart-1a2b --detach", short="Go on with a sweep.")
+@verb(
+    "resume",
+    "resume quickstart-1a2b",
+    "resume quickstart-1a2b --failed",
+    "resume quickstart-1a2b --remeasure",
+    "resume quickstart-1a2b --detach",
+    short="Go on with a sweep.",
+)
 @click.argument("sweep")
 @click.option("--failed", "only_failed", is_flag=True, help="Try the failed trials once more too.")
+@click.option("--remeasure", is_flag=True, help="Take the timings that were not trusted once more too.")
 @click.option("--detach/--wait", default=False, help="Return at once and go on in the background; default: wait.")
 @setting_option("max_parallel", metavar="N")
 @setting_option("address")
 @setting_option("data")
 @setting_option("mlflow_uri")
 @json_option
-def resume(session: Session, sweep: str, only_failed: bool, detach: bool, as_json: bool) -> None:
+def resume(session: Session, sweep: str, only_failed: bool, remeasure: bool, detach: bool, as_json: bool) -> None:
     """Go on with a sweep that was interrupted or cancelled; nothing that has ended runs again.
 
     SWEEP may be a prefix of its id. Ends as submit does.
     """
     row = chosen(reading(session), sweep)
-    leave(drive(session, Drive(row.sweep, detach, as_json, only_failed)))
+    leave(drive(session, Drive(row.sweep, detach, as_json, only_failed, remeasure)))

@@ -36,7 +36,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             if settings.only_failed:
                 ledger.retry_failed(sweep)
             row = ledger.sweep(sweep)
-            if row.state in _ENDED and _n_open(row) == 0:
+            if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure:
                 return row
             ledger.set_sweep_state(sweep, "RUNNING")
             uploader = Uploader(home, settings.mlflow_uri, on_event)
@@ -44,7 +44,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             state = "INTERRUPTED"
             try:
                 on_event(_sweep_event(ledger, sweep))
-                if _n_open(row) or untimed(ledger, sweep, settings.measure):
+                if _n_open(row) or untimed(ledger, sweep, settings.measure, again=settings.remeasure):
                     state = _run(ledger, sweep, settings, interrupts, on_event, uploader)
                 else:  # other sweeps did all of it: nothing to start Ray for
                     state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"

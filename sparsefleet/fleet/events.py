@@ -38,6 +38,7 @@ class DriverSettings:
         measure: ``{"level":, "batch_sizes":, "ops":}``; ``{"level": "none"}`` or empty skips the measure phase.
         mlflow_uri: where the uploader writes; None: its default.
         only_failed: put failed trials back into the queue first.
+        remeasure: take timings that were not trusted once more.
     """
 
     data_root: Path
@@ -47,3 +48,4 @@ class DriverSettings:
     measure: dict[str, Any] = field(default_factory=dict)
     mlflow_uri: str | None = None
     only_failed: bool = False
+    remeasure: bool = False

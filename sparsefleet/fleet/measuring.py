@@ -34,7 +34,7 @@ class MeasurePhase:
 
     def run(self) -> None:
         """Until all are timed or someone asked to stop."""
-        jobs = untimed(self._ledger, self._sweep, self._asked)
+        jobs = untimed(self._ledger, self._sweep, self._asked, again=self._settings.remeasure)
         if not jobs:
             return
         self._rows = {row.key: row for row in self._ledger.trials(self._sweep)}

@@ -14,18 +14,19 @@ _KEPT_STATES = ("SUCCEEDED", "INCORRECT", "OOM")
 _DOUBT = "not trusted"
 
 
-def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any]) -> list[MeasureJob]:
+def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool = False) -> list[MeasureJob]:
     """The configurations that no sweep has timed yet; timings that another sweep took are entered for this one too.
 
     A timing that did not pass its gates, on a busy machine say, is taken over by no other sweep: it is tried again.
 
     Args:
         asked: the grid's ``measure:`` block.
+        again: timings of this sweep that were not trusted count as not taken.
     """
     if asked.get("level", "none") == "none":
         return []
     wanted = groups(ledger.trials(sweep), asked.get("batch_sizes", [64]), asked.get("ops", ["forward", "step"]))
-    have = {row.config_key: row for row in ledger.timings(sweep)}
+    have = {row.config_key: row for row in ledger.timings(sweep) if not again or _trusted(row)}
     left: list[MeasureJob] = []
     with ledger.batch():
         for job in wanted:

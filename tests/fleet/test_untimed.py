@@ -41,6 +41,7 @@ def test_only_a_trusted_timing_serves_another_sweep(ledger, note, left):
     (job,) = untimed(ledger, "a-1", ASKED)
     ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [{"op": "step", "note": note}], samples=b"1")
     assert untimed(ledger, "a-1", ASKED) == []  # its own is there, whatever it is worth
+    assert len(untimed(ledger, "a-1", ASKED, again=True)) == left
     assert len(untimed(ledger, "b-2", ASKED)) == left
     assert len(ledger.timings("b-2")) == 1 - left
 
