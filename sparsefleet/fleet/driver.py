@@ -44,7 +44,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             state = "INTERRUPTED"
             try:
                 on_event(_sweep_event(ledger, sweep))
-                if _n_open(row) or untimed(ledger, sweep, settings.measure, again=settings.remeasure):
+                if _n_open(row) or row.counts.get("CANCELLED", 0) or untimed(ledger, sweep, settings.measure, again=settings.remeasure):
                     state = _run(ledger, sweep, settings, interrupts, on_event, uploader)
                 else:  # other sweeps did all of it: nothing to start Ray for
                     state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"
