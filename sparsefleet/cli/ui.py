@@ -47,8 +47,7 @@ def ui(session: Session, sweep: str | None, port: int | None) -> None:
     except KeyboardInterrupt:
         say("stopped")
     finally:
-        process.terminate()
-        process.wait()
+        mlflow_ui.stop(process)
 
 
 def _busy(port: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from sparsefleet.track.read import find_sweep
 
 _HOST = "127.0.0.1"
 _START_S = 60.0
+_STOP_S = 8.0
 
 
 def command(home: Path, port: int) -> list[str]:
@@ -43,14 +46,26 @@ def start(home: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
     port = _port(port)
     environment = {**server.environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "ui.log").open("ab") as out:
-        process = subprocess.Popen(command(home, port), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=home)
+        process = subprocess.Popen(
+            command(home, port), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=home, start_new_session=True
+        )
     address = f"http://{_HOST}:{port}"
     try:
         wait_ready(address, process)
     except BaseException:
-        process.terminate()
+        stop(process)
         raise
     return process, address
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server of ``start`` with its workers: it is asked, and killed if it waits for a connection that nobody closes."""
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the leader is not reaped yet, so the group is still its own
+        process.wait()
 
 
 def wait_ready(address: str, process: subprocess.Popen[bytes], timeout_s: float = _START_S) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,3 +185,15 @@ def waited(chrome: Any, value: Callable[[], Any], what: str = "") -> Any:
         assert time.monotonic() < end, f"{what} is not on the page:\n{chrome.find_element('tag name', 'body').text}"
         time.sleep(0.2)
     return got
+
+
+def test_a_server_that_does_not_end_when_asked_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "_STOP_S", 0.5)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    stubborn = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+    begun = time.monotonic()
+    ui.stop(stubborn)
+    assert stubborn.returncode == -9
+    assert time.monotonic() - begun < 5
