@@ -48,7 +48,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
     top = module.split(".")[0]
     found: set[str] = set()
 
-    class Visitor(ast.NodeVisitor):
+    class _Visitor(ast.NodeVisitor):
         def visit_If(self, node: ast.If) -> None:
             if "TYPE_CHECKING" not in ast.unparse(node.test):
                 self.generic_visit(node)
@@ -65,7 +65,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
             found.add(base)
             found.update(f"{base}.{alias.name}" for alias in node.names)
 
-    Visitor().visit(tree)
+    _Visitor().visit(tree)
     return {name for name in found if name.split(".")[0] == top}
 
 
