@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -36,17 +37,27 @@ def serving(home: Path, port: int = 0) -> Iterator[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below the range from which the kernel gives ports to outgoing connections.
+
+    One of that range can be taken by any client at the moment when the server is away; even by one that tries to connect to it.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise OSError("no free port found")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills the server and its workers, and waits until all are gone: a dying worker still holds the port."""
     import psutil
 
-    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in family:
         one.kill()
     process.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
 
 
 @pytest.fixture
