@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.figures import Figure, tell
 from sparsefleet.connections import Connections
-from sparsefleet.measure.cost import Cost, cost
+from sparsefleet.measure.cost import cost
+from sparsefleet.measure.work import Cost
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.registry import Registry
 from sparsefleet.trial.spec import PluginRef
