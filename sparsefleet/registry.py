@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sparsefleet.plugin import Plugin
 
 GROUP = "sparsefleet"
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 _DESCRIBE_TIMEOUT_S = 60.0
 
 
@@ -300,4 +300,8 @@ def facts_of(cls: type[Plugin]) -> dict[str, Any]:
             facts[name] = list(value)
         elif name == "info" and value is not None:
             facts[name] = asdict(value)
+    if cls.family == "model":
+        from sparsefleet.plugin import Model
+
+        facts["narrows"] = getattr(cls, "narrowed", None) is not Model.narrowed
     return facts

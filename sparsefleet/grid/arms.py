@@ -7,6 +7,7 @@ from typing import Literal
 
 from sparsefleet.grid.fit import Facts, dense_need, unfit
 from sparsefleet.grid.model import Grid, default_layer
+from sparsefleet.grid.selecting import first_candidate
 from sparsefleet.grid.settings import PLAIN_METHOD, REQUIRED, State, Unplaced, assign, method_of, plugin_ref, tagged
 from sparsefleet.trial.spec import TrialSpec
 
@@ -62,7 +63,7 @@ class Judge:
             twin = self.twin(state)
         except Unplaced as error:
             return Verdict("skip", state, str(error), mistake=True)
-        need = dense_need(state if active else twin, self.facts)
+        need = dense_need(state if active else first_candidate(twin), self.facts)
         if need:
             return Verdict("skip", state, f"layer={layer} at {self._width(state)}: {need}")
         return Verdict("active", state) if active else Verdict("dense", twin)
@@ -79,7 +80,7 @@ class Judge:
             twin = self.twin(state)
         except Unplaced as error:
             return Verdict("skip", state, str(error), mistake=True)
-        infeasible = dense_need(twin, self.facts)
+        infeasible = dense_need(first_candidate(twin), self.facts)
         if infeasible and state["method"].get("start") == "twin":
             return Verdict("skip", state, f"start: twin, but at {self._width(state)} the twin's {infeasible}")
         kind: Kind = "static" if _STATIC in (state["method"].get("rewirer") or {}) else "sparse"
@@ -90,7 +91,7 @@ class Judge:
         return f"width {chain.widest:,}" if chain else "this width"
 
     def twin(self, state: State) -> State:
-        """The state of the dense twin: no sparsity, relu for a sparse activation, and the grid's ``dense:`` block.
+        """The state of the dense twin: no sparsity, relu for a sparse activation, and the grid's ``dense:`` block, its selections open.
 
         Raises:
             Unplaced: the ``dense:`` block names a parameter of an optimizer that does not stand here.
@@ -112,6 +113,11 @@ class Judge:
         if kept.get("distribution") == "global":  # needs scores, which a drawn topology has none of
             kept["distribution"] = "uniform"
         return {**state, "method": {**PLAIN_METHOD, "rewirer": self.facts.plain("rewirer", _STATIC), **kept}}
+
+    def no_small_dense(self, state: State) -> str | None:
+        """Why the model has no narrower form, or None if it has one."""
+        narrows = self.facts.of("model", state["model"]).get("narrows", True)
+        return None if narrows else f"model {next(iter(state['model']))} cannot be narrowed"
 
     def small_dense(self, state: State) -> State:
         """The twin, narrowed to the parameters it would have at the trial's density; layers that the trial keeps dense count as dense."""

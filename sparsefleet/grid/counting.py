@@ -7,6 +7,9 @@ apart. One point per combination of classes is judged, and stands for all of the
 Twins and control arms are images of points: the twin forgets density and layer, say. How many different images there are follows from how many different
 values each factor has after the image is taken, class by class. Nothing is sampled: the figures are those that a full expansion would give, and the tests
 compare the two.
+
+A selection's candidates multiply like the values of an axis, only that a value set by an axis may take the selection's place. So every cell carries its
+own candidates, as picks, and a selection of the base belongs to the factor of the axes that write its place.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 from sparsefleet.errors import UserError
 from sparsefleet.grid.expand import compose, lenient, stands
 from sparsefleet.grid.model import Atom, Choice, Grid
+from sparsefleet.grid.selecting import is_open, picks_of, places
 from sparsefleet.grid.settings import Path, State, Unplaced, value_at
 from sparsefleet.trial.spec import canonical_json
 
@@ -41,6 +45,20 @@ class Factor:
     axes: tuple[int, ...]
     paths: tuple[Path, ...]
     cells: tuple[Cell, ...]
+
+
+def has_selections(grid: Grid) -> bool:
+    """Whether any point of the grid has candidates; the ``dense:`` block aside."""
+    written = [a for axis in grid.axes for choice in axis.choices for a in (*choice.sets, *choice.overrides)]
+    return any(True for _ in places(grid.base)) or is_open([*written, *(a for entry in grid.include for a in entry.sets)])
+
+
+def even_candidates(grid: Grid) -> int:
+    """How many candidates every point of the product has; 1 where some have more than others."""
+    writes = set().union(*(_writes(grid, n) for n in range(len(grid.axes))))
+    of_axes = is_open(a for axis in grid.axes for choice in axis.choices for a in (*choice.sets, *choice.overrides))
+    touched = any(_overlap(path, written) for path, _ in places(grid.base) for written in writes)
+    return 1 if of_axes or touched else len(picks_of(grid.base))
 
 
 def _overlap(a: Path, b: Path) -> bool:
@@ -66,8 +84,8 @@ def factors_of(grid: Grid) -> list[Factor]:
         TooTangled: one of them has more than 20,000 combinations.
     """
     n_axes = len(grid.axes)
-    writes = [_writes(grid, n) for n in range(n_axes)]
-    group = list(range(n_axes))
+    writes = [*(_writes(grid, n) for n in range(n_axes)), *({path} for path, _ in places(grid.base))]
+    group = list(range(len(writes)))
 
     def join(members: Iterable[int]) -> None:
         roots = {group[m] for m in members}
@@ -75,23 +93,30 @@ def factors_of(grid: Grid) -> list[Factor]:
             first = min(roots)
             group[:] = [first if g in roots else g for g in group]
 
-    for a, b in combinations(range(n_axes), 2):
+    for a, b in combinations(range(len(writes)), 2):
         if any(_overlap(p, q) for p in writes[a] for q in writes[b]):
             join((a, b))
     together = [atom.reads for atom in atoms_of(grid)]
     if "layer" not in grid.base:  # the default layer depends on the method
         together.append((("layer",), ("method",)))
     for paths in together:
-        join(n for n in range(n_axes) if any(_overlap(p, q) for p in writes[n] for q in paths))
+        join(n for n in range(len(writes)) if any(_overlap(p, q) for p in writes[n] for q in paths))
     factors = []
     for root in sorted(set(group)):
         members = tuple(n for n in range(n_axes) if group[n] == root)
+        written = tuple(sorted(set().union(*(writes[n] for n in range(len(writes)) if group[n] == root))))
         n_cells = prod(len(grid.axes[n].choices) for n in members)
         if n_cells > MAX_CELLS:
             names = ", ".join(grid.axes[n].name for n in members)
             raise TooTangled(f"the axes {names} set or test the same keys, in {n_cells:,} combinations; at most {MAX_CELLS:,} are counted")
-        paths = tuple(sorted(set().union(*(writes[n] for n in members))))
-        factors.append(Factor(members, paths, tuple(product(*(grid.axes[n].choices for n in members)))))
+        cells = [
+            (*cell, *([Choice((), picks=picks)] if picks else []))
+            for cell in product(*(grid.axes[n].choices for n in members))
+            for picks in picks_of(lenient(grid.base, cell), written)
+        ]
+        if len(cells) > MAX_CELLS:
+            raise TooTangled(f"selections make {len(cells):,} combinations of {', '.join('.'.join(path) for path in written)}")
+        factors.append(Factor(members, written, tuple(cells)))
     return factors
 
 
@@ -122,11 +147,13 @@ def classes_of(
 
 
 def ordered(grid: Grid, factors: Sequence[Factor], cells: Sequence[Cell]) -> tuple[Choice, ...]:
-    """One cell per factor as choices in the order of the axes."""
+    """One cell per factor as choices in the order of the axes, what is picked of selections last."""
     placed: dict[int, Choice] = {}
+    picks: list[Choice] = []
     for factor, cell in zip(factors, cells, strict=True):
-        placed.update(zip(factor.axes, cell, strict=True))
-    return tuple(placed[n] for n in range(len(grid.axes)))
+        placed.update(zip(factor.axes, cell, strict=False))
+        picks += cell[len(factor.axes) :]
+    return (*(placed[n] for n in range(len(grid.axes)) if n in placed), *picks)
 
 
 def combinations_of(classes: Sequence[Sequence[list[Cell]]]) -> Iterator[tuple[int, ...]]:
@@ -142,11 +169,11 @@ def combinations_of(classes: Sequence[Sequence[list[Cell]]]) -> Iterator[tuple[i
 
 
 def count_points(grid: Grid) -> int:
-    """Points with their seeds, before skips."""
-    beside = sum(len(entry.seeds) for entry in grid.include)
+    """Points with their candidates and seeds, before skips."""
+    beside = sum(len(entry.seeds) * len(picks_of(lenient(grid.base, [Choice(entry.sets)]))) for entry in grid.include)
     if not grid.has_product:
         return beside
-    if not atoms_of(grid):
+    if not atoms_of(grid) and not has_selections(grid):
         return prod(len(axis.choices) for axis in grid.axes) * len(grid.seeds) + beside
     conditioned = {n for n in range(len(grid.axes)) if any(choice.when for choice in grid.axes[n].choices)}
     reads = [path for atom in atoms_of(grid) for path in atom.reads]

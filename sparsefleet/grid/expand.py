@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 from sparsefleet.grid.arms import Judge, Verdict, spec_of
 from sparsefleet.grid.fit import Facts
 from sparsefleet.grid.model import Choice, Grid
+from sparsefleet.grid.selecting import Arm, Selection, candidates, picks_of
 from sparsefleet.grid.settings import State, Unplaced, assign
 from sparsefleet.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
+
+
+_ORDER = ("sets", "overrides", "picks")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Point:
         start: the trial whose trained weights this one starts from.
         rival: its small-dense trial, if the grid asks for that arm.
         added: the product added it (a twin or a control arm); the grid does not name it.
+        selection: its part in a selection, if it is a candidate; ``twin`` and ``rival`` are then candidates too.
+        twin_selection: id of the selection whose winner is the twin; None where the twin is not tuned.
+        rival_selection: the same for the rival.
+        no_rival: why the grid's small-dense arm cannot stand beside it.
         skip: always None; what is skipped comes from ``walk`` as ``Skip``.
     """
 
@@ -45,6 +53,10 @@ class Point:
     rival: TrialSpec | None = None
     dense_infeasible: str | None = None
     added: bool = False
+    selection: Selection | None = None
+    twin_selection: str | None = None
+    rival_selection: str | None = None
+    no_rival: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,13 +69,13 @@ class Skip:
 
 
 def compose(base: State, choices: Iterable[Choice]) -> State:
-    """The state of one choice per axis: whole things before the places inside them, then the overrides.
+    """The state of one choice per axis: whole things before the places inside them, then the overrides, then what is picked of selections.
 
     Raises:
         Unplaced: a dotted name leads into something that does not stand there.
     """
     picked = tuple(choices)
-    for part in ("sets", "overrides"):
+    for part in _ORDER:
         for assignment in sorted((a for choice in picked for a in getattr(choice, part)), key=lambda a: len(a.path)):
             base = assign(base, assignment)
     return base
@@ -75,14 +87,15 @@ def stands(grid: Grid, state: State, choices: Iterable[Choice]) -> bool:
 
 
 def points_of(grid: Grid) -> Iterator[tuple[State | str, Sequence[int]]]:
-    """Every point without its seed: its state, or why it cannot be composed; then the seeds it runs with."""
+    """Every point without its seed: its state, selections open, or for each candidate why it cannot be composed; then the seeds it runs with."""
     if grid.has_product:
         for choices in product(*(axis.choices for axis in grid.axes)):
             try:
                 state = compose(grid.base, choices)
             except Unplaced as error:
                 if _may_stand(grid, choices):
-                    yield str(error), grid.seeds
+                    for _ in picks_of(lenient(grid.base, choices)):
+                        yield str(error), grid.seeds
                 continue
             if stands(grid, state, choices):
                 yield state, grid.seeds
@@ -90,7 +103,8 @@ def points_of(grid: Grid) -> Iterator[tuple[State | str, Sequence[int]]]:
         try:
             yield compose(grid.base, [Choice(entry.sets)]), entry.seeds
         except Unplaced as error:
-            yield str(error), entry.seeds
+            for _ in picks_of(lenient(grid.base, [Choice(entry.sets)])):
+                yield str(error), entry.seeds
 
 
 def _may_stand(grid: Grid, choices: Sequence[Choice]) -> bool:
@@ -101,7 +115,7 @@ def _may_stand(grid: Grid, choices: Sequence[Choice]) -> bool:
 
 def lenient(base: State, choices: Sequence[Choice]) -> State:
     """``compose`` without the assignments that have no place."""
-    for part in ("sets", "overrides"):
+    for part in _ORDER:
         for assignment in sorted((a for choice in choices for a in getattr(choice, part)), key=lambda a: len(a.path)):
             try:
                 base = assign(base, assignment)
@@ -110,69 +124,103 @@ def lenient(base: State, choices: Sequence[Choice]) -> State:
     return base
 
 
-def walk(grid: Grid, catalog: Catalog, memory_bytes: int | None = None) -> Iterator[Point | Skip]:
-    """Every trial of the grid once, and every point that cannot run."""
+def walk(grid: Grid, catalog: Catalog, memory_bytes: int | None = None, *, again: bool = False) -> Iterator[Point | Skip]:
+    """Every trial of the grid once, and every point that cannot run.
+
+    Args:
+        again: a trial that several points share comes once for each: it may have a part in several selections.
+    """
     judge = Judge(grid, Facts(catalog, memory_bytes))
     seen: set[str] = set()
     for state, seeds in points_of(grid):
         if isinstance(state, str):
             yield Skip(state, len(seeds), mistake=True)
             continue
-        verdict = judge.judge(state)
-        if verdict.kind == "skip":
-            yield Skip(verdict.reason, len(seeds), verdict.mistake)
-            continue
-        for point in trials_of(judge, verdict, seeds):
+        verdicts = [judge.judge(candidate) for candidate in candidates(state)]
+        for verdict in verdicts:
+            if verdict.kind == "skip":
+                yield Skip(verdict.reason, len(seeds), verdict.mistake)
+        for point in trials_of(judge, [verdict for verdict in verdicts if verdict.kind != "skip"], seeds):
             spec_id = point.spec.spec_id
-            if spec_id not in seen:
+            if again or spec_id not in seen:
                 seen.add(spec_id)
                 yield point
 
 
-def expand(grid: Grid, catalog: Catalog, memory_bytes: int | None = None) -> Iterator[Point]:
+def expand(grid: Grid, catalog: Catalog, memory_bytes: int | None = None, *, again: bool = False) -> Iterator[Point]:
     """Every trial of the grid that can run, once; lazily.
 
     Args:
         memory_bytes: what dense weights must fit into; default: this machine's memory.
+        again: see ``walk``.
     """
-    return (item for item in walk(grid, catalog, memory_bytes) if isinstance(item, Point))
+    return (item for item in walk(grid, catalog, memory_bytes, again=again) if isinstance(item, Point))
 
 
-def trials_of(judge: Judge, verdict: Verdict, seeds: Sequence[int]) -> Iterator[Point]:
-    """The trials of one judged state for every seed: the twin first, the control arms last; not told from those of other states."""
-    state = verdict.state
+def trials_of(judge: Judge, verdicts: Sequence[Verdict], seeds: Sequence[int]) -> Iterator[Point]:
+    """The trials of one point's candidates for every seed: the twins first, the control arms last; not told from those of other points."""
+    for kind in dict.fromkeys(verdict.kind for verdict in verdicts):
+        yield from _trials_of_kind(judge, [verdict for verdict in verdicts if verdict.kind == kind], seeds)
+
+
+def _trials_of_kind(judge: Judge, verdicts: Sequence[Verdict], seeds: Sequence[int]) -> Iterator[Point]:
+    kind, state = verdicts[0].kind, verdicts[0].state
     common: dict[str, Any] = {"resources": dict(state["resources"]), "limits": dict(state["limits"])}
-    spec = spec_of(state)
-    if verdict.kind == "dense":
+    if kind == "dense":
+        own = Arm.of(spec_of(s) for verdict in verdicts for s in candidates(verdict.state))
         for seed in seeds:
-            yield Point(_seeded(spec, seed), "dense", **common)
+            for spec, selection in zip(own.specs, own.selections(), strict=True):
+                yield Point(_seeded(spec, seed), "dense", selection=selection, **common)
         return
-    twin = None if verdict.infeasible else spec_of(judge.twin(state))
-    acts = verdict.kind in ("sparse", "static")
-    arms = judge.grid.control_arms if acts else ()
-    static = spec_of(judge.random_static(state)) if "random-static" in arms else None
-    small = spec_of(judge.small_dense(state)) if "small-dense" in arms else None
-    starts = acts and state["method"].get("start") == "twin"
+    acts = kind in ("sparse", "static")
+    twins = [[] if v.infeasible else [spec_of(s) for s in candidates(judge.twin(v.state))] for v in verdicts]
+    twin = _arm(spec for of_one in twins for spec in of_one)
+    no_rival = judge.no_small_dense(state) if acts else None
+    wanted = judge.grid.control_arms if acts else ()
+    small_of = judge.small_dense if "small-dense" in wanted and not no_rival else None
+    smalls = [[spec_of(s) for s in candidates(small_of(v.state))] if small_of else [] for v in verdicts]
+    small = _arm(spec for of_one in smalls for spec in of_one)
+    static = _arm(spec_of(judge.random_static(v.state)) for v in verdicts) if "random-static" in wanted else None
+    own = Arm.of(spec_of(v.state) for v in verdicts)
+    partners: dict[str, Any] = {"twin_selection": twin.id if twin else None, "rival_selection": small.id if small else None}
+    partners["no_rival"] = no_rival if "small-dense" in wanted else None
+    of_own = {spec_of(v.state).spec_id: i for i, v in enumerate(verdicts)}
     for seed in seeds:
-        twin_here, rival = _maybe(twin, seed), _maybe(small, seed)
-        common["dense_infeasible"] = verdict.infeasible
-        if twin_here is not None:
-            yield Point(twin_here, "dense", added=True, resources=common["resources"], limits=common["limits"])
-        start = twin_here if starts else None
-        own = _seeded(spec, seed, start.spec_id if start else None)
-        yield Point(own, "random-static" if verdict.kind == "static" else "sparse", twin_here, start, rival=rival, **common)
-        if static is not None:
-            yield Point(_seeded(static, seed), "random-static", twin_here, rival=rival, added=True, **common)
-        if rival is not None:
-            yield Point(rival, "small-dense", twin_here, added=True, **common)
+        common["dense_infeasible"] = next((v.infeasible for v in verdicts if v.infeasible), None)
+        for spec, selection in _with_parts(twin):
+            place = {name: common[name] for name in ("resources", "limits")}
+            yield Point(_seeded(spec, seed), "dense", added=True, selection=selection, **place)
+        for spec, selection in _with_parts(own):
+            i = of_own[spec.spec_id]
+            twin_here, rival = _nth(twins[i], seed), _nth(smalls[i], seed)
+            start = twin_here if acts and verdicts[i].state["method"].get("start") == "twin" else None
+            arm = "random-static" if kind == "static" else "sparse"
+            one = _seeded(spec, seed, start.spec_id if start else None)
+            yield Point(one, arm, twin_here, start, rival=rival, selection=selection, **partners, **common)
+        for spec, selection in _with_parts(static):
+            beside: dict[str, Any] = {"rival": _nth(smalls[0], seed), "added": True, "selection": selection}
+            yield Point(_seeded(spec, seed), "random-static", _nth(twins[0], seed), **beside, **partners, **common)
+        for spec, selection in _with_parts(small):
+            of_twin: dict[str, Any] = {"twin_selection": partners["twin_selection"], "selection": selection}
+            yield Point(_seeded(spec, seed), "small-dense", _nth(twins[0], seed), added=True, **of_twin, **common)
+
+
+def _arm(specs: Iterable[TrialSpec]) -> Arm | None:
+    arm = Arm.of(specs)
+    return arm if arm.specs else None
+
+
+def _with_parts(arm: Arm | None) -> Iterator[tuple[TrialSpec, Selection | None]]:
+    return zip(arm.specs, arm.selections(), strict=True) if arm else iter(())
+
+
+def _nth(specs: Sequence[TrialSpec], seed: int) -> TrialSpec | None:
+    """The trial of a seed that stands for the partner: its first candidate where the partner is tuned."""
+    return _seeded(specs[0], seed) if specs else None
 
 
 def _seeded(spec: TrialSpec, seed: int, start_from: str | None = None) -> TrialSpec:
     return spec.model_copy(update={"seed": seed, "start_from": start_from})
-
-
-def _maybe(spec: TrialSpec | None, seed: int) -> TrialSpec | None:
-    return None if spec is None else _seeded(spec, seed)
 
 
 def count(grid: Grid) -> int:

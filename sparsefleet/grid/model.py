@@ -11,6 +11,8 @@ from sparsefleet.trial.spec import digest as digest_of
 
 ControlArm = Literal["random-static", "small-dense"]
 ARMS: tuple[ControlArm, ...] = ("random-static", "small-dense")
+DEFAULT_ARMS: tuple[ControlArm, ...] = ("small-dense",)
+"""The second baseline of every sparse result; a grid that wants none says ``control_arms: []``."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of an axis: what it sets, what it overrides, and where it exists."""
+    """One value of an axis: what it sets, what it overrides, and where it exists; ``picks`` are of selections, and only made by counting."""
 
     sets: tuple[Assignment, ...]
     overrides: tuple[Assignment, ...] = ()
     when: tuple[Condition, ...] = ()
+    picks: tuple[Assignment, ...] = ()
 
 
 @dataclass(frozen=True)

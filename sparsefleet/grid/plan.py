@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sparsefleet.errors import UserError
 from sparsefleet.grid.arms import Judge
-from sparsefleet.grid.counting import TooTangled, count_points
+from sparsefleet.grid.counting import TooTangled, count_points, even_candidates, has_selections
 from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.fit import Facts
 from sparsefleet.grid.load import name_of
@@ -59,6 +59,7 @@ class Plan:
         points: what the grid names, seeds included; the product and ``include``.
         totals: exact counts of trials, twins, control arms and skips; None where they cannot be had without expanding the grid.
         unknown: why ``totals`` is None.
+        tuned: some points have several candidates (``select``).
         cached: trials that are finished under the same key; None without a ledger or above 1,000 points.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     beside: int
     totals: Totals | None
     unknown: str = ""
+    tuned: bool = False
     cached: int | None = None
     estimate: Estimate | None = None
     cached_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -88,7 +90,8 @@ class Plan:
         """The plan as text."""
         product = " × ".join(f"{n} {name}" for n, name in self.formula)
         beside = f"{' + ' if product else ''}{self.beside:,} beside" if self.beside else ""
-        text = f"grid {self.name}: {product}{beside} = {_n(self.points, 'trial')}"
+        uneven = ", with candidates" if self.tuned and not any(name == "candidates" for _, name in self.formula) else ""
+        text = f"grid {self.name}: {product}{beside}{uneven} = {_n(self.points, 'trial')}"
         totals = self.totals
         if totals is None:
             return [text, f"  note   twins, control arms and skips are not counted: {self.unknown}", self._next()]
@@ -105,6 +108,7 @@ class Plan:
         )
         width = max(len(f"{n:,}") for _, n, _ in rows)
         lines = [text, *(f"  {what:<6} {n:>{width},}  {why}" for what, n, why in rows)]
+        lines += [f"  note   no small-dense for {n:,}: {why}" for why, n in totals.no_rival.most_common()]
         lines += [f"  note   Dense infeasible for {n:,}: {why}" for why, n in totals.infeasible.most_common()]
         lines += [f"  note   the dense twin differs: {why}" for why, _ in totals.budgets.most_common(3)]
         more = len(totals.budgets) - 3
@@ -131,6 +135,7 @@ class Plan:
             "repeated": totals.repeated if totals else None,
             "skipped": [{"n": n, "reason": reason} for reason, n in totals.skipped.most_common()] if totals else None,
             "dense_infeasible": [{"n": n, "reason": reason} for reason, n in totals.infeasible.most_common()] if totals else None,
+            "no_small_dense": [{"n": n, "reason": reason} for reason, n in totals.no_rival.most_common()] if totals else None,
             "twin_differs": sorted(totals.budgets) if totals else None,
             "cached": self.cached,
             "run": self.to_run,
@@ -171,20 +176,23 @@ def plan(
         path=name_of(grid.path),
         formula=formula_of(grid),
         points=points,
-        beside=sum(len(entry.seeds) for entry in grid.include),
+        beside=points - count_points(replace(grid, include=())) if grid.has_product else points,
         totals=totals,
         unknown=unknown,
+        tuned=has_selections(grid),
         cached=cached,
         estimate=estimate,
     )
 
 
 def formula_of(grid: Grid) -> tuple[tuple[int, str], ...]:
-    """The factors of the product as written: (number of values, axis)."""
+    """The factors of the product as written: (number of values, axis); candidates are a factor where every point has as many."""
     if not grid.has_product:
         return ()
+    several = even_candidates(grid)
     return (
         *((axis.n_values, _plural(axis.name, axis.n_values)) for axis in grid.axes),
+        *(((several, "candidates"),) if several > 1 else ()),
         (len(grid.seeds), _plural("seed", len(grid.seeds))),
     )
 

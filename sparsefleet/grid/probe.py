@@ -10,6 +10,8 @@ from sparsefleet.grid.counting import TooTangled, count_points
 from sparsefleet.grid.expand import compose, lenient, stands
 from sparsefleet.grid.fit import Facts, size_text
 from sparsefleet.grid.model import Choice, Grid
+from sparsefleet.grid.selecting import Select, first_candidate
+from sparsefleet.grid.selections import selection_problems
 from sparsefleet.grid.settings import ROOT, Assignment, Path, Slot, Unplaced
 from sparsefleet.grid.yaml_source import Key
 
@@ -21,7 +23,7 @@ Problem = tuple[Key, str]
 
 def probe(grid: Grid, catalog: Catalog) -> Iterator[Problem]:
     """Problems as (key, message)."""
-    misplaced = list(_misplaced(grid))
+    misplaced = [*_misplaced(grid), *selection_problems(grid)]
     yield from misplaced
     if misplaced:
         return
@@ -38,7 +40,7 @@ def probe(grid: Grid, catalog: Catalog) -> Iterator[Problem]:
         yield from _hopeless(grid, judge)
     for i, entry in enumerate(grid.include):
         try:
-            verdict = judge.judge(compose(grid.base, [Choice(entry.sets)]))
+            verdict = judge.judge(first_candidate(compose(grid.base, [Choice(entry.sets)])))
         except Unplaced as error:
             yield ("include", i), str(error)
             continue
@@ -79,6 +81,7 @@ def _misplaced(grid: Grid) -> Iterator[Problem]:
         at, name = named
         if at not in names:
             standing = [_inner(grid.base, at), *(_inner_of(other, at) for _, other in everything)]
+            standing = [one for value in standing for one in (value.values_ if isinstance(value, Select) else [value])]
             names[at] = {option for value in standing if isinstance(value, dict) for option in value}
         if name not in names[at]:
             yield key, f"{'.'.join(assignment.path)} needs {'.'.join(at)} to be {name!r}, which it is nowhere in this grid"
@@ -101,7 +104,7 @@ def _absurd_widths(grid: Grid, judge: Judge) -> Iterator[Problem]:
     places += [(("axes", axis.name, j), (choice,)) for axis in grid.axes for j, choice in enumerate(axis.choices)]
     places += [(("include", i), (Choice(entry.sets),)) for i, entry in enumerate(grid.include)]
     for key, choices in places:
-        state = lenient(grid.base, choices)
+        state = first_candidate(lenient(grid.base, choices))
         if "model" not in state or "dataset" not in state or (choices and state["model"] == grid.base.get("model")):
             continue
         chain = judge.facts.chain(state)
@@ -126,7 +129,7 @@ def _hopeless(grid: Grid, judge: Judge) -> Iterator[Problem]:
             return
         if not stands(grid, state, choices):
             continue
-        verdict: Verdict = judge.judge(state)
+        verdict: Verdict = judge.judge(first_candidate(state))
         if not verdict.mistake:
             return
         reason = reason or verdict.reason

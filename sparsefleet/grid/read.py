@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import did_you_mean
-from sparsefleet.grid.model import ARMS, Atom, Axis, Choice, Condition, ControlArm, Grid, Include
+from sparsefleet.grid.model import ARMS, DEFAULT_ARMS, Atom, Axis, Choice, Condition, ControlArm, Grid, Include
 from sparsefleet.grid.settings import METHOD, ROOT, Assignment, Measure, State, Unplaced, assign
 from sparsefleet.grid.vocabulary import Vocabulary
 from sparsefleet.grid.yaml_source import Key, Source, quoted
@@ -276,15 +276,15 @@ class _GridReader:
             return ()
         found: list[Assignment] = []
         for name, value in raw.items():
-            if name == "select":
-                self.source.report(("dense", name), "tuning an arm on the validation share is not available yet; give one value")
-            elif name.split(".")[0] not in ("optimizer", "train", "init"):
+            if name.split(".")[0] not in ("optimizer", "train", "init"):
                 self.source.report(("dense", name), f"unknown key {name!r}; {did_you_mean(name, ('optimizer', 'train', 'init'))}")
             else:
                 found += self.vocabulary.read(tuple(name.split(".")), value, ("dense", name))
         return tuple(found)
 
     def _arms(self) -> tuple[ControlArm, ...]:
+        if "control_arms" not in self.data:
+            return DEFAULT_ARMS
         arms: list[ControlArm] = []
         for n, raw in enumerate(self._list("control_arms")):
             key: Key = ("control_arms", n)

@@ -6,17 +6,18 @@ Small grids are expanded. Large ones are counted as ``counting`` says.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
-from typing import Any
 
 from sparsefleet.grid.arms import Judge, Verdict
+from sparsefleet.grid.budgets import budget_difference
 from sparsefleet.grid.counting import Cell, Factor, classes_of, combinations_of, factors_of, ordered
 from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_of
 from sparsefleet.grid.fit import MOST_BYTES_PER_WEIGHT
 from sparsefleet.grid.model import Choice, Grid, default_layer
+from sparsefleet.grid.selecting import candidates, first_candidate, picks_of
 from sparsefleet.grid.settings import Path, State, Unplaced, value_at
 from sparsefleet.trial.spec import canonical_json
 
@@ -34,6 +35,7 @@ class Totals:
         controls: control-arm trials that no point names, by arm.
         skipped: points that cannot run, by reason.
         infeasible: points whose dense twin cannot be trained, by reason.
+        no_rival: points beside which no small-dense can stand, by reason.
         budgets: how twins differ from their trials.
     """
 
@@ -43,6 +45,7 @@ class Totals:
     controls: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     infeasible: Counter[str] = field(default_factory=Counter)
+    no_rival: Counter[str] = field(default_factory=Counter)
     budgets: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -56,28 +59,10 @@ class Totals:
         return self.points - self.skipped.total() - self.own
 
 
-def budget_difference(twin: State, trial: State) -> str | None:
-    """How the twin is trained otherwise than its trial, in words, or None."""
-    parts = []
-    for key in ("optimizer", "train", "init"):
-        ours, its = dict(_flat(twin[key], key)), dict(_flat(trial[key], key))
-        parts += [
-            f"{name} {ours.get(name, '–')} (trial: {its.get(name, '–')})"
-            for name in sorted({*ours, *its})
-            if ours.get(name) != its.get(name)
-        ]
-    return ", ".join(parts) or None
-
-
-def _flat(value: Any, name: str) -> Iterable[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        yield name, value if not isinstance(value, dict) else "–"
-        return
-    for key, inner in value.items():
-        yield from _flat(inner, f"{name}.{key}")
-
-
 def _note(totals: Totals, judge: Judge, verdict: Verdict, n: int) -> None:
+    no_rival = judge.no_small_dense(verdict.state) if verdict.kind in ("sparse", "static") else None
+    if no_rival and "small-dense" in judge.grid.control_arms:
+        totals.no_rival[no_rival] += n
     if verdict.infeasible:
         totals.infeasible[verdict.infeasible] += n
     elif verdict.kind != "dense":
@@ -96,12 +81,14 @@ def expanded(grid: Grid, judge: Judge) -> Totals:
         if isinstance(state, str):
             totals.skipped[state] += len(seeds)
             continue
-        verdict = judge.judge(state)
-        if verdict.kind == "skip":
-            totals.skipped[verdict.reason] += len(seeds)
-            continue
-        _note(totals, judge, verdict, len(seeds))
-        for point in trials_of(judge, verdict, seeds):
+        verdicts = [judge.judge(candidate) for candidate in candidates(state)]
+        totals.points += len(seeds) * (len(verdicts) - 1)
+        for verdict in verdicts:
+            if verdict.kind == "skip":
+                totals.skipped[verdict.reason] += len(seeds)
+            else:
+                _note(totals, judge, verdict, len(seeds))
+        for point in trials_of(judge, [verdict for verdict in verdicts if verdict.kind != "skip"], seeds):
             if point.added:
                 added[point.spec.spec_id] = point.arm
             else:
@@ -136,8 +123,9 @@ class Counted:
     """The totals of a large grid, without expanding it."""
 
     def __init__(self, grid: Grid, judge: Judge) -> None:
-        self.grid, self.judge = grid, judge
         self.factors: list[Factor] = factors_of(grid) if grid.has_product else []
+        self.open_base = grid.base
+        self.grid, self.judge = replace(grid, base=first_candidate(grid.base)), judge
         self._tight = self._is_tight()
         self.classes = [classes_of(grid, factor, self._features, _matters) for factor in self.factors]
         self.verdicts: dict[tuple[int, ...], Verdict] = {}
@@ -196,8 +184,8 @@ class Counted:
 
     def _resolved(self, numbers: tuple[int, ...], f: int) -> Callable[[Cell], State]:
         """States of one combination of classes, as ``judge`` resolves them, by the cell of factor ``f``."""
-        choices = [c for n, c in enumerate(self._choices(numbers)) if n not in self.factors[f].axes]
-        others = compose(self.grid.base, choices)
+        cells = [of_factor[k][0] for of_factor, k in zip(self.classes, numbers, strict=True)]
+        others = compose(self.grid.base, [choice for n, cell in enumerate(cells) for choice in cell if n != f])
         acts = self.verdicts[numbers].kind in ("sparse", "static")
 
         def resolved(cell: Cell) -> State:
@@ -220,31 +208,43 @@ class Counted:
         acting = ("sparse", "static")
         dense = self._union(judge.twin, ("dense",), beside)
         totals.own = self._union(_trial, acting, beside) + self._union(_trial, ("active",), beside) + dense
-        totals.twins = self._union(judge.twin, ("dense", "sparse", "static", "active"), beside, feasible=True) - dense
+        totals.twins = self._union(judge.twin, ("dense", "sparse", "static", "active"), beside, lambda v: not v.infeasible) - dense
         if "random-static" in wanted:
             static = self._union(lambda s: _trial(judge.random_static(s)), acting, beside)
             totals.controls["random-static"] = static - self._union(_trial, ("static",), beside)
         if "small-dense" in wanted:
-            totals.controls["small-dense"] = self._union(lambda s: {**judge.twin(s), "density": s["density"]}, acting, beside)
+            totals.controls["small-dense"] = self._union(self._small_dense, acting, beside, lambda v: not judge.no_small_dense(v.state))
         totals.controls = +totals.controls
 
     def _beside(self) -> list[tuple[Verdict, Sequence[int]]]:
         found = []
         for entry in self.grid.include:
-            self.totals.points += len(entry.seeds)
-            verdict = self._verdict([Choice(entry.sets)])
-            if verdict.kind == "skip":
-                self.totals.skipped[verdict.reason] += len(entry.seeds)
-            else:
-                _note(self.totals, self.judge, verdict, len(entry.seeds))
-                found.append((verdict, entry.seeds))
+            for picks in picks_of(lenient(self.open_base, [Choice(entry.sets)])):
+                self.totals.points += len(entry.seeds)
+                verdict = self._verdict([Choice(entry.sets, picks=picks)])
+                if verdict.kind == "skip":
+                    self.totals.skipped[verdict.reason] += len(entry.seeds)
+                else:
+                    _note(self.totals, self.judge, verdict, len(entry.seeds))
+                    found.append((verdict, entry.seeds))
         return found
 
-    def _union(self, image: Image, kinds: Sequence[str], beside: Sequence[tuple[Verdict, Sequence[int]]], feasible: bool = False) -> int:
-        """How many different images the points of these kinds have, seeds included."""
+    def _small_dense(self, state: State) -> State:
+        """The arm's state, its density at the place where the factors look for it."""
+        small = self.judge.small_dense(state)
+        return {**{key: value for key, value in small.items() if key != "narrow_to_density"}, "density": state["density"]}
+
+    def _union(
+        self,
+        image: Image,
+        kinds: Sequence[str],
+        beside: Sequence[tuple[Verdict, Sequence[int]]],
+        where: Callable[[Verdict], bool] = lambda _: True,
+    ) -> int:
+        """How many different images the points of these kinds have, seeds and the candidates of the ``dense:`` block included."""
 
         def counts(verdict: Verdict) -> bool:
-            return verdict.kind in kinds and not (feasible and verdict.infeasible)
+            return verdict.kind in kinds and where(verdict)
 
         def plain(state: State) -> State:
             return _trial(image(state))
@@ -261,7 +261,9 @@ class Counted:
                     known.append(self.grid.seeds)
                     total -= len(self.grid.seeds)  # counted again below, together with the seeds beside
                 known.append(seeds)
-        return total + sum(_n_seeds(lists) for lists in others.values())
+        total += sum(_n_seeds(lists) for lists in others.values())
+        samples = [self.verdicts[numbers] for numbers in combos[:1]] + [verdict for verdict, _ in beside if counts(verdict)][:1]
+        return total * (len(picks_of(image(samples[0].state))) if samples else 1)
 
     def _distinct(self, image: Image, combos: Sequence[tuple[int, ...]]) -> _Distinct:
         blocks: list[dict[str, int]] = []

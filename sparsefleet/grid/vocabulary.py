@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sparsefleet.errors import PluginError, UnknownPlugin, did_you_mean
+from sparsefleet.grid.candidates import read_open
 from sparsefleet.grid.settings import METHOD, PLAIN_METHOD, ROOT, Assignment, Measure, Path, Slot, method_of
 from sparsefleet.grid.yaml_source import Key, Source, quoted
 
@@ -25,7 +26,11 @@ class Vocabulary:
         self._adapters: dict[tuple[type[BaseModel], str], TypeAdapter[Any]] = {}
 
     def read(self, path: Path, raw: Any, key: Key) -> list[Assignment]:
-        """The assignments of ``raw`` at the dotted ``path``; empty where there is a problem."""
+        """The assignments of ``raw`` at the dotted ``path``, ``select`` included; empty where there is a problem."""
+        return read_open(self, path, raw, key)
+
+    def read_plain(self, path: Path, raw: Any, key: Key) -> list[Assignment]:
+        """The same for a value without ``select``."""
         slot = self._slot(path, key)
         if slot is None:
             return []

@@ -37,6 +37,7 @@ def catalogue() -> Catalog:
             _entry("dataset", "mnist", info={"task": "classification", "input_shape": [1, 28, 28], "n_outputs": 10}),
             _entry("model", "mlp", {"hidden": hidden, "norm": norm}),
             _entry("model", "convnet", {"width": {"type": "integer", "minimum": 1, "default": 8}}, kinds=["Linear", "Conv2d"]),
+            _entry("model", "rigid", narrows=False),
             _entry("layer", "dense", topology="all", stores_dense=True, kinds=["Linear", "Conv2d"]),
             _entry("layer", "masked", topology="free", stores_dense=True, kinds=["Linear", "Conv2d"]),
             _entry("layer", "csr", **free),

@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "grids.md").read_text()
 
 def test_the_examples_load_and_expand() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for text in examples:
         for installed in (catalog(), CATALOGUE):
             grid = load_text(text, "docs/grids.md", catalog=installed)

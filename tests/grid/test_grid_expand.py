@@ -8,11 +8,14 @@ from sparsefleet.grid.expand import Point, Skip, count, expand, walk
 from sparsefleet.grid.load import load_grid, load_text, shipped_grids
 from sparsefleet.trial.spec import TrialSpec
 
+RIGID = HEAD.replace("model: {mlp: {hidden: [64]}}\n", "")
 AXES = "axes:\n  density: [0.1, 0.02]\n  layer: [masked, csr]\n  method:\n    - {rewirer: set}\n    - {rewirer: rigl, train: {epochs: 3}}\n"
 
 
 def points(text: str, head: str = HEAD, memory: int = 24 * GIB) -> list[Point]:
-    return list(expand(grid_of(text, head), CATALOGUE, memory))
+    """Without the default control arm, unless ``text`` names its own."""
+    own = text if "control_arms" in text else f"{text}control_arms: []\n"
+    return list(expand(grid_of(own, head), CATALOGUE, memory))
 
 
 def skips(text: str, memory: int = 24 * GIB, head: str = HEAD) -> list[Skip]:
@@ -108,6 +111,20 @@ def test_control_arms() -> None:
     assert (small.spec.narrow_to_density, small.spec.density, small.spec.layer.name) == (0.1, 1.0, "dense")
     assert sparse.rival == static.rival == small.spec
     assert sparse.twin == static.twin == small.twin == dense.spec
+
+
+def test_small_dense_is_trained_by_default_and_only_beside_what_is_sparse() -> None:
+    found = list(
+        expand(grid_of("seeds: 2\naxes: {density: [1, 0.1], method: [{rewirer: set}, {rewirer: rigl}]}\nlayer: masked\n"), CATALOGUE)
+    )
+    assert [p.spec.narrow_to_density for p in found if p.arm == "small-dense"] == [0.1, 0.1]
+
+
+def test_a_model_that_cannot_be_narrowed_has_no_small_dense_and_says_why() -> None:
+    (one,) = [p for p in expand(grid_of("model: rigid\ndensity: 0.1\nmethod: {rewirer: set}\n", RIGID), CATALOGUE) if p.arm != "dense"]
+    assert (one.arm, one.rival, one.no_rival) == ("sparse", None, "model rigid cannot be narrowed")
+    (quiet,) = [p for p in points("model: rigid\ndensity: 0.1\nmethod: {rewirer: set}\n", RIGID) if p.arm != "dense"]
+    assert quiet.no_rival is None  # nobody asked
 
 
 def test_a_static_point_is_its_own_control_arm() -> None:
@@ -213,7 +230,7 @@ def test_the_digest_ignores_formatting_and_sees_every_value() -> None:
     grid = grid_of("seeds: 2\n" + AXES)
     assert same.digest == grid.digest
     assert grid.sweep == f"small-{grid.digest[:8]}"
-    for change in ("validation: 0.2\n", "dense: {train.epochs: 9}\n", "control_arms: [small-dense]\n", "measure: {batch_sizes: [1]}\n"):
+    for change in ("validation: 0.2\n", "dense: {train.epochs: 9}\n", "control_arms: []\n", "measure: {batch_sizes: [1]}\n"):
         assert grid_of("seeds: 2\n" + AXES + change).digest != grid.digest
 
 
@@ -239,7 +256,7 @@ def test_shipped_grids_load_with_the_installed_plugins() -> None:
         assert grid.name == name
         items = list(walk(grid, installed, 24 * GIB))
         assert not [item for item in items if isinstance(item, Skip)]
-        assert len(items) < 60
+        assert len(items) < 80
 
 
 def test_expansion_is_lazy() -> None:

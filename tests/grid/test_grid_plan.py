@@ -27,7 +27,8 @@ def both(text: str, memory: int = 24 * GIB) -> tuple[Totals, Totals]:
 
 
 def numbers(totals: Totals) -> tuple[object, ...]:
-    return totals.points, totals.own, totals.twins, dict(totals.controls), dict(totals.skipped), dict(totals.infeasible)
+    reasons = [dict(totals.skipped), dict(totals.infeasible), dict(totals.no_rival)]
+    return totals.points, totals.own, totals.twins, dict(totals.controls), *reasons
 
 
 AXES = [
@@ -36,6 +37,7 @@ AXES = [
     "layer: [masked, csr, dense]",
     "layer: {values: [csr, fixed-fan-in], when: {density: 0.1}}",
     "method: [{rewirer: set}, {rewirer: deep-r, optimizer.sgd.momentum: 0}, {pruner: magnitude, layer: csr}]",
+    "method: [{rewirer: set, optimizer: {sgd: {lr: {select: [0.3, 0.4]}}}}, {rewirer: {rigl: {drop_fraction: {select: [0.1, 0.3]}}}}, {rewirer: static}]",
     "method: [{rewirer: set, train.epochs: 7}, {rewirer: static}, {rewirer: deep-r}, {rewirer: snfs, when: {layer: masked}}]",
     "activation: [relu, k-winners, {value: {k-winners: {density: 0.2}}, optimizer.sgd.lr: 0.5}]",
     "optimizer: [{sgd: {lr: 0.1}}, {sgd: {lr: 0.1, momentum: 0.9}}, {adam: {lr: 0.1}}]",
@@ -43,7 +45,9 @@ AXES = [
     "train.epochs: [2, 7]",
     "train: [{epochs: 7}, {batch_size: 32}]",
     "model.mlp.hidden: [[8], [16, 16], [30000]]",
-    "model: [mlp, convnet]",
+    "model: [mlp, convnet, rigid]",
+    "optimizer: [{sgd: {lr: {select: [0.1, 0.7]}, momentum: 0.9}}, {adam: {lr: {select: [0.1, 0.2, 0.3]}}}]",
+    "train.weight_decay: [0, {select: [0.1, 0.2]}]",
     "connectivity: [random, {value: small-world, when: {layer: csr}}]",
     "resources.cpus: [1, 2]",
 ]
@@ -53,6 +57,18 @@ INCLUDES = [
     "{activation: k-winners, seeds: 1}",
     "{density: 1.0, layer: dense, train.epochs: 7}",
     "{density: 0.02, method: {rewirer: static}}",
+    "{density: 0.1, layer: csr, method: {rewirer: set}, optimizer.sgd.lr: {select: [0.1, 0.3]}}",
+]
+FIXED = "dense: {optimizer: {sgd: {lr: 0.01}}}\n"
+TUNED = "optimizer.sgd.lr: {select: [0.1, 0.2]}\n"
+BASES = [
+    FIXED,
+    f"density: 0.1\n{FIXED}",
+    TUNED,
+    f"density: 0.1\n{TUNED}{FIXED}",
+    f"density: 0.1\n{TUNED}train.weight_decay: {{select: [0, 0.1]}}\n",
+    "dense: {optimizer: {sgd: {lr: {select: [0.01, 0.1]}}}}\n",
+    f"{TUNED}density: 0.1\ndense: {{train.label_smoothing: {{select: [0, 0.1]}}}}\n",
 ]
 EXCLUDES = ["{layer: csr, density: 0.1}", "{activation: k-winners}", "{method: [deep-r, set], density: 0.02}", "{train.epochs: 7}"]
 
@@ -62,9 +78,9 @@ def _some(options: list[str], most: int) -> st.SearchStrategy[list[str]]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(_some(AXES, 4), _some(INCLUDES, 2), _some(EXCLUDES, 2), st.sampled_from(["", "density: 0.1\n"]), st.sampled_from([24 * GIB, 2**22]))
+@given(_some(AXES, 4), _some(INCLUDES, 2), _some(EXCLUDES, 2), st.sampled_from(BASES), st.sampled_from([24 * GIB, 2**22]))
 def test_counting_agrees_with_expanding(axes: list[str], include: list[str], exclude: list[str], base: str, memory: int) -> None:
-    text = base + "method: {rewirer: rigl}\nseeds: 2\n" + ARMS + "dense: {optimizer: {sgd: {lr: 0.01}}}\n"
+    text = base + "method: {rewirer: rigl}\nseeds: 2\n" + ARMS
     text += "axes:\n" + "".join(f"  {line}\n" for line in axes) if axes else ""
     text += "include:\n" + "".join(f"  - {line}\n" for line in include) if include else ""
     text += "exclude:\n" + "".join(f"  - {line}\n" for line in exclude) if exclude else ""
@@ -162,7 +178,7 @@ def test_a_plan_is_made_in_a_fresh_process_within_time_and_memory_and_without_to
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     trials, seconds, peak_mib, heavy = json.loads(done.stdout)
-    assert trials == 1_001_000
+    assert trials == 2_001_000  # as many small-dense, and a twin for each learning rate and seed
     assert seconds < 1.0
     assert peak_mib < 100
     assert heavy == []
@@ -172,7 +188,7 @@ def test_a_tangled_grid_still_has_its_count() -> None:
     lrs, epochs = _values(200), ", ".join(str(n + 1) for n in range(200))
     text = f"method: {{rewirer: set}}\ndensity: 0.1\naxes:\n  optimizer.sgd.lr: [{lrs}]\n  train.epochs: [{epochs}]\n"
     made = plan(grid_of(text), CATALOGUE)
-    assert (made.points, made.trials) == (40_000, 80_000)
+    assert (made.points, made.trials) == (40_000, 120_000)
     tangled = f"  train: [{', '.join(f'{{epochs: {n}, drop_last: true}}' for n in range(1, 150))}]\n"
     grid = grid_of(text.replace("\n    ", "") + tangled)
     made = plan(grid, CATALOGUE)
@@ -208,7 +224,7 @@ class Finished:
 
 
 def test_what_the_ledger_holds_is_cached_and_gives_the_estimate() -> None:
-    grid = grid_of("seeds: 4\nmax_parallel: 1\ndensity: 0.1\nmethod: {rewirer: set}\n")
+    grid = grid_of("seeds: 4\nmax_parallel: 1\ndensity: 0.1\nmethod: {rewirer: set}\ncontrol_arms: []\n")
     ids = [p.spec.spec_id for p in expand(grid, CATALOGUE)]
     made = plan(grid, CATALOGUE, Finished({ids[0]: 10.0, ids[1]: 20.0, ids[2]: None}))
     assert (made.trials, made.cached, made.to_run) == (8, 2, 6)
