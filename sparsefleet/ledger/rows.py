@@ -66,7 +66,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class TimingRow:
-    """The timings of one configuration, and the trials that it stands for."""
+    """The timings of one configuration, and the trials that it stands for; ``created`` is when they were taken, whoever shows them."""
 
     config_key: str
     keys: list[str]
@@ -74,6 +74,7 @@ class TimingRow:
     timings: list[dict[str, Any]]
     samples_ref: str | None
     reason: str | None
+    created: str = ""
 
 
 @dataclass(frozen=True)

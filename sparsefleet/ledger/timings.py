@@ -39,7 +39,7 @@ def load_samples(db: sqlite3.Connection, ref: str) -> bytes:
 
 def store(db: sqlite3.Connection, sweep: str, row: TimingRow) -> None:
     """Enter or replace the sweep's timing of one configuration."""
-    values = (sweep, row.config_key, dump(row.keys), row.state, dump(row.timings), row.samples_ref, row.reason, now())
+    values = (sweep, row.config_key, dump(row.keys), row.state, dump(row.timings), row.samples_ref, row.reason, row.created or now())
     db.execute("INSERT OR REPLACE INTO timings VALUES (?,?,?,?,?,?,?,?)", values)
 
 
@@ -58,4 +58,4 @@ def of_config(db: sqlite3.Connection, config_key: str, states: Sequence[str]) ->
 
 def _row(row: sqlite3.Row) -> TimingRow:
     timings: list[dict[str, Any]] = json.loads(row["timings"])
-    return TimingRow(row["config_key"], json.loads(row["keys"]), row["state"], timings, row["samples_ref"], row["reason"])
+    return TimingRow(row["config_key"], json.loads(row["keys"]), row["state"], timings, row["samples_ref"], row["reason"], row["created"])

@@ -25,30 +25,33 @@ class BreakEven:
     layer: str
     method: str
     conditions: str
+    machine: str
     density: float | None
     between: tuple[float, float] | None
     reason: str
-    trusted: bool
 
 
 def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
-    """One answer for each configuration that was timed; only measured speed-ups with an interval enter."""
+    """One answer for each configuration that was timed; only measured speed-ups with an interval enter that may be trusted.
+
+    Timings of different machines, levels or conditions are never joined.
+    """
     points: dict[tuple[str, ...], dict[float, list[float]]] = {}
-    doubtful: set[tuple[str, ...]] = set()
     models, layers = labels("model", rows), labels("layer", rows)
     for row, model, layer in zip(rows, models, layers, strict=True):
         if row["vs_dense_width"] is None or row["vs_dense_width_ci"] is None or row["density_realised"] is None:
+            continue
+        if not row["timing_trusted"]:
             continue
         if row["density_realised"] >= 1:  # dense weights: there is no density at which they would break even
             continue
         timing = row["timing"]
         where = f"{timing['op']}, batch {timing['batch_size']}, {timing['dtype']}, {timing['device']}, {timing['threads']}"
         method = ",".join(part for part in (row["method"], row["variant"], json.dumps(row["setting"])) if part)
-        key = (row["dataset"] + json.dumps(row["dataset_params"]), model, layer, method, row["arm"], where)
+        apart = json.dumps([row["dataset"], row["dataset_params"], row["arm"], row["timing_level"]])
+        key = (apart, model, layer, method, where, row["fingerprint"])
         points.setdefault(key, {}).setdefault(row["density_realised"], []).append(row["vs_dense_width"])
-        if not row["timing_trusted"]:
-            doubtful.add(key)
-    return [_answer(key, {d: median(s) for d, s in found.items()}, key not in doubtful) for key, found in points.items()]
+    return [_answer(key, {d: median(s) for d, s in found.items()}) for key, found in points.items()]
 
 
 def crossing(points: Mapping[float, float]) -> tuple[float | None, tuple[float, float] | None, str]:
@@ -76,32 +79,32 @@ def crossing(points: Mapping[float, float]) -> tuple[float | None, tuple[float, 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
     """One line per model and layer."""
-    groups: dict[tuple[str, str, str], list[BreakEven]] = {}
+    groups: dict[tuple[str, str, str, str], list[BreakEven]] = {}
     for found in break_evens(rows):
-        groups.setdefault((found.model, found.layer, found.conditions), []).append(found)
+        groups.setdefault((found.model, found.layer, found.conditions, found.machine), []).append(found)
     if not groups:
-        return ["break-even: not bracketed; no speed-up was measured with an interval"]
+        doubtful = any(row["timing_trusted"] is False and row["vs_dense_width"] is not None for row in rows)
+        return [f"break-even: not bracketed; no speed-up was measured with an interval{' that may be trusted' if doubtful else ''}"]
     lines = []
-    for (model, layer, _), members in groups.items():
+    for (model, layer, _, _), members in groups.items():
         known = [m for m in members if m.density is not None and m.between is not None]
         what = f"break-even of {layer} on {model}"
-        doubt = "" if all(m.trusted for m in members) else "; not all of these timings are trusted"
         if known:
             densities = sorted(m.density for m in known if m.density is not None)
             spread = f", {densities[0]:.3g} to {densities[-1]:.3g} over {len(known)} configurations" if len(known) > 1 else ""
             low = min(m.between[0] for m in known if m.between)
             high = max(m.between[1] for m in known if m.between)
             lines.append(
-                f"{what}: faster than dense below density {median(densities):.3g}{spread} (interpolated between {low:.3g} and {high:.3g}){doubt}"
+                f"{what}: faster than dense below density {median(densities):.3g}{spread} (interpolated between {low:.3g} and {high:.3g})"
             )
         else:
             reasons = list(dict.fromkeys(m.reason for m in members))
             others = f"; {len(reasons) - 1} more configurations alike" if len(reasons) > 1 else ""
-            lines.append(f"{what}: not bracketed; {reasons[0]}{others}{doubt}")
+            lines.append(f"{what}: not bracketed; {reasons[0]}{others}")
     return lines
 
 
-def _answer(key: tuple[str, ...], points: Mapping[float, float], trusted: bool) -> BreakEven:
-    _, model, layer, method, _, where = key
+def _answer(key: tuple[str, ...], points: Mapping[float, float]) -> BreakEven:
+    _, model, layer, method, where, machine = key
     density, between, reason = crossing(points)
-    return BreakEven(model, layer, method, where, density, between, reason, trusted)
+    return BreakEven(model, layer, method, where, machine, density, between, reason)

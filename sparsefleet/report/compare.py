@@ -11,6 +11,7 @@ from sparsefleet.ledger.rows import FAILED
 from sparsefleet.report.groups import METRICS, Group, Values, differences, group, leaf, leaves
 from sparsefleet.report.intervals import interval, mean
 from sparsefleet.report.timing import Timings
+from sparsefleet.report.trust import missing, rankable
 
 if TYPE_CHECKING:
     from sparsefleet.ledger.rows import TimingRow, TrialRow
@@ -32,14 +33,15 @@ _SHOWN_PATHS = ("dataset", "model", "layer", "density", "narrow_to_density", "st
 
 
 def rows(
-    trials: Iterable[TrialRow], timings: Iterable[TimingRow] = (), by: Sequence[str] = (), metric: str = "accuracy"
+    trials: Iterable[TrialRow], timings: Iterable[TimingRow] | Timings = (), by: Sequence[str] = (), metric: str = "accuracy"
 ) -> list[dict[str, Any]]:
     """One JSON row per group of trials that differ in their seed only.
 
     Args:
         trials: every trial of the sweep, twins included; a row's differences are paired with the trials named by ``twin_key``.
         timings: what was measured; a timing belongs to the rows that hold one of its keys.
-        by: columns, or dotted paths of the spec, that order the rows before anything else.
+        by: columns, or dotted paths of the spec, that order the rows before anything else; a figure of the clock that is not trusted
+            orders nothing.
         metric: one of ``METRICS``; another metric than accuracy adds three columns.
 
     Raises:
@@ -51,11 +53,12 @@ def rows(
     groups = group(trials)
     by_key = {t.key: t for t in trials}
     row_of = {t.key: g for g in groups for t in g.trials}
-    measured = Timings(timings)
+    measured = timings if isinstance(timings, Timings) else Timings(timings)
     table = []
     for one in groups:
         row = _row(one, by_key, row_of, Values(trials))
         row.update(measured.columns(one, _followers(one, groups)))
+        row["headline_missing"] = missing(row)
         if metric != "accuracy":
             values = Values(trials, metric)
             mine = [v for v in map(values.of, one.trials) if v is not None]
@@ -64,7 +67,7 @@ def rows(
         table.append(row)
     _tell_apart(table, groups)
     _add_paths(table, groups, by)
-    return sorted(table, key=lambda row: (*(_orderable(row[name]) for name in by), *_place(row)))
+    return sorted(table, key=lambda row: (*(_orderable(rankable(row, name)) for name in by), *_place(row)))
 
 
 def _followers(one: Group, groups: Sequence[Group]) -> list[Group]:

@@ -7,7 +7,23 @@ from dataclasses import dataclass
 
 from sparsefleet.report.plain import plain, width
 
-_MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;", ">": "&gt;", "[": "\\[", "]": "\\]", "`": "\\`", "*": "\\*", "_": "\\_"})
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "|[]`*_~"} | {"<": "&lt;", ">": "&gt;"})
+
+
+class Struck(str):
+    """A figure that may not be used, and the word that says so: ``(1.23×) WORD`` in a terminal, ``~~1.23×~~ WORD`` in Markdown."""
+
+    figure: str
+    word: str
+
+    def __new__(cls, figure: str, word: str = "") -> Struck:
+        self = super().__new__(cls, f"({figure}) {word}".rstrip())
+        self.figure, self.word = figure, word
+        return self
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        return f"~~{escaped(self.figure)}~~ {escaped(self.word)}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -32,9 +48,14 @@ def text_lines(columns: Sequence[Column]) -> list[str]:
 def markdown_lines(columns: Sequence[Column]) -> list[str]:
     """The table in GitHub's Markdown; cells cannot break out of it or become HTML."""
     rows = zip(*([column.heading, *column.cells] for column in columns), strict=True)
-    lines = ["| " + " | ".join(plain(cell).translate(_MARKDOWN) for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(cell.markdown() if isinstance(cell, Struck) else escaped(cell) for cell in row) + " |" for row in rows]
     rule = "|" + "|".join(" ---: " if column.right else " --- " for column in columns) + "|"
     return [lines[0], rule, *lines[1:]]
+
+
+def escaped(text: str) -> str:
+    """Text that stands in Markdown as it is."""
+    return plain(text).translate(_MARKDOWN)
 
 
 def _pad(cell: str, room: int, right: bool) -> str:

@@ -9,32 +9,59 @@ from sparsefleet.report.labels import labels, short
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
 from sparsefleet.report.notes import notes
 from sparsefleet.report.plain import plain
+from sparsefleet.report.speed import memory_columns, speed_columns, theory_columns, timings
 
 Row = Mapping[str, Any]
 _ABSENT = "–"
+_SHOWN_ANYWAY = ("vs_dense_width", "vs_small_dense", "step_ms")
 
 
-def render(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy") -> list[str]:
-    """Lines of plain text: the table, then what its figures rest on. Empty rows give one line that says so."""
+def render(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False) -> list[str]:
+    """Lines of plain text: the tables, then what their figures rest on. Empty rows give one line that says so.
+
+    Args:
+        theory: add the table of what counting and the machine's limits promise.
+    """
     if not rows:
         return ["no trials"]
-    return [*text_lines(columns(rows, by, metric)), *(plain(line) for line in notes(rows))]
+    blocks = [text_lines(table) for table in tables(rows, by, metric, theory=theory)]
+    apart = [[*block, *([""] if len(blocks) > 1 else [])] for block in blocks]
+    return [*(line for block in apart for line in block), *(plain(line) for line in notes(rows))]
 
 
 def render_markdown(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy") -> str:
     """The same as Markdown."""
     if not rows:
         return "no trials\n"
-    lines = [*markdown_lines(columns(rows, by, metric)), ""]
+    lines = [line for table in tables(rows, by, metric) for line in [*markdown_lines(table), ""]]
     return "\n".join([*lines, *(f"- {plain(line).replace('<', '&lt;')}" for line in notes(rows))]) + "\n"
+
+
+def tables(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False) -> list[list[Column]]:
+    """The comparison; every timing where a row has more than one; theory beside measurement if asked for."""
+    found = [columns(rows, by, metric)]
+    owners, every = timings(rows)
+    if every:
+        found.append([*_of(identity(rows, by), owners), *every])
+    promised = theory_columns(rows) if theory else []
+    return [*found, [*identity(rows, by), *promised]] if promised else found
 
 
 def columns(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy") -> list[Column]:
     """The columns that say something: one whose value never changes is left out, except density and method."""
+    return [*identity(rows, by), *_results(rows, metric), *_sizes(rows), *speed_columns(rows)]
+
+
+def identity(rows: Sequence[Row], by: Sequence[str] = ()) -> list[Column]:
+    """What tells the rows apart."""
     names = list(dict.fromkeys([*by, "dataset", "model", "density_asked", "method", "variant", "arm", "layer", "setting"]))
-    head = [_named(name, rows) for name in names]
-    shown = [c for c, name in zip(head, names, strict=True) if name in by or name in ("density_asked", "method") or _varies(name, c.cells)]
-    return [*shown, *_results(rows, metric), *_sizes(rows), *_speeds(rows)]
+    named = [(name, _named(name, rows)) for name in names if name not in _SHOWN_ANYWAY]
+    return [column for name, column in named if name in by or name in ("density_asked", "method") or _varies(name, column.cells)]
+
+
+def _of(columns: Sequence[Column], owners: Sequence[int]) -> list[Column]:
+    """The same columns with the cells of these rows."""
+    return [Column(c.heading, [c.cells[i] for i in owners], c.right) for c in columns]
 
 
 def _varies(name: str, cells: Sequence[str]) -> bool:
@@ -97,57 +124,12 @@ def _gap(value: float | None, bounds: Sequence[float] | None) -> str:
 
 
 def _sizes(rows: Sequence[Row]) -> list[Column]:
-    return [
-        Column("params", [_ABSENT if row["params"] is None else f"{row['params']:,}" for row in rows], right=True),
-        Column("MiB", [_ABSENT if row["resident_bytes"] is None else _mib(row["resident_bytes"]) for row in rows], right=True),
-    ]
-
-
-def _speeds(rows: Sequence[Row]) -> list[Column]:
-    if all(row["step_ms"] is None for row in rows):
-        return []
-    spread = "step ms p50 [p10, p90]"
-    steps = []
-    for row in rows:
-        if row["step_ms"] is None:
-            steps.append(_ABSENT)
-        elif row["step_ms_p10"] is None or row["step_ms_p90"] is None:
-            steps.append(_figure(row["step_ms"]))
-        else:
-            steps.append(f"{_figure(row['step_ms'])} [{_figure(row['step_ms_p10'])}, {_figure(row['step_ms_p90'])}]")
-    return [
-        Column(spread, steps),
-        Column("vs dense [95 % CI]", [_speedup(row) for row in rows]),
-        Column("trusted", [_trusted(row) for row in rows]),
-    ]
-
-
-def _speedup(row: Row) -> str:
-    if row["arm"] == "dense" and row["step_ms"] is not None:
-        return "1.00×"
-    if row["vs_dense_width"] is None:
-        return "masked: none" if row["execution"] == "masked_dense" else _ABSENT
-    bounds = row["vs_dense_width_ci"]
-    return f"{row['vs_dense_width']:.2f}×" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else " (no interval)")
-
-
-def _trusted(row: Row) -> str:
-    if row["timing_trusted"] is None:
-        return _ABSENT
-    return "yes" if row["timing_trusted"] else "no"
+    params = [_ABSENT if row["params"] is None else f"{row['params']:,}" for row in rows]
+    return [Column("params", params, right=True), *memory_columns(rows)]
 
 
 def _digits(value: float) -> int:
     return 3 if abs(value) < 10 else 1
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:,.1f}"
-
-
-def _mib(n_bytes: float) -> str:
-    mib = n_bytes / 2**20
-    return f"{mib:.3f}" if mib < 0.1 else f"{mib:.2f}" if mib < 10 else f"{mib:,.1f}" if mib < 1000 else f"{mib:,.0f}"
 
 
 def _minus(text: str) -> str:

@@ -70,11 +70,16 @@ def trial(key: str, accuracy: float | None, *, state: str = "SUCCEEDED", **named
     )
 
 
-def timing(keys: list[str], speedup: float | None, *, op: str = "step", batch_size: int = 64, execution: str = "sparse_csr") -> TimingRow:
-    """One measured configuration: the dense side takes 10 ms."""
+def timing(
+    keys: list[str], speedup: float | None, *, op: str = "step", batch_size: int = 64, execution: str = "sparse_csr", **changes: Any
+) -> TimingRow:
+    """One measured configuration: the dense side takes 10 ms, small-dense as long as sparse; ``changes`` are fields of the timing."""
     factor = speedup or 1.0
+    word = "NONE" if speedup is None else "FASTER" if speedup > 1.03 else "SLOWER" if speedup < 0.97 else "SAME"
+    sparse = {"median": 0.010 / factor, "p10": 0.009 / factor, "p90": 0.012 / factor, "mad": 0.0001}
     body = {
         "protocol": "sf-measure/1",
+        "level": "publish",
         "config_key": f"c-{keys[0]}-{op}-{batch_size}",
         "op": op,
         "batch_size": batch_size,
@@ -83,20 +88,51 @@ def timing(keys: list[str], speedup: float | None, *, op: str = "step", batch_si
         "threads": 1,
         "execution": execution,
         "baseline": "dense_eager",
-        "dense_s": {"median": 0.010, "p10": 0.009, "p90": 0.012},
-        "sparse_s": {"median": 0.010 / factor, "p10": 0.009 / factor, "p90": 0.012 / factor},
+        "baselines_tried": [{"name": "dense_eager", "median_s": 0.010, "compile_s": None, "why_not": ""}],
+        "dense_s": {"median": 0.010, "p10": 0.009, "p90": 0.012, "mad": 0.0001},
+        "sparse_s": sparse,
+        "rival_s": {},
         "speedup": speedup,
         "ci95": [speedup * 0.98, speedup * 1.02] if speedup else None,
+        "verdict": word,
+        "reasons": [],
+        "rival_speedup": None,
+        "rival_ci95": None,
+        "rival_verdict": "NONE",
+        "rival_params": None,
+        "rival_note": "",
         "aa_ratio": 1.0,
+        "drift": 1.0,
         "rounds": 50,
         "kept": 48,
         "dropped": {},
+        "processes": 3,
+        "between": 0.01,
+        "warmup_s": 0.4,
+        "prepare_s": 0.008,
+        "breakeven_calls": None,
+        "method_share": 0.0,
         "correctness": {},
+        "theory": {
+            "flop_ratio": 10.0,
+            "bytes_ratio": 5.0,
+            "roofline_speedup": 5.0,
+            "realised_fraction": factor / 10,
+            "fraction_of_limit": 0.1,
+        },
+        "memory": {},
         "samples_ref": "",
-        "fingerprint": "fp",
+        "fingerprint": "fp:a",
+        "attempt": 1,
         "note": "",
+        **changes,
     }
     return TimingRow(config_key=str(body["config_key"]), keys=keys, state="SUCCEEDED", timings=[body], samples_ref=None, reason=None)
+
+
+def doubted(keys: list[str], speedup: float, reason: str = "dense against dense reads 1.061", **changes: Any) -> TimingRow:
+    """A timing that did not pass its gates."""
+    return timing(keys, speedup, verdict="NOT_TRUSTWORTHY", reasons=[reason], **changes)
 
 
 def three_seeds(

@@ -3,13 +3,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from report_rows import spec, three_seeds, timing, trial
+from report_rows import doubted, spec, three_seeds, timing, trial
 
 from sparsefleet.errors import UserError
+from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.report.compare import rows
+from sparsefleet.report.machines import Machines
+from sparsefleet.report.timing import Timings
+from sparsefleet.report.trust import rankable, untimed, untrustworthy
 
 COLUMNS = [
     "method",
@@ -214,9 +220,104 @@ def test_report_imports_nothing_heavy() -> None:
 
 
 def test_of_several_timings_the_median_trusted_one_is_the_headline() -> None:
-    doubted = timing(["s0.1-0"], 9.0)
-    doubted.timings[0]["note"] = "not trusted: 1 of 50 rounds kept"
-    row = sparse_row(rows(three_seeds(), [doubted, timing(["s0.1-1"], 2.0), timing(["s0.1-2"], 3.0)]))
-    assert (row["vs_dense_width"], row["timing_trusted"], row["n_timed"]) == (2.0, True, 3)
-    row = sparse_row(rows(three_seeds(), [doubted]))
-    assert (row["vs_dense_width"], row["timing_trusted"]) == (9.0, False)
+    busy = doubted(["s0.1-0"], 9.0)
+    row = sparse_row(rows(three_seeds(), [busy, timing(["s0.1-1"], 2.0), timing(["s0.1-2"], 3.0)]))
+    assert (row["vs_dense_width"], row["timing_trusted"], row["vs_dense_width_verdict"], row["n_timed"]) == (2.0, True, "FASTER", 3)
+    row = sparse_row(rows(three_seeds(), [busy]))
+    assert (row["vs_dense_width"], row["timing_trusted"], row["vs_dense_width_verdict"]) == (9.0, False, "NOT_TRUSTWORTHY")
+    assert row["timing_reasons"] == ["dense against dense reads 1.061"]
+
+
+def test_no_better_batch_size_becomes_the_headline() -> None:
+    table = rows(three_seeds(), [timing(["s0.1-0"], 0.5), timing(["s0.1-0"], 4.0, batch_size=1), timing(["s0.1-0"], 8.0, op="forward")])
+    assert sparse_row(table)["vs_dense_width"] == 0.5
+    table = rows(three_seeds(), [timing(["s0.1-0"], 0.5, batch_size=32), timing(["s0.1-0"], 4.0, batch_size=256)])
+    assert sparse_row(table)["vs_dense_width"] == 0.5  # the first where the training's own was not measured
+
+
+def test_a_figure_that_is_not_trusted_orders_nothing() -> None:
+    trials = [*three_seeds(0.02), *three_seeds(0.1)[3:], *three_seeds(0.5)[3:]]
+    table = rows(trials, [doubted(["s0.02-0"], 9.0), timing(["s0.1-0"], 2.0), timing(["s0.5-0"], 0.5)], by=["vs_dense_width"])
+    assert [row["density_asked"] for row in table if row["arm"] == "sparse"] == [0.1, 0.5, 0.02]
+    rival = {"rival_s": {"median": 0.01}, "rival_ci95": [1.9, 2.1], "rival_verdict": "NOT_TRUSTWORTHY"}
+    table = rows(trials, [timing(["s0.02-0"], 9.0, rival_speedup=9.0, **rival), timing(["s0.1-0"], 2.0)], by=["vs_small_dense"])
+    assert all(rankable(row, "vs_small_dense") is None for row in table)
+
+
+def test_the_dense_rows_step_time_comes_from_trusted_pairs_only() -> None:
+    slow = doubted(["s0.1-1"], 2.0, dense_s={"median": 1.0, "p10": 1.0, "p90": 1.0, "mad": 0.0})
+    assert rows(three_seeds(), [slow])[0]["step_ms"] is None
+    assert rows(three_seeds(), [slow, timing(["s0.1-0"], 2.0)])[0]["step_ms"] == pytest.approx(10.0)
+
+
+def test_small_dense_memory_and_theory_are_columns() -> None:
+    rival = {"rival_s": {"median": 0.004}, "rival_speedup": 0.8, "rival_ci95": [0.79, 0.81], "rival_verdict": "SLOWER"}
+    memory = {"peak_bytes": 3 << 20, "dense_peak_bytes": 9 << 20, "peak_kind": "VmHWM", "prepare_peak_bytes": 1 << 20}
+    table = rows(three_seeds(), [timing(["s0.1-0"], 2.0, memory=memory, breakeven_calls=310.0, **rival)])
+    row = sparse_row(table)
+    assert (row["vs_small_dense"], row["vs_small_dense_ci"], row["vs_small_dense_verdict"]) == (0.8, [0.79, 0.81], "SLOWER")
+    assert (row["peak_bytes"], row["dense_peak_bytes"], table[0]["peak_bytes"]) == (3 << 20, 9 << 20, 9 << 20)
+    assert (row["theoretical_speedup"], row["roofline_speedup"], row["realised_fraction"]) == (10.0, 5.0, pytest.approx(0.2))
+    assert (row["breakeven_calls"], row["prepare_s"], row["fraction_of_limit"]) == (310.0, 0.008, 0.1)
+
+
+def other_machine(**changes: Any) -> TimingRow:
+    return replace(timing(["s0.02-0"], 8.0, fingerprint="fp:b", **changes), created="2026-01-01T00:00:00Z", samples_ref="b")
+
+
+def here(**changes: Any) -> TimingRow:
+    return replace(timing(["s0.1-0"], 2.0, **changes), created="2026-01-02T00:00:00Z", samples_ref="a")
+
+
+def test_timings_of_another_machine_are_not_compared_unasked() -> None:
+    trials, timings = [*three_seeds(0.02), *three_seeds(0.1)[3:]], [here(), other_machine()]
+    shown = {row["density_asked"]: row for row in rows(trials, timings)}
+    assert (shown[0.1]["vs_dense_width"], shown[0.02]["vs_dense_width"], shown[0.02]["timings"]) == (2.0, None, [])
+    assert shown[0.02]["other_machines"] == {"fp:b": []}
+    asked = {row["density_asked"]: row for row in rows(trials, Timings(timings, Machines(timings, mixed=True)))}
+    assert (asked[0.1]["vs_dense_width"], asked[0.02]["vs_dense_width"]) == (2.0, 8.0)
+    assert asked[0.02]["other_machines"] == {"fp:b": []}
+    assert asked[1.0]["step_ms"] == pytest.approx(10.0)
+    newer = [replace(here(), created="2025-01-01T00:00:00Z"), other_machine()]
+    assert {row["density_asked"]: row["vs_dense_width"] for row in rows(trials, newer)} == {1.0: None, 0.1: None, 0.02: 8.0}
+
+
+def test_two_machines_never_share_a_median() -> None:
+    timings = [here(), replace(timing(["s0.1-1"], 8.0, fingerprint="fp:b"), created="2026-01-01T00:00:00Z")]
+    row = sparse_row(rows(three_seeds(), Timings(timings, Machines(timings, mixed=True))))
+    assert (row["vs_dense_width"], row["n_timed"], len(row["timings"])) == (2.0, 1, 2)
+
+
+def test_what_differs_between_machines_is_read_beside_the_raw_samples() -> None:
+    def stable(torch: str) -> dict[str, Any]:
+        return {"cpu": {"model": "a cpu"}, "memory_bytes": 1, "gpus": [], "software": {"packages": {"torch": torch}}}
+
+    bodies = {"a": {"id": "fp:a", "stable": stable("2.15.0")}, "b": {"id": "fp:b", "stable": stable("2.14.0")}}
+    timings = [here(), other_machine()]
+    machines = Machines(timings, lambda ref: json.dumps({"schema": "sf-samples/2", "fingerprint": bodies[ref]}).encode())
+    (line,) = machines.differing("fp:b")
+    assert "torch" in line
+    assert line.index("2.14") < line.index("2.15")
+    broken = Machines(timings, lambda ref: b"not json")
+    assert broken.differing("fp:b") == []
+
+
+def test_a_speedup_without_its_circumstances_is_no_headline() -> None:
+    row = sparse_row(rows(three_seeds(), [timing(["s0.1-0"], 2.0)]))
+    assert row["headline_missing"] == []
+    row = sparse_row(rows(three_seeds(), [timing(["s0.1-0"], 2.0, theory={}, dtype="", ci95=None)]))
+    assert row["headline_missing"] == ["dtype", "its interval", "the theoretical speed-up"]
+
+
+def test_what_is_not_trustworthy_is_counted_once() -> None:
+    table = rows(
+        three_seeds(), [doubted(["s0.1-0", "s0.1-1"], 9.0), timing(["s0.1-0"], 2.0, batch_size=1, rival_verdict="NOT_TRUSTWORTHY")]
+    )
+    assert [text.split(": ")[0] for text in untrustworthy(table)] == [
+        "set csr at density 0.1, step, batch 64",
+        "set csr at density 0.1, step, batch 1",
+    ]
+    assert untimed(table) == []
+    assert untimed(rows(three_seeds())) == ["set csr at density 0.1"]
+    failed = TimingRow("c", ["s0.1-0"], "INCORRECT", [], None, "output is wrong")
+    assert untimed(rows(three_seeds(), [failed])) == ["set csr at density 0.1: INCORRECT: output is wrong"]

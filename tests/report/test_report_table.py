@@ -2,35 +2,127 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from report_rows import spec, three_seeds, timing, trial
+from report_rows import doubted, spec, three_seeds, timing, trial
 
+from sparsefleet.ledger.rows import TrialRow
 from sparsefleet.report.breakeven import crossing, sentences
 from sparsefleet.report.claims import claim
 from sparsefleet.report.compare import rows
 from sparsefleet.report.csv import cell, to_csv
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
+from sparsefleet.report.machines import Machines
 from sparsefleet.report.plain import plain
 from sparsefleet.report.table import render, render_markdown
+from sparsefleet.report.timing import Timings
 
 
 def test_columns_line_up() -> None:
     assert text_lines([Column("a", ["xyz", "é"]), Column("n", ["1", "10"], right=True)]) == ["a     n", "xyz   1", "é    10"]
 
 
+RIVAL = {"rival_s": {"median": 0.004}, "rival_speedup": 0.8, "rival_ci95": [0.79, 0.81], "rival_verdict": "SLOWER", "rival_params": 1200}
+MEMORY = {"peak_bytes": 3 << 20, "dense_peak_bytes": 9 << 20, "peak_kind": "VmHWM"}
+
+
+def two_densities() -> list[TrialRow]:
+    return [*three_seeds(0.1), *three_seeds(0.02, sparse=(0.88, 0.87, 0.89))[3:]]
+
+
 def test_the_table_reads_like_this() -> None:
-    lines = render(
-        rows([*three_seeds(0.1), *three_seeds(0.02, sparse=(0.88, 0.87, 0.89))[3:]], [timing(["s0.1-0"], 0.5), timing(["s0.02-0"], 2.0)])
-    )
-    assert lines[:4] == [
-        "density  method  layer  acc (mean ± 95 % CI, n=3)  Δ dense [95 % CI]        params    MiB  step ms p50 [p10, p90]  vs dense [95 % CI]  trusted",
-        "1        dense   dense  0.940 ± 0.025              –                        33,290   0.12  10.0 [9.00, 12.0]       1.00×               yes",
-        "0.1      set     csr    0.910 ± 0.025              −0.030 [−0.055, −0.005]   3,799  0.012  20.0 [18.0, 24.0]       0.50× [0.49, 0.51]  yes",
-        "0.02     set     csr    0.880 ± 0.025              −0.060 [−0.085, −0.035]   1,177  0.002  5.00 [4.50, 6.00]       2.00× [1.96, 2.04]  yes",
+    timings = [timing(["s0.1-0"], 0.5, memory=MEMORY), timing(["s0.02-0"], 2.0, memory=MEMORY, **RIVAL)]
+    lines = render(rows(two_densities(), timings))
+    assert [line.partition("[−0.")[0][:44].rstrip() for line in lines[1:4]] == [
+        "1        dense   dense  0.940 ± 0.025",
+        "0.1      set     csr    0.910 ± 0.025",
+        "0.02     set     csr    0.880 ± 0.025",
     ]
-    assert any(line.startswith("timed: whole training step, batch 64, float32, cpu:test, 1 thread, against dense_eager") for line in lines)
+    assert "vs dense [95 % CI]" in lines[0]
+    assert "vs small-dense [95 % CI]" in lines[0]
+    assert "0.50× [0.49, 0.51] SLOWER" in lines[2]
+    assert "2.00× [1.96, 2.04] FASTER  0.80× [0.79, 0.81] SLOWER" in lines[3]
+    assert "timed: whole training step, batch 64, float32, cpu:test, 1 thread, against dense_eager" in lines
+    assert not any("screen" in line for line in lines)
+
+
+def test_a_figure_that_is_not_trusted_is_struck_out() -> None:
+    table = rows(two_densities(), [doubted(["s0.1-0"], 9.0), timing(["s0.02-0"], 2.0)])
+    text, markdown = "\n".join(render(table)), render_markdown(table)
+    assert "(9.00×) NOT_TRUSTWORTHY" in text
+    assert "(1.11)" in text  # its step time
+    assert "~~9.00×~~ NOT\\_TRUSTWORTHY" in markdown
+    for page in (text, markdown):
+        assert "1 of 2 timings are NOT_TRUSTWORTHY" in page
+        assert "not trustworthy: set csr at density 0.1, step, batch 64: dense against dense reads 1.061" in page
+        assert "8.82" not in page  # no bound of it
+
+
+def test_many_reasons_are_shortened_and_all_in_json() -> None:
+    trials = [*three_seeds(0.1), *(t for d in (0.5, 0.4, 0.3, 0.2) for t in three_seeds(d)[3:])]
+    table = rows(trials, [doubted([f"s{d}-0"], 9.0, f"reason {d}") for d in (0.5, 0.4, 0.3, 0.2, 0.1)])
+    lines = [line for line in render(table) if line.startswith("not trustworthy:")]
+    assert lines[-1] == "not trustworthy: and 2 more (compare --json)"
+    assert len(lines) == 4
+    assert sorted(row["timing_reasons"] for row in table if row["timing_reasons"]) == [[f"reason {d}"] for d in (0.1, 0.2, 0.3, 0.4, 0.5)]
+
+
+def test_screen_level_is_said() -> None:
+    table = rows(three_seeds(), [timing(["s0.1-0"], 2.0, level="screen")])
+    assert any(line.startswith("screen level: for choosing what to measure properly") for line in render(table))
+
+
+def test_every_timing_has_a_line_and_none_is_picked() -> None:
+    timings = [timing(["s0.1-0"], 0.5), timing(["s0.1-0"], 4.0, batch_size=1), doubted(["s0.1-0"], 8.0, op="forward")]
+    lines = render(rows(three_seeds(), timings))
+    start = next(i for i, line in enumerate(lines) if " op " in line)
+    found = [line.split() for line in lines[start + 1 : start + 4]]
+    assert [words[3:5] for words in found] == [["step", "64"], ["step", "1"], ["forward", "64"]]
+    assert [next(w for w in words if "×" in w) for words in found] == ["0.50×", "4.00×", "(8.00×)"]
+    assert lines[start - 1] == ""
+    assert lines[2].count("×") == 1
+
+
+def test_a_speedup_without_its_circumstances_is_not_printed() -> None:
+    lines = render(rows(three_seeds(), [timing(["s0.1-0"], 2.0, theory={}, **RIVAL)]))
+    assert not any("2.00×" in line or "0.80×" in line for line in lines)
+    assert "no speed-up is printed for set csr at density 0.1 without the theoretical speed-up" in lines
+
+
+def test_a_dense_net_that_does_not_fit_is_a_value() -> None:
+    alone = {"dense_s": {}, "baseline": "none", "note": "dense infeasible: two copies need 30.0 GiB, 4.0 GiB are free"}
+    lines = render(rows(three_seeds(), [timing(["s0.1-0"], None, **alone)]))
+    assert "dense infeasible" in lines[2]
+    assert "set csr at density 0.1: dense infeasible: two copies need 30.0 GiB, 4.0 GiB are free" in lines
+
+
+def test_theory_is_shown_beside_what_was_measured() -> None:
+    table = rows(three_seeds(), [timing(["s0.1-0"], 2.0, breakeven_calls=310.0, method_share=0.04)])
+    lines = render(table, theory=True)
+    start = next(i for i, line in enumerate(lines) if "roofline" in line)
+    assert lines[start + 2].split()[3:] == ["10.00×", "5.00×", "5.00×", "2.00×", "20", "%", "10", "%", "4", "%", "8.00", "310"]
+    assert (
+        "the speed-up in theory, by counted FLOPs 10.00×, by this machine's limits 5.00× (compare --theory sets it beside the measured one)"
+        in lines
+    )
+    assert "step times include the rewiring, spread over all steps: up to 4 % of the step" in lines
+    assert not any("roofline" in line for line in render(table))
+
+
+def test_other_machines_are_said() -> None:
+    timings = [
+        replace(timing(["s0.1-0"], 2.0), created="2026-01-02T00:00:00Z"),
+        replace(timing(["s0.02-0"], 8.0, fingerprint="fp:b"), created="2026-01-01T00:00:00Z"),
+    ]
+    lines = render(rows(two_densities(), timings))
+    assert "1 row was timed on another machine (fp:b): not compared; --allow-cross-machine shows them" in lines
+    assert not any("8.00×" in line for line in lines)
+    mixed = Timings(timings, Machines(timings, mixed=True))
+    lines = render(rows(two_densities(), mixed))
+    assert any("fp:b" in line and "not to be compared" in line for line in lines)
+    assert all("not bracketed" in line for line in sentences(rows(two_densities(), mixed)))
 
 
 def test_trouble_is_shown() -> None:
@@ -122,6 +214,12 @@ def test_break_even_sentences() -> None:
     assert sentences(bracketed) == ["break-even of csr on mlp: faster than dense below density 0.02 (interpolated between 0.01 and 0.04)"]
     assert "not bracketed; slower at density 0.04" in sentences(rows(trials, [timing(["s0.04-0"], 0.5)]))[0]
     assert "no speed-up was measured" in sentences(rows(trials))[0]
+
+
+def test_break_even_leaves_out_what_is_not_trusted() -> None:
+    trials = [*three_seeds(0.04), *three_seeds(0.01)[3:]]
+    assert "not bracketed; slower" in sentences(rows(trials, [timing(["s0.04-0"], 0.5), doubted(["s0.01-0"], 2.0)]))[0]
+    assert "that may be trusted" in sentences(rows(trials, [doubted(["s0.04-0"], 0.5), doubted(["s0.01-0"], 2.0)]))[0]
 
 
 def test_break_even_never_mixes_conditions() -> None:
