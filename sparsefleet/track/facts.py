@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sparsefleet.ledger.rows import TrialRow
 from sparsefleet.track import names
+from sparsefleet.track.timing import metrics_of, word
 
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
@@ -125,7 +126,7 @@ def points_of(row: TrialRow) -> list[Point]:
     last = accuracy.get("steps", 0)
     points += [Point(name, float(value), end, last) for name, value in _final(record, accuracy) if value is not None]
     for timing in record.get("timings", []):
-        points += timing_points(timing, end)
+        points += [Point(name, value, end, 0) for name, value in metrics_of(timing).items()]
     return points
 
 
@@ -147,28 +148,16 @@ def _final(record: Mapping[str, Any], accuracy: Mapping[str, Any]) -> Iterator[t
         yield names.NNZ, counts["nnz_weights"]
         yield names.RESIDENT, counts["resident_bytes"]
         for role, size in counts["resident_by_role"].items():
-            yield names.RESIDENT_ROLE.format(role=_word(role)), size
+            yield names.RESIDENT_ROLE.format(role=word(role)), size
         for layer in counts["layers"]:
             sites = 1
             for side in layer["shape"]:
                 sites *= side
-            yield names.LAYER_NNZ.format(layer=_word(layer["name"])), layer["nnz"]
-            yield names.LAYER_DENSITY.format(layer=_word(layer["name"])), layer["nnz"] / sites
+            yield names.LAYER_NNZ.format(layer=word(layer["name"])), layer["nnz"]
+            yield names.LAYER_DENSITY.format(layer=word(layer["name"])), layer["nnz"] / sites
     yield names.WALL, record["wall_s"]
     for phase, seconds in record.get("phases_s", {}).items():
-        yield names.PHASE.format(phase=_word(phase)), seconds
-
-
-def timing_points(timing: Mapping[str, Any], when: int) -> list[Point]:
-    """The metrics of one measured configuration."""
-    config = f"{timing['op']}-b{timing['batch_size']}-{_word(timing['dtype'])}"
-    values = {names.TIME_DENSE.format(config=config, statistic=_word(name)): value for name, value in timing["dense_s"].items()}
-    values.update({names.TIME_SPARSE.format(config=config, statistic=_word(name)): value for name, value in timing["sparse_s"].items()})
-    if timing["speedup"] is not None:
-        values[names.SPEEDUP.format(config=config)] = timing["speedup"]
-        if timing["ci95"]:
-            values[names.SPEEDUP_LOW.format(config=config)], values[names.SPEEDUP_HIGH.format(config=config)] = timing["ci95"]
-    return [Point(name, float(value), when, 0) for name, value in values.items()]
+        yield names.PHASE.format(phase=word(phase)), seconds
 
 
 def cut(text: str, longest: int) -> str:
@@ -188,8 +177,3 @@ def cut_table(markdown: str, longest: int) -> str:
             break
         lines.append(line)
     return "".join(lines).rstrip("\n") + said
-
-
-def _word(text: str) -> str:
-    """``text`` with what MLflow refuses in a metric's name replaced."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in text)

@@ -46,6 +46,29 @@ def rows(sweep: str, uri: str, home_id: str | None = None) -> tuple[list[TrialRo
         raise server.unreachable(uri, error) from error
 
 
+def raw_samples(sweep: str, uri: str, ref: str, home_id: str | None = None) -> bytes:
+    """The raw samples of one of the sweep's timings, by their sha256.
+
+    Raises:
+        UserError: there is no such sweep.
+        IntegrityError: they are not what was uploaded.
+        BackendUnreachable: MLflow does not answer, or has none of this name.
+    """
+    client = server.connect(uri)
+    from mlflow.exceptions import MlflowException
+
+    name = names.SAMPLES_JSON.format(ref=ref)
+    try:
+        run_id = find_sweep(client, sweep, home_id).info.run_id
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+    except (MlflowException, OSError) as error:
+        raise server.unreachable(uri, error) from error
+    if hashlib.sha256(data).hexdigest() != ref:
+        raise IntegrityError(f"{name} of run {run_id} does not match its digest", fix="upload it again from the ledger")
+    return data
+
+
 def find_sweep(client: MlflowClient, sweep: str, home_id: str | None = None) -> Run:
     """The run of the sweep with this id, or of the only one whose id begins so.
 
@@ -106,7 +129,9 @@ def _record(client: MlflowClient, run: Run, folder: Path) -> dict[str, Any] | No
 
 def _timings(client: MlflowClient, parent: Run, folder: Path) -> list[TimingRow]:
     files = client.list_artifacts(parent.info.run_id, str(Path(names.TIMING_JSON).parent))
-    return sorted((TimingRow(**_json(client, parent.info.run_id, file.path, folder)) for file in files), key=lambda row: row.config_key)
+    return sorted(
+        (TimingRow(**_json(client, parent.info.run_id, file.path, folder)) for file in files), key=lambda row: (row.created, row.config_key)
+    )
 
 
 def _json(client: MlflowClient, run_id: str, name: str, folder: Path, digest: str | None = None) -> Any:

@@ -91,7 +91,7 @@ def sweep_facts(sweep: SweepRow, rows: list[TrialRow]) -> dict[str, Any]:
 
 def timing_facts(timing: TimingRow) -> dict[str, Any]:
     """A row of timings."""
-    return {name: getattr(timing, name) for name in ("config_key", "keys", "state", "timings", "samples_ref", "reason")}
+    return {name: getattr(timing, name) for name in ("config_key", "keys", "state", "timings", "samples_ref", "reason", "created")}
 
 
 def picture_path(run: Path, key: str, layer: str, step: int, when: int) -> Path:

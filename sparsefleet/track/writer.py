@@ -18,6 +18,7 @@ from sparsefleet.ledger.rows import OutboxItem, SweepRow, TrialRow
 from sparsefleet.track import facts, names, staging
 from sparsefleet.track.facts import Point
 from sparsefleet.track.runs import Runs
+from sparsefleet.track.timing import metrics_of, tags_of_timing
 from sparsefleet.trial.files import MODEL
 
 if TYPE_CHECKING:
@@ -225,14 +226,15 @@ class Writer:
             return ""
         parent = self._parent(self._ledger.sweep(item.sweep))
         when = facts.milliseconds(item.created)
-        points = [point for one in timing.timings for point in facts.timing_points(one, when)]
+        points = [Point(name, value, when, 0) for one in timing.timings for name, value in metrics_of(one).items()]
+        tags = {name: facts.cut(text, _NOTE_LENGTH) for one in timing.timings for name, text in tags_of_timing(one).items()}
         run_ids = [parent.info.run_id]
         for key in timing.keys:
             row = self._ledger.trial(key)
             run = self._runs.find_trial(key, row.attempt, self._owner(row, item))
             if run is None or run.info.status == "RUNNING":
                 raise NotYet(f"trial {row.spec_id} of timing {config_key[:12]} is not uploaded yet")
-            self._log(run.info.run_id, points=points)
+            self._log(run.info.run_id, points=points, tags=tags)
             run_ids.append(run.info.run_id)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / names.TIMING_JSON.format(config_key=config_key)
@@ -240,6 +242,12 @@ class Writer:
             file.write_text(staging.dumps(staging.timing_facts(timing)), encoding="utf-8")
             for run_id in run_ids:
                 self.client.log_artifacts(run_id, folder)
+        if timing.samples_ref:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / names.SAMPLES_JSON.format(ref=timing.samples_ref)
+                file.parent.mkdir()
+                file.write_bytes(self._ledger.samples(timing.samples_ref))
+                self.client.log_artifacts(parent.info.run_id, folder)
         return str(parent.info.run_id)
 
     def _table(self, item: OutboxItem) -> str:

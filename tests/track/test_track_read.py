@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_track_upload import full_home
+from test_track_upload import SAMPLES, full_home
 from track_homes import commit, enter_sweep
 from track_state import trial_runs
 
@@ -15,6 +15,7 @@ from sparsefleet.ledger import open_ledger, read_ledger
 from sparsefleet.report import compare
 from sparsefleet.track import names, read, server
 from sparsefleet.track.upload import Following, drain
+from sparsefleet.trial.record import Timing
 
 SWEEP = "quick-12345678"
 
@@ -34,6 +35,8 @@ def test_rows_and_the_table_are_those_of_the_ledger(home: Path) -> None:
     assert trials == of_ledger
     assert timings == times
     assert compare.rows(trials, timings) == compare.rows(of_ledger, times)
+    Timing.model_validate(times[0].timings[0])  # the whole shape went through
+    assert read.raw_samples("quick", server.local_uri(home), times[0].samples_ref or "") == SAMPLES
 
 
 def test_trials_without_a_record_have_the_ledgers_state(home: Path) -> None:

@@ -23,8 +23,10 @@ from sparsefleet.track.writer import Writer
 from sparsefleet.trial.masks import load_masks
 
 TABLE = "| method | accuracy |\n|---|---|\n| rigl | 0.901 |\n"
-TIMING = {
+SAMPLES = b'{"schema":"sf-samples/2","processes":[],"facts":{},"fingerprint":{"id":"fp:x"}}'
+TIMING: dict[str, Any] = {
     "protocol": "test",
+    "level": "publish",
     "config_key": "c" * 64,
     "op": "step",
     "batch_size": 64,
@@ -32,18 +34,39 @@ TIMING = {
     "device": "cpu",
     "threads": 1,
     "execution": "csr",
-    "baseline": "dense",
-    "dense_s": {"p50": 0.002},
-    "sparse_s": {"p50": 0.001},
+    "baseline": "dense_eager",
+    "baselines_tried": [{"name": "dense_eager", "median_s": 0.002, "compile_s": None, "why_not": ""}],
+    "dense_s": {"median": 0.002},
+    "sparse_s": {"median": 0.001},
+    "rival_s": {"median": 0.0008},
     "speedup": 2.0,
     "ci95": [1.9, 2.1],
+    "verdict": "FASTER",
+    "reasons": [],
+    "rival_speedup": 0.8,
+    "rival_ci95": [0.79, 0.81],
+    "rival_verdict": "SLOWER",
+    "rival_params": 1200,
+    "rival_note": "",
     "aa_ratio": 1.0,
+    "drift": 1.0,
     "rounds": 10,
     "kept": 10,
     "dropped": {},
+    "processes": 3,
+    "between": 0.01,
+    "warmup_s": 0.5,
+    "prepare_s": 0.008,
+    "breakeven_calls": 8.0,
+    "method_share": 0.02,
     "correctness": {},
+    "theory": {"flop_ratio": 10.0, "roofline_speedup": 5.0, "realised_fraction": 0.2, "fraction_of_limit": 0.4, "bound": "memory"},
+    "memory": {"peak_bytes": 1000, "dense_peak_bytes": 9000, "peak_kind": "VmHWM"},
     "samples_ref": "",
-    "fingerprint": "x",
+    "earlier": [],
+    "fingerprint": "fp:x",
+    "attempt": 1,
+    "note": "",
 }
 
 
@@ -88,7 +111,7 @@ def full_home(home: Path) -> None:
     """Two trials, a timing and a table."""
     trials = filled_home(home, 2)
     with open_ledger(home) as ledger:
-        ledger.commit_timing("quick-12345678", "c" * 64, [trials[1].key], "MEASURED", [TIMING], None, None)
+        ledger.commit_timing("quick-12345678", "c" * 64, [trials[1].key], "SUCCEEDED", [TIMING], SAMPLES, None)
         ledger.enqueue("table", "quick-12345678", None, {"markdown": TABLE})
 
 
@@ -139,6 +162,8 @@ def test_cut_off_at_a_call_and_repeated_it_is_the_same(home: Path, stride: int) 
     wanted = everything(client)
     (sparse,) = (run for run in wanted["quick"]["runs"] if run["tags"].get(names.ARM) == "sparse")
     assert [value for _, _, value in sparse["metrics"]["timing/step-b64-float32/speedup_ratio"]] == [2.0]
+    assert [value for _, _, value in sparse["metrics"]["timing/step-b64-float32/vs_small_dense_ratio"]] == [0.8]
+    assert sparse["tags"]["sparsefleet.verdict.step-b64-float32"] == "FASTER"
     assert f"timings/{'c' * 64}.json" in sparse["artifacts"]
     assert len(wanted["quick"]["runs"]) == 3
     cuts = 0
