@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
 import sys
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sparsefleet.measure import machine, nvidia
 from sparsefleet.measure.cpus import cpus_allowed
 from sparsefleet.trial.spec import digest
 
 NOT_READABLE = "not readable"
-ENVIRONMENT_ALLOWED = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
+ENVIRONMENT_STABLE = (
     "OMP_WAIT_POLICY",
     "OMP_PROC_BIND",
     "OMP_PLACES",
@@ -28,54 +28,91 @@ ENVIRONMENT_ALLOWED = (
     "MALLOC_ARENA_MAX",
     "LD_PRELOAD",
     "ATEN_CPU_CAPABILITY",
-    "CUDA_VISIBLE_DEVICES",
     "CUDA_LAUNCH_BLOCKING",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "NVIDIA_TF32_OVERRIDE",
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_ALLOC_CONF",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "PYTHONHASHSEED",
     "SPARSEFLEET_IMAGE_DIGEST",
 )
-_SYS_CPU = Path("/sys/devices/system/cpu")
+"""Variables that make another machine of this one."""
+ENVIRONMENT_FLAGS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "PYTHONHASHSEED",
+)
+"""Variables that are a setting of one run."""
 _PACKAGES = ("torch", "triton", "torch-sparse", "torch-scatter", "numpy", "scipy", "sparsefleet")
+_LIBRARIES = ("nvidia-", "mkl", "intel-openmp", "triton", "openblas")
+_LONG = 60
 
 
 def fingerprint() -> dict[str, Any]:
-    """``{"id": "fp:…", "stable": {…}, "now": {…}}`` as JSON values; the id is the digest of ``stable`` and says nothing of the moment.
+    """``{"id": "fp:…", "stable": {…}, "flags": {…}, "installed": {…}, "now": {…}}`` as JSON values.
 
-    Of the environment only the variables of an allow-list are read.
+    The id is the digest of ``stable`` alone. ``flags`` are a run's own settings (threads, precision), which every timing names itself;
+    ``installed`` is a digest of every installed distribution, kept but not hashed, since a test tool more is not another machine and what
+    computes is in ``stable`` by name; ``now`` is the moment. Of the environment only the variables of two allow-lists are read.
     """
-    stable = {**_hardware(), "software": _software(), "flags": _flags(), "environment": _environment()}
-    return {"id": f"fp:{digest(stable)[:16]}", "stable": stable, "now": _now()}
+    stable = {**_hardware(), "software": _software(), "environment": _environment(ENVIRONMENT_STABLE)}
+    return {
+        "id": f"fp:{digest(stable)[:16]}",
+        "stable": stable,
+        "flags": {**_flags(), "environment": _environment(ENVIRONMENT_FLAGS)},
+        "installed": installed(),
+        "now": _now(),
+    }
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs between two fingerprints, in words: ``cpu model: A against B``; what only one of them knows is said so.
+
+    The stable part first, which decides whether they may be compared, then the flags. The moment is left out.
+    """
+    found = []
+    for part in ("stable", "flags"):
+        left, right = (dict(_leaves(side.get(part, {}))) for side in (one, other))
+        for path in sorted(left.keys() | right.keys()):
+            a, b = left.get(path, "nothing"), right.get(path, "nothing")
+            if a != b:
+                long = max(len(a), len(b)) > _LONG
+                found.append(f"{path}: differs" if long else f"{path}: {a} against {b}")
+    return found
+
+
+def _leaves(value: Any, path: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key in value for leaf in _leaves(value[key], f"{path} {key}".strip())]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [leaf for index, item in enumerate(value) for leaf in _leaves(item, f"{path} {index}".strip())]
+    words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return [(path.replace("_", " "), words)]
 
 
 @lru_cache(maxsize=1)
 def _hardware() -> dict[str, Any]:
-    return {"cpu": _cpu(), "memory_bytes": _memory_bytes(), "gpus": _gpus()}
+    return {"cpu": _cpu(), "memory_bytes": _memory_bytes(), "gpus": _gpus(), "cgroup": _told(machine.cgroup_limits())}
 
 
 def _cpu() -> dict[str, Any]:
-    info: dict[str, str] = {}
-    for line in _lines(Path("/proc/cpuinfo")):
-        name, _, value = line.partition(":")
-        info.setdefault(name.strip(), value.strip())
-    flags = set(info.get("flags", info.get("Features", "")).split())
+    model, flags = machine.cpu_model()
     return {
-        "model": info.get("model name") or platform.processor() or platform.machine(),
+        "model": model or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "logical": os.cpu_count(),
         "allowed": sorted(cpus_allowed()),
-        "smt": _text(_SYS_CPU / "smt/active"),
-        "governor": _text(_SYS_CPU / "cpu0/cpufreq/scaling_governor"),
-        "turbo_off": _text(_SYS_CPU / "intel_pstate/no_turbo"),
-        "boost": _text(_SYS_CPU / "cpufreq/boost"),
+        "caches": {f"L{level}": size for level, size in machine.caches().items()},
         "virtual": "hypervisor" in flags,
         "vector": sorted(flag for flag in flags if flag.startswith(("avx", "amx", "sve", "asimd", "fma"))),
-        "cgroup_cpu_max": _text(Path("/sys/fs/cgroup/cpu.max")),
-        "cgroup_cpus": _text(Path("/sys/fs/cgroup/cpuset.cpus.effective")),
+        **_told({"smt": machine.smt(), "governor": machine.governor(), "turbo": machine.turbo()}),
     }
+
+
+def _told(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: NOT_READABLE if value is None else value for name, value in values.items()}
 
 
 def _memory_bytes() -> int | None:
@@ -90,16 +127,20 @@ def _gpus() -> list[dict[str, Any]]:
 
     if not torch.cuda.is_available():
         return []
+    told = {facts.get("uuid", ""): facts for facts in nvidia.stable_facts()}
     found = []
     for index in range(torch.cuda.device_count()):
         props = torch.cuda.get_device_properties(index)
+        uuid = f"GPU-{str(getattr(props, 'uuid', '')).removeprefix('GPU-')}"
+        facts = {name.replace(".", "_"): value for name, value in told.get(uuid, {}).items() if name != "uuid"}
         found.append(
             {
                 "name": props.name,
-                "uuid": str(getattr(props, "uuid", NOT_READABLE)),
+                "uuid": uuid,
                 "memory_bytes": props.total_memory,
                 "capability": [props.major, props.minor],
                 "multiprocessors": props.multi_processor_count,
+                "nvml": facts or NOT_READABLE,
             }
         )
     return found
@@ -109,6 +150,8 @@ def _gpus() -> list[dict[str, Any]]:
 def _software() -> dict[str, Any]:
     import torch
 
+    build = torch.__config__.show()
+    blas = re.search(r"BLAS_INFO=(\w+)", build)
     return {
         "os": platform.system(),
         "kernel": platform.release(),
@@ -116,7 +159,9 @@ def _software() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
         "packages": package_versions(),
-        "torch_build": torch.__config__.show(),
+        "libraries": {name: version for name, version in distributions() if name.startswith(_LIBRARIES)},
+        "torch_build": build,
+        "blas": blas[1] if blas else NOT_READABLE,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
         "openmp": torch.backends.openmp.is_available(),  # type: ignore[no-untyped-call]
@@ -129,6 +174,32 @@ def _software() -> dict[str, Any]:
 def package_versions() -> dict[str, str | None]:
     """Installed versions of what computes; looked up once, since reading the metadata takes longer than a small trial's step."""
     return {name: _version(name) for name in _PACKAGES}
+
+
+@lru_cache(maxsize=1)
+def distributions() -> tuple[tuple[str, str], ...]:
+    """(name, version) of every installed distribution, from the names of the metadata folders: opening each takes 100 times as long."""
+    found: dict[str, str] = {}
+    for folder in dict.fromkeys(sys.path):
+        for entry in _listed(Path(folder or ".")):
+            stem, _, ending = entry.rpartition(".")
+            if ending in ("dist-info", "egg-info") and "-" in stem:
+                name, version = stem.split("-")[:2]
+                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)  # the first on the path is the one that is imported
+    return tuple(sorted(found.items()))
+
+
+def installed() -> dict[str, Any]:
+    """Number and digest of all installed distributions: two equal digests are one environment."""
+    listed = "\n".join(f"{name}=={version}" for name, version in distributions())
+    return {"packages": len(distributions()), "sha256": hashlib.sha256(listed.encode()).hexdigest()}
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _flags() -> dict[str, Any]:
@@ -146,39 +217,19 @@ def _flags() -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in ENVIRONMENT_ALLOWED if name in os.environ}
+def _environment(allowed: tuple[str, ...]) -> dict[str, str]:
+    return {name: os.environ[name] for name in allowed if name in os.environ}
 
 
 def _now() -> dict[str, Any]:
+    steal = machine.steal_since_boot()
     return {
         "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else NOT_READABLE,
-        "pressure_cpu": _text(Path("/proc/pressure/cpu")),
-        "pressure_memory": _text(Path("/proc/pressure/memory")),
-        "steal_share_since_boot": _steal_share(),
+        "pressure": _told({what: machine.pressure(what) for what in ("cpu", "memory", "io")}),
+        "steal_share_since_boot": NOT_READABLE if steal is None else round(steal, 6),
         "nice": os.nice(0) if hasattr(os, "nice") else NOT_READABLE,
+        "gpus": nvidia.facts_now() or NOT_READABLE,
     }
-
-
-def _steal_share() -> float | str:
-    first = next(iter(_lines(Path("/proc/stat"))), "")
-    ticks = [int(field) for field in first.split()[1:9]]
-    total = float(sum(ticks))
-    return round(ticks[7] / total, 6) if len(ticks) == 8 and total else NOT_READABLE
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return NOT_READABLE
 
 
 def _version(package: str) -> str | None:
