@@ -18,6 +18,7 @@ _VERBS = {
     "submit": "submit:submit",
     "plan": "plan:plan",
     "run": "run:run",
+    "measure": "measure:measure",
     "status": "status:status",
     "watch": "watch:watch",
     "logs": "logs:logs",

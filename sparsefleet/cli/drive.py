@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsefleet.cli.compare import show_table, table_rows
+from sparsefleet.cli.compare import Source, show_table, table_rows
 from sparsefleet.cli.events import Feed
 from sparsefleet.cli.session import Session
-from sparsefleet.cli.sweeps import exit_code, figures, status_json
+from sparsefleet.cli.sweeps import exit_code, figures, is_measured, status_json
 from sparsefleet.cli.talk import emit, log_folder, next_command, say
+from sparsefleet.cli.trustworthy import require_trustworthy
 
 if TYPE_CHECKING:
     from sparsefleet.fleet.events import DriverSettings
@@ -33,6 +34,7 @@ class Drive:
     as_json: bool = False
     only_failed: bool = False
     remeasure: bool = False
+    require: bool = False
 
 
 def drive(session: Session, wanted: Drive) -> int:
@@ -83,7 +85,7 @@ def _publish(session: Session, sweep: str) -> None:
     from sparsefleet.report.claims import claim
     from sparsefleet.report.table import render_markdown
 
-    rows, _ = table_rows(session, sweep, "ledger")
+    rows, _ = table_rows(session, sweep, Source())
     markdown = f"# {sweep}\n\n{render_markdown(rows)}- {claim(rows)}\n" + "".join(f"- {line}\n" for line in sentences(rows))
     with open_ledger(session.home) as ledger:
         ledger.enqueue("table", sweep, None, {"markdown": markdown})
@@ -138,8 +140,12 @@ def _environment(session: Session) -> dict[str, str]:
 
 
 def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:
-    """The table and where everything lies; 5 if trials failed."""
-    rows, _ = table_rows(session, row.sweep, "ledger")
+    """The table and where everything lies; 5 if trials failed.
+
+    Raises:
+        NotTrustworthy: it was asked for, and a timing is not; the trials themselves ended well.
+    """
+    rows, _ = table_rows(session, row.sweep, Source())
     if wanted.as_json:
         emit({**status_json(row, session.home), "rows": rows})
     elif figures(row)["done"]:
@@ -155,6 +161,8 @@ def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:
         say(f"{row.sweep} is {row.state}: {told['done']} of {told['total']} trials have ended")
         next_command(f"resume {row.sweep}")
     else:
+        if wanted.require:
+            require_trustworthy(rows, row.sweep, measured=is_measured(row))
         next_command("ui")
     return code
 
@@ -172,4 +180,5 @@ def _places(session: Session, row: SweepRow, rows: Sequence[dict[str, Any]]) -> 
 
 
 def _flags(wanted: Drive) -> list[str]:
-    return [*(["--failed"] if wanted.only_failed else []), *(["--remeasure"] if wanted.remeasure else [])]
+    flags = {"--failed": wanted.only_failed, "--remeasure": wanted.remeasure, "--require-trustworthy": wanted.require}
+    return [flag for flag, given in flags.items() if given]

@@ -7,6 +7,7 @@ import click
 from sparsefleet.cli.drive import Drive, drive
 from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
 from sparsefleet.cli.sweeps import chosen, reading
+from sparsefleet.cli.trustworthy import require_option
 
 
 @verb(
@@ -21,15 +22,16 @@ from sparsefleet.cli.sweeps import chosen, reading
 @click.option("--failed", "only_failed", is_flag=True, help="Try the failed trials once more too.")
 @click.option("--remeasure", is_flag=True, help="Take the timings that were not trusted once more too.")
 @click.option("--detach/--wait", default=False, help="Return at once and go on in the background; default: wait.")
+@require_option
 @setting_option("max_parallel", metavar="N")
 @setting_option("address")
 @setting_option("data")
 @setting_option("mlflow_uri")
 @json_option
-def resume(session: Session, sweep: str, only_failed: bool, remeasure: bool, detach: bool, as_json: bool) -> None:
+def resume(session: Session, sweep: str, **flags: bool) -> None:
     """Go on with a sweep that was interrupted or cancelled; nothing that has ended runs again.
 
     SWEEP may be a prefix of its id. Ends as submit does.
     """
     row = chosen(reading(session), sweep)
-    leave(drive(session, Drive(row.sweep, detach, as_json, only_failed, remeasure)))
+    leave(drive(session, Drive(row.sweep, **flags)))

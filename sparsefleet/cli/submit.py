@@ -10,6 +10,7 @@ import click
 
 from sparsefleet.cli.grids import loaded_grid, only_option, set_option
 from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
+from sparsefleet.cli.trustworthy import require_option
 
 if TYPE_CHECKING:
     from sparsefleet.grid.expand import Point
@@ -36,6 +37,7 @@ def submit() -> None:
 @set_option
 @only_option
 @click.option("--detach/--wait", default=False, help="Return at once and go on in the background; default: wait.")
+@require_option
 @setting_option("max_parallel", metavar="N")
 @setting_option("max_trials", metavar="N")
 @setting_option("data")
@@ -69,7 +71,7 @@ def grid(
         return
     refuse_too_many(loaded, session.get("max_trials"))
     sweep = enqueue_grid(session, loaded, plugins, only)
-    leave(drive(session, Drive(sweep, flags["detach"], flags["as_json"])))
+    leave(drive(session, Drive(sweep, flags["detach"], flags["as_json"], require=flags["require"])))
 
 
 submit.add_command(grid)

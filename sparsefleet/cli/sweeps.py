@@ -59,6 +59,11 @@ def figures(row: SweepRow) -> dict[str, int]:
     }
 
 
+def is_measured(row: SweepRow) -> bool:
+    """True if the sweep asks for timings."""
+    return bool(row.settings.get("measure", {}).get("level", "none") != "none")
+
+
 def status_json(row: SweepRow, home: Path) -> dict[str, Any]:
     """One entry of ``status --json``."""
     from sparsefleet.ledger.lock import is_held

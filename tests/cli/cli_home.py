@@ -30,7 +30,7 @@ def spec(seed: int, density: float = 1.0, **changes: Any) -> TrialSpec:
     )
 
 
-def fill(home: Path, sweep: str = "demo-0a1b2c3d", seeds: int = 2) -> str:
+def fill(home: Path, sweep: str = "demo-0a1b2c3d", seeds: int = 2, measure: dict[str, Any] | None = None) -> str:
     """A sweep of dense twins and SET, all waiting."""
     trials = []
     for seed in range(seeds):
@@ -47,7 +47,7 @@ def fill(home: Path, sweep: str = "demo-0a1b2c3d", seeds: int = 2) -> str:
             )
     with open_ledger(home) as ledger:
         ledger.create_sweep(
-            sweep, sweep.rpartition("-")[0], sweep.rpartition("-")[2] * 8, "name: demo\n", {"measure": {"level": "none"}}, trials
+            sweep, sweep.rpartition("-")[0], sweep.rpartition("-")[2] * 8, "name: demo\n", {"measure": measure or {"level": "none"}}, trials
         )
     return sweep
 

@@ -30,7 +30,9 @@ COMMANDS = list(every_command())
 
 def test_the_tree_is_the_promised_one() -> None:
     leaves = {" ".join(c) for c in COMMANDS}
-    wanted = "submit grid,plan,run,status,watch,logs,cancel,resume,compare,ui,plugins list,plugins show,doctor,config show,completion"
+    wanted = (
+        "submit grid,plan,run,status,watch,logs,cancel,resume,compare,measure,ui,plugins list,plugins show,doctor,config show,completion"
+    )
     assert set(wanted.split(",")) <= leaves
 
 
