@@ -65,7 +65,8 @@ def rows_of(crow: Tensor, nnz: int) -> Tensor:
     return torch.searchsorted(crow[1:], entry, right=True)
 
 
-def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """torch's CSR tensor of these arrays, unchecked."""
     return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)  # the layer checked its connections once
 
 
@@ -74,7 +75,7 @@ class _CsrLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, pattern: CsrPattern) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.pattern = pattern
-        return (_csr(pattern.crow, pattern.col, values, pattern.shape) @ x.t()).t()
+        return (csr_tensor(pattern.crow, pattern.col, values, pattern.shape) @ x.t()).t()
 
     @staticmethod
     @once_differentiable
@@ -83,10 +84,10 @@ class _CsrLinear(torch.autograd.Function):
         pattern: CsrPattern = ctx.pattern
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
-            transposed = _csr(pattern.t_crow, pattern.t_col, values[pattern.t_order], (pattern.shape[1], pattern.shape[0]))
+            transposed = csr_tensor(pattern.t_crow, pattern.t_col, values[pattern.t_order], (pattern.shape[1], pattern.shape[0]))
             grad_x = (transposed @ grad.t()).t()
         if ctx.needs_input_grad[1]:
-            zeros = _csr(pattern.crow, pattern.col, torch.zeros_like(values), pattern.shape)
+            zeros = csr_tensor(pattern.crow, pattern.col, torch.zeros_like(values), pattern.shape)
             grad_values = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0).values()
         return grad_x, grad_values, None
 
