@@ -35,8 +35,10 @@ def enqueue(grid: Grid, catalog: Catalog, home: Path, data_root: Path, *, keep: 
 def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callable[[Point], bool] | None = None) -> Iterator[SweepTrial]:
     """The grid's trials with their keys, in the grid's order."""
     keys = Keys(catalog, data_root)
-    points = list(expand(grid, catalog))
+    every = list(expand(grid, catalog, again=True))
+    points = _once(every)
     chosen = _with_company([p for p in points if keep(p)], points) if keep else points
+    tuning = _tuning(every)
     key_of = {p.spec.spec_id: point_key(keys, p) for p in chosen}  # a shared twin is entered once, with its own resources
     for ordinal, point in enumerate(chosen):
         yield SweepTrial(
@@ -53,6 +55,8 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
             request={
                 **keys.request(point.spec, *_place(point.resources)),
                 **({"dense_infeasible": point.dense_infeasible} if point.dense_infeasible else {}),
+                **({"no_rival": point.no_rival} if point.no_rival else {}),
+                **({"tuning": tuning[point.spec.spec_id]} if point.spec.spec_id in tuning else {}),
             },
         )
 
@@ -68,7 +72,37 @@ def _place(resources: dict[str, Any]) -> tuple[int, str]:
     return int(resources.get("cpus", 1)), "cuda" if resources.get("gpus", 0) else "cpu"
 
 
+def _once(points: list[Point]) -> list[Point]:
+    first: dict[str, Point] = {}
+    for point in points:
+        first.setdefault(point.spec.spec_id, point)
+    return list(first.values())
+
+
+def _tuning(every: list[Point]) -> dict[str, dict[str, Any]]:
+    """What ``select`` makes of each trial, by spec_id; nothing for a trial that no selection concerns.
+
+    ``parts`` are its parts in selections, ``alone`` whether the grid also names it outside of any, and ``twin`` and ``rival`` the selections
+    whose winners are its partners. The trial's spec and key know nothing of this: without ``select`` it is the same trial.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for point in every:
+        if point.selection is None and point.twin_selection is None and point.rival_selection is None:
+            continue
+        one = found.setdefault(point.spec.spec_id, {"parts": [], "alone": False, "twin": None, "rival": None})
+        part = point.selection.to_json() if point.selection else None
+        if part is not None and part not in one["parts"]:
+            one["parts"].append(part)
+        one["twin"] = one["twin"] or point.twin_selection
+        one["rival"] = one["rival"] or point.rival_selection
+    for point in every:
+        if point.selection is None and not point.added and point.spec.spec_id in found:
+            found[point.spec.spec_id]["alone"] = True
+    return found
+
+
 def _with_company(kept: list[Point], points: list[Point]) -> list[Point]:
     wanted = {p.spec.spec_id for p in kept}
     wanted |= {other.spec_id for p in kept for other in (p.twin, p.start, p.rival) if other is not None}
-    return [p for p in points if p.spec.spec_id in wanted]
+    partners = {name for p in kept for name in (p.twin_selection, p.rival_selection) if name}
+    return [p for p in points if p.spec.spec_id in wanted or (p.selection and p.selection.id in partners)]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import UserError, did_you_mean
 from sparsefleet.ledger.rows import FAILED
+from sparsefleet.report.baselines import Baselines, admitted
 from sparsefleet.report.groups import METRICS, Group, Values, differences, group, leaf, leaves
 from sparsefleet.report.intervals import interval, mean
+from sparsefleet.report.selection import settle
 from sparsefleet.report.timing import Timings
 from sparsefleet.report.trust import missing, rankable
 
@@ -33,34 +35,46 @@ _SHOWN_PATHS = ("dataset", "model", "layer", "density", "narrow_to_density", "st
 
 
 def rows(
-    trials: Iterable[TrialRow], timings: Iterable[TimingRow] | Timings = (), by: Sequence[str] = (), metric: str = "accuracy"
+    trials: Iterable[TrialRow],
+    timings: Iterable[TimingRow] | Timings = (),
+    by: Sequence[str] = (),
+    metric: str = "accuracy",
+    *,
+    margin: float | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON row per group of trials that differ in their seed only.
 
     Args:
-        trials: every trial of the sweep, twins included; a row's differences are paired with the trials named by ``twin_key``.
+        trials: every trial of the sweep, twins and every candidate of a selection included. Of a selection the winner alone makes a row, and it is
+            the winner that partners are paired with.
         timings: what was measured; a timing belongs to the rows that hold one of its keys.
         by: columns, or dotted paths of the spec, that order the rows before anything else; a figure of the clock that is not trusted
             orders nothing.
         metric: one of ``METRICS``; another metric than accuracy adds three columns.
+        margin: how much worse than dense still counts as held; None for 0.005, half a point of accuracy.
 
     Raises:
         UserError: ``by`` or ``metric`` names nothing.
     """
-    trials = list(trials)
+    every = [admitted(trial) for trial in trials]
     if metric not in METRICS:
         raise UserError(f"unknown metric {metric!r}", fix=did_you_mean(metric, METRICS))
-    groups = group(trials)
-    by_key = {t.key: t for t in trials}
+    settled = settle(every)
+    groups = group(settled.trials)
+    accuracy = Values(every)
+    baselines = Baselines(groups, settled, accuracy, margin)
+    by_key = {t.key: t for t in settled.trials}
     row_of = {t.key: g for g in groups for t in g.trials}
     measured = timings if isinstance(timings, Timings) else Timings(timings)
     table = []
     for one in groups:
-        row = _row(one, by_key, row_of, Values(trials))
+        row = _row(one, by_key, row_of, accuracy)
+        row["twin_differs"] = {path: pair for path, pair in row["twin_differs"].items() if path not in baselines.tuned_alike(one)}
+        row.update(baselines.columns(one))
         row.update(measured.columns(one, _followers(one, groups)))
         row["headline_missing"] = missing(row)
         if metric != "accuracy":
-            values = Values(trials, metric)
+            values = Values(every, metric)
             mine = [v for v in map(values.of, one.trials) if v is not None]
             delta, delta_ci, _ = _paired(one, by_key, values, "twin_key")
             row.update({metric: mean(mine), f"{metric}_ci": interval(mine), f"delta_{metric}": delta, f"delta_{metric}_ci": delta_ci})

@@ -12,6 +12,7 @@ from sparsefleet.ledger.rows import TERMINAL
 if TYPE_CHECKING:
     from sparsefleet.ledger.rows import TrialRow
 
+_CHANCE_COUNTS = ("accuracy", "best_on_val", "last_on_val")
 METRICS = ("accuracy", "test_loss", "best_on_val", "last_on_val", "wall_s")
 
 
@@ -66,7 +67,7 @@ def group(trials: Iterable[TrialRow]) -> list[Group]:
 
 
 class Values:
-    """The value of one metric for each trial; a diverged trial counts as chance accuracy.
+    """The value of one metric for each trial; a diverged trial counts as chance accuracy, on the test set and on the validation share.
 
     Args:
         trials: every trial of the table: chance is a fact of the data set, so any record of it tells.
@@ -86,7 +87,7 @@ class Values:
         if trial is None:
             return None
         if trial.state == "DIVERGED":
-            return self._chance.get(_dataset(trial)) if self.metric == "accuracy" else None
+            return self._chance.get(_dataset(trial)) if self.metric in _CHANCE_COUNTS else None
         if trial.state != "SUCCEEDED" or not trial.record:
             return None
         if self.metric == "wall_s":

@@ -1,7 +1,10 @@
-"""95 % intervals of a mean over seeds, and of a mean paired difference.
+"""95 % intervals of a mean over seeds, and of a mean paired difference; and how likely the mean lies above a limit.
 
-Below ten values the interval is Student's t: the percentile bootstrap under-covers there. From ten on it is the percentile bootstrap with
-5,000 resamples, seeded from the values themselves, so that anyone recomputes the same bounds. A simulated-coverage test guards both.
+Below ten values the interval is Student's t. From ten on it is the studentised bootstrap (bootstrap-t) with 5,000 resamples, seeded from the values
+themselves, so that anyone recomputes the same bounds. The percentile and the BCa bootstrap were tried and left: at ten values they cover 90 to
+91 % of normal and 88 % of skewed draws, the studentised one 94 to 95 % of both (``python -m benchmarks.trust.coverage``). SciPy has no studentised
+bootstrap, and ``scipy.stats`` takes half a second to import, so the quantiles come from ``scipy.special`` and the rest stands here; the tests hold it
+against ``scipy.stats``.
 """
 
 from __future__ import annotations
@@ -9,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 BOOTSTRAP_FROM = 10
 _RESAMPLES = 5000
+_TRIM = 0.25
+_MOST_FLAT = 0.001
 
 Interval = tuple[float, float]
 
@@ -19,6 +25,12 @@ Interval = tuple[float, float]
 def mean(values: Sequence[float]) -> float | None:
     """The arithmetic mean, or None of nothing."""
     return math.fsum(values) / len(values) if values else None
+
+
+def iqm(values: Sequence[float]) -> float | None:
+    """The interquartile mean, as ``scipy.stats.trim_mean(values, 0.25)``: a quarter of the values, rounded down, is left out at each end."""
+    cut = int(_TRIM * len(values))
+    return mean(sorted(values)[cut : len(values) - cut])
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -46,17 +58,15 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """The percentile bootstrap of the mean; None below two values."""
-    if len(values) < 2:
+    """The studentised bootstrap of the mean; None where too few values differ for it."""
+    pivots = _pivots(values)
+    if pivots is None:
         return None
     import numpy as np
 
-    text = ",".join(repr(float(v)) for v in values)
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
-    array = np.asarray(values, dtype=np.float64)
-    means = array[rng.integers(0, array.size, (_RESAMPLES, array.size))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = np.percentile(pivots, [2.5, 97.5])
+    centre, error = _centre_and_error(values)
+    return centre - float(high) * error, centre - float(low) * error
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -65,6 +75,52 @@ def interval(values: Sequence[float]) -> Interval | None:
     A few equal values (three seeds with the same number of right answers, say) tell nothing about the spread, and an interval of no width
     would read as certainty.
     """
-    if len(values) and max(values) - min(values) <= 1e-12 * max(1.0, abs(values[0])):
+    if is_flat(values):
         return None
-    return t_interval(values) if len(values) < BOOTSTRAP_FROM else bootstrap_interval(values)
+    return (bootstrap_interval(values) if len(values) >= BOOTSTRAP_FROM else None) or t_interval(values)
+
+
+def probability_above(values: Sequence[float], limit: float) -> float | None:
+    """How likely the mean behind ``values`` exceeds ``limit``, by the distribution that ``interval`` is made of; None where there is none.
+
+    It is above 0.975 exactly where the interval lies above the limit.
+    """
+    if len(values) < 2 or is_flat(values):
+        return None
+    centre, error = _centre_and_error(values)
+    pivot = (centre - limit) / error
+    pivots = _pivots(values) if len(values) >= BOOTSTRAP_FROM else None
+    if pivots is not None:
+        return float((pivots < pivot).mean())
+    from scipy.special import stdtr
+
+    return float(stdtr(len(values) - 1, pivot))
+
+
+def is_flat(values: Sequence[float]) -> bool:
+    """Whether all values are the same, rounding aside."""
+    return bool(len(values)) and max(values) - min(values) <= 1e-12 * max(1.0, abs(values[0]))
+
+
+def _centre_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
+    spread = deviation(values)
+    assert spread is not None
+    return math.fsum(values) / len(values), spread / math.sqrt(len(values))
+
+
+def _pivots(values: Sequence[float]) -> Any:
+    """(mean* - mean) / standard error* of each resample; None below two values, and where more than one resample in a thousand has no spread."""
+    if len(values) < 2 or is_flat(values):
+        return None
+    import numpy as np
+
+    text = ",".join(repr(float(v)) for v in values)
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+    array = np.asarray(values, dtype=np.float64)
+    drawn = array[rng.integers(0, array.size, (_RESAMPLES, array.size))]
+    error = drawn.std(axis=1, ddof=1) / math.sqrt(array.size)
+    spread = error > 1e-12 * error.max()
+    if (~spread).mean() > _MOST_FLAT:
+        return None
+    return (drawn[spread].mean(axis=1) - array.mean()) / error[spread]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsefleet.report.intervals import BOOTSTRAP_FROM
+from sparsefleet.report.accuracy_notes import accuracy_notes
 from sparsefleet.report.speed_notes import speed_notes
 
 Row = Mapping[str, Any]
@@ -15,16 +15,7 @@ _MAX_FAILURES = 5
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """One line each; nothing for what there is nothing to say about."""
-    return [*_intervals(rows), *speed_notes(rows), *_twins(rows), *_seeds(rows)]
-
-
-def _intervals(rows: Sequence[Row]) -> list[str]:
-    if all(row["accuracy_ci"] is None for row in rows):
-        return []
-    rule = f"Student's t below {BOOTSTRAP_FROM} seeds, percentile bootstrap from there on"
-    return [
-        f"accuracy: last checkpoint, test set evaluated once; 95 % intervals over seeds ({rule}); differences to the twin are paired by seed"
-    ]
+    return [*accuracy_notes(rows), *speed_notes(rows), *_twins(rows), *_seeds(rows)]
 
 
 def _twins(rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsefleet.report.accuracy import MIN_PAIRS
 from sparsefleet.report.labels import labels, short
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
 from sparsefleet.report.notes import notes
@@ -89,7 +90,38 @@ def _results(rows: Sequence[Row], metric: str) -> list[Column]:
     delta = "delta_twin" if metric == "accuracy" else f"delta_{metric}"
     gaps = [_gap(row[delta], row[f"{delta}_ci"]) for row in rows]
     found = [Column(heading, values), Column("Δ dense [95 % CI]" if n > 1 else "Δ dense", gaps, right=n <= 1)]
+    if metric == "accuracy":
+        found += _rivals(rows, n)
+    found += _verdicts(rows)
     return found if uniform else [Column("seeds", [_seeds(row) for row in rows]), *found]
+
+
+def _rivals(rows: Sequence[Row], n: int) -> list[Column]:
+    """The difference to small-dense, where one was trained."""
+    if all(row["delta_rival"] is None for row in rows):
+        return []
+    gaps = [_gap(row["delta_rival"], row["delta_rival_ci"]) for row in rows]
+    return [Column("Δ small-dense [95 % CI]" if n > 1 else "Δ small-dense", gaps, right=n <= 1)]
+
+
+def _verdicts(rows: Sequence[Row]) -> list[Column]:
+    """Whether accuracy held, where a row has the seeds to claim it; and what tuning chose."""
+    found = []
+    if any(row["n_paired"] >= MIN_PAIRS for row in rows):
+        found.append(Column("acc vs dense", [row["acc_verdict"] or _ABSENT for row in rows]))
+    if any(row["n_paired_rival"] >= MIN_PAIRS for row in rows):
+        found.append(Column("acc vs small-dense", [row["acc_verdict_rival"] or _ABSENT for row in rows]))
+    if any(row["tuning"] for row in rows):
+        found.append(Column("tuned", [_tuned(row["tuning"]) for row in rows]))
+    return found
+
+
+def _tuned(tuning: Mapping[str, Any] | None) -> str:
+    """``lr=0.1 (1 of 3)``."""
+    if tuning is None:
+        return "no"
+    chosen = ", ".join(f"{path.rsplit('.', 1)[-1]}={short(value)}" for path, value in tuning["selected"].items())
+    return f"{chosen} (1 of {tuning['candidates']})"
 
 
 def _seeds(row: Row) -> str:

@@ -77,6 +77,9 @@ def tags_of(row: TrialRow, spec_ids: Mapping[str, str]) -> dict[str, str]:
         names.METHOD: label_of(row.spec),
         names.TWIN: spec_ids.get(row.twin_key or ""),
         names.RIVAL: spec_ids.get(row.rival_key or ""),
+        names.SELECTION: ", ".join(
+            f"{part['id']} {part['candidate'] + 1}/{part['n']}" for part in row.request.get("tuning", {}).get("parts", [])
+        ),
         names.REASON: row.reason,
         names.DEVICE: record.get("device", {}).get("name"),
     }

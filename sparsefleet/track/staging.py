@@ -17,6 +17,7 @@ from sparsefleet.trial import files
 
 _SPACE = uuid.UUID("5f0c7c9e-5d2e-4b53-9a1f-3a3f6d2f4f10")
 _THUMBNAIL = 256
+_SHOWN_OF_REQUEST = ("tuning", "no_rival", "dense_infeasible")
 _AS_THEY_ARE = (files.SPEC, files.ENVIRONMENT)
 _IN_MASK_FOLDER = (files.MASKS, files.MANIFEST)
 
@@ -85,8 +86,13 @@ def sweep_facts(sweep: SweepRow, rows: list[TrialRow]) -> dict[str, Any]:
     return {
         "schema": names.SCHEMA_VERSION,
         **{name: getattr(sweep, name) for name in ("sweep", "name", "digest", "created")},
-        "trials": [{name: getattr(row, name) for name in static} for row in rows],
+        "trials": [{**{name: getattr(row, name) for name in static}, "request": shown_request(row)} for row in rows],
     }
+
+
+def shown_request(row: TrialRow) -> dict[str, Any]:
+    """What a table needs of the row's request; digests and paths of this machine stay here."""
+    return {name: row.request[name] for name in _SHOWN_OF_REQUEST if name in row.request}
 
 
 def timing_facts(timing: TimingRow) -> dict[str, Any]:

@@ -284,7 +284,7 @@ class Writer:
 
 
 def _with_place(row: TrialRow, place: TrialRow) -> TrialRow:
-    """``row`` as the sweep of ``place`` asks for it: arm, twin and rival are facts of the sweep."""
+    """``row`` as the sweep of ``place`` asks for it: arm, twin, rival and selections are facts of the sweep."""
     from dataclasses import replace
 
-    return replace(row, **{name: getattr(place, name) for name in ("ordinal", "arm", "twin_key", "rival_key", "depends_on")})
+    return replace(row, **{name: getattr(place, name) for name in ("ordinal", "arm", "twin_key", "rival_key", "depends_on", "request")})

@@ -54,10 +54,13 @@ def record(accuracy: float | None, *, state: str = "SUCCEEDED", execution: str =
 
 
 def trial(key: str, accuracy: float | None, *, state: str = "SUCCEEDED", **named: Any) -> TrialRow:
-    """One trial; ``spec`` is required among ``named``."""
+    """One trial; ``spec`` is required among ``named``; ``facts`` are further fields of its record's accuracy."""
     body = named.pop("spec")
+    facts = {"epochs": body["train"]["epochs"], "steps": 40, "test_evals": 1, **named.pop("facts", {})}
     execution = named.pop("execution", "dense" if named.get("arm", "dense") == "dense" else "sparse_csr")
     done = state in ("SUCCEEDED", "DIVERGED")
+    body_of_record = record(accuracy, state=state, execution=execution, density=body["density"])
+    body_of_record["accuracy"].update(facts)
     return TrialRow(
         ordinal=named.pop("ordinal", 0),
         key=key,
@@ -65,7 +68,7 @@ def trial(key: str, accuracy: float | None, *, state: str = "SUCCEEDED", **named
         spec=body,
         arm=named.pop("arm", "dense"),
         state=state,
-        record=record(accuracy, state=state, execution=execution, density=body["density"]) if done else None,
+        record=body_of_record if done else None,
         **named,
     )
 
@@ -149,4 +152,23 @@ def three_seeds(
         }
         state = value if isinstance(value, str) else "SUCCEEDED"
         rows.append(trial(f"s{density}-{s}", None if isinstance(value, str) else value, state=state, **named))
+    return rows
+
+
+def candidates(name: str, scores: dict[float, tuple[Any, ...]], *, tests: dict[float, tuple[float, ...]], **named: Any) -> list[TrialRow]:
+    """The trials of one selection of a learning rate: validation figures (or an end) and test figures by learning rate, a seed each.
+
+    ``twin`` and ``rival`` among ``named`` are the selections of the partners.
+    """
+    request = {"twin": named.pop("twin", None), "rival": named.pop("rival", None), "alone": named.pop("alone", False)}
+    changes = named.pop("changes", {})
+    rows = []
+    for number, (lr, values) in enumerate(scores.items()):
+        part = {"id": name, "candidate": number, "n": len(scores), "paths": ["optimizer.lr"]}
+        for seed, value in enumerate(values):
+            state = value if isinstance(value, str) else "SUCCEEDED"
+            body = spec(seed, optimizer={"kind": "sgd", "lr": lr}, **changes)
+            facts = {} if isinstance(value, str) else {"last_on_val": value}
+            given = {"spec": body, "state": state, "facts": facts, "request": {"tuning": {"parts": [part], **request}}, **named}
+            rows.append(trial(f"{name}-{lr}-{seed}", tests[lr][seed], **given))
     return rows

@@ -230,7 +230,7 @@ def test_break_even_never_mixes_conditions() -> None:
 
 def test_what_three_seeds_claim() -> None:
     line = claim(rows(three_seeds()))
-    assert line.startswith("3 seeds: a paired 95 % interval is ±2.5 standard deviations wide, here typically ±0.025")
+    assert line.startswith("3 seeds, and a claim needs 5: a paired 95 % interval is ±2.5 standard deviations wide, here typically ±0.025")
     assert "\n" not in line
     assert "nothing" in claim(rows(three_seeds(sparse=(0.9,), dense=(0.9,))))
     assert "no row is paired" in claim(rows(three_seeds()[:3]))

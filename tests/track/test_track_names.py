@@ -66,6 +66,14 @@ def test_a_trial_is_named_by_what_it_is() -> None:
     assert re.fullmatch(r"[A-Za-z0-9._-]+", facts.run_name(hostile))
 
 
+def test_a_candidate_is_tagged_and_listed_with_its_selection() -> None:
+    part = {"id": "8fa3a84904a7", "candidate": 1, "n": 3, "paths": ["optimizer.lr"]}
+    request = {"tuning": {"parts": [part], "alone": False, "twin": None, "rival": None}, "data_root": "/home/someone", "code": {}}
+    (row,) = (TrialRow(**{**vars(trial), "request": request}) for trial in sweep_trials(1))
+    assert facts.tags_of(row, {})[names.SELECTION] == "8fa3a84904a7 2/3"
+    assert staging.shown_request(row) == {"tuning": request["tuning"]}  # no path of this machine
+
+
 def test_parameters_are_flat_and_dotted() -> None:
     spec = {"schema": "x", "a": {"name": "p", "params": {"k": {"kind": "cubic", "begin": 0.1}, "l": [1, 2]}}, "b": None, "c": "text"}
     assert facts.params_of(spec) == {"a": "p", "a.k": "cubic", "a.k.begin": "0.1", "a.l": "[1, 2]", "c": "text"}
