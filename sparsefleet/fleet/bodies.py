@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparsefleet.fleet.lease import device_lease
+from sparsefleet.measure.lease import device_lease
 from sparsefleet.trial import files
 from sparsefleet.trial.request import TrialRequest
 
@@ -25,13 +25,13 @@ def trial(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> di
 
 
 def measure(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Time one configuration; its result as JSON, ``samples`` being the raw samples as text."""
+    """One pass of a measurement, under the device's lease; its result as JSON."""
     from sparsefleet.measure.child import run
+    from sparsefleet.measure.passes import MeasureRequest
 
     folder = Path(job["workdir"])
-    masks = str(folder) if (folder / files.MASKS).exists() else None
-    request = {**job["measure"], "model": str(folder / files.MODEL), "masks": masks, "workdir": str(folder / "timing")}
-    with device_lease(job["measure"]["job"]["device"], LEASE_WAIT_S):
+    masks = folder if (folder / files.MASKS).exists() else None
+    request = MeasureRequest.model_validate({**job["measure"], "model": folder / files.MODEL, "masks": masks})
+    with device_lease(request.job.device, LEASE_WAIT_S):
         result = run(request)
-    samples = result.get("samples")
-    return {**result, "samples": Path(samples).read_text() if samples else None}
+    return result.model_dump(mode="json")

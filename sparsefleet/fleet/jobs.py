@@ -49,18 +49,23 @@ def trial_job(row: TrialRow, attempt: int, data_root: Path, start: dict[str, Any
     }
 
 
-def measure_job(job: dict[str, Any], record: dict[str, Any], level: str) -> dict[str, Any]:
-    """One configuration to time, as ``sparsefleet.measure.config.MeasureJob`` in JSON; ``record`` is the representative's."""
+def measure_job(request: dict[str, Any], record: dict[str, Any], forget: Sequence[str] = ()) -> dict[str, Any]:
+    """One pass of a measurement, as ``sparsefleet.measure.passes.MeasureRequest`` in JSON.
+
+    Args:
+        record: the representative's.
+        forget: earlier jobs whose folders are not needed again.
+    """
     stored = {a["name"]: a["sha256"] for a in record["artifacts"] if a["name"] in (files.MODEL, files.MASKS, files.MANIFEST)}
     return {
-        "key": f"measure-{job['config_key']}",
+        "key": f"measure-{request['job']['config_key']}",
         "attempt": 1,
         "body": MEASURE,
-        "measure": {"job": job, "level": level},
+        "measure": request,
         "timeout_s": MEASURE_LIMIT_S,
         "memory_mib": None,
         "fetch": stored,
-        "forget": [f"measure-{job['config_key']}"],
+        "forget": list(forget),
     }
 
 

@@ -11,7 +11,7 @@ from sparsefleet.measure.config import MeasureJob, groups
 
 _KEPT_STATES = ("SUCCEEDED", "INCORRECT", "OOM")
 """Ends that are a fact of the configuration: another sweep need not find them out again."""
-_DOUBT = "not trusted"
+_DOUBT = "NOT_TRUSTWORTHY"
 
 
 def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool = False) -> list[MeasureJob]:
@@ -25,12 +25,13 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
     """
     if asked.get("level", "none") == "none":
         return []
-    wanted = groups(ledger.trials(sweep), asked.get("batch_sizes", [64]), asked.get("ops", ["forward", "step"]))
+    names = ("ops", "baselines")
+    wanted = groups(ledger.trials(sweep), asked.get("batch_sizes", ["train"]), **{name: asked[name] for name in names if name in asked})
     have = {row.config_key: row for row in ledger.timings(sweep) if not again or _trusted(row)}
     left: list[MeasureJob] = []
     with ledger.batch():
         for job in wanted:
-            known = have.get(job.config_key) or _trusted(ledger.timing(job.config_key, _KEPT_STATES))
+            known = have.get(job.config_key) or _good_enough(ledger.timing(job.config_key, _KEPT_STATES), str(asked["level"]))
             if known is None:
                 left.append(job)
             elif known.config_key not in have or set(known.keys) != set(job.keys):
@@ -38,6 +39,12 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
     return left
 
 
+def _good_enough(row: TimingRow | None, level: str) -> TimingRow | None:
+    """The timing, if it is trusted and was taken at the asked level or a stricter one."""
+    strict = row is not None and all(timing.get("level") in (level, "publish") for timing in row.timings)
+    return _trusted(row) if strict else None
+
+
 def _trusted(row: TimingRow | None) -> TimingRow | None:
-    doubtful = row is not None and any(_DOUBT in str(timing.get("note", "")) for timing in row.timings)
+    doubtful = row is not None and any(_DOUBT in (timing.get("verdict"), timing.get("rival_verdict")) for timing in row.timings)
     return None if doubtful else row

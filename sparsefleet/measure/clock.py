@@ -23,12 +23,14 @@ class Reading:
     Attributes:
         seconds: the whole block.
         cpu_s: CPU time of the calling thread (one thread) or of the process (several); None where it says nothing (GPU).
+        process_s: CPU time of the whole process: more than ``seconds * threads`` if the call uses threads of its own.
         mhz: the GPU's SM clock right after the block; None if not readable.
     """
 
     seconds: float
     cpu_s: float | None = None
     mhz: float | None = None
+    process_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Clock(Protocol):
     block_s: float
     """The least length of a block."""
     n_cpus: int
+    threads: int
 
     def time(self, call: Call, inputs: Sequence[Any], first: int, calls: int) -> Reading:
         """One block: ``call(inputs[(first + i) % len(inputs)])`` for i below ``calls``."""
@@ -64,6 +67,7 @@ class CpuClock:
 
     def __init__(self, threads: int) -> None:
         self.kind = "cpu-1" if threads == 1 else "cpu-n"
+        self.threads = threads
         self._cpu_time = time.thread_time if threads == 1 else time.process_time
         self._cpus = cpus_allowed()
         self.n_cpus = len(self._cpus)
@@ -71,12 +75,13 @@ class CpuClock:
     def time(self, call: Call, inputs: Sequence[Any], first: int, calls: int) -> Reading:
         """See ``Clock.time``."""
         turn = [inputs[(first + i) % len(inputs)] for i in range(calls)]
+        process = time.process_time()
         cpu = self._cpu_time()
         start = time.perf_counter()
         for value in turn:
             call(value)
         seconds = time.perf_counter() - start
-        return Reading(seconds, self._cpu_time() - cpu)
+        return Reading(seconds, self._cpu_time() - cpu, process_s=time.process_time() - process)
 
     def machine(self) -> Machine | None:
         """See ``Clock.machine``."""
@@ -93,6 +98,7 @@ class CudaClock:
         import torch
 
         self._device = torch.device(device)
+        self.threads = torch.get_num_threads()
         self.n_cpus = len(cpus_allowed())
 
     def time(self, call: Call, inputs: Sequence[Any], first: int, calls: int) -> Reading:

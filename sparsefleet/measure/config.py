@@ -18,6 +18,8 @@ from sparsefleet.sparsity.vocabulary import Frozen
 from sparsefleet.trial.spec import Method, Optimizer, PluginRef, TrialSpec, digest
 
 Op = Literal["forward", "step"]
+BASELINES = ("dense_eager", "dense_compiled")
+"""Forms of a dense net that can be the baseline."""
 _DECIDING_CODE = ("core", "torch", "layer/", "model/", "activation/")
 
 
@@ -37,6 +39,10 @@ class TrialLike(Protocol):
         """The spec as JSON."""
 
     @property
+    def rival_key(self) -> str | None:
+        """The small-dense trial's key."""
+
+    @property
     def record(self) -> dict[str, Any] | None:
         """The record as JSON."""
 
@@ -47,8 +53,12 @@ class MeasureJob(Frozen):
     Attributes:
         keys: every trial that the timing belongs to.
         representative: the one whose saved network is timed.
+        rival: the small-dense net that is timed beside it; None where nothing is sparse.
+        baselines: forms of the dense nets that are candidates.
         versus_dense: False for storage that may not enter a speed-up (``masked_dense``): it is timed alone.
+        params: live trainable parameters of the timed network, which the rival's must equal.
         dense_params: parameters of the dense twin, to tell whether it fits.
+        steps: steps of the whole training and of one epoch: how often a rewirer acts.
     """
 
     config_key: str
@@ -56,22 +66,41 @@ class MeasureJob(Frozen):
     representative: str
     spec: TrialSpec
     twin: TrialSpec
+    rival: TrialSpec | None = None
     op: Op
     batch_size: int = Field(ge=1)
+    baselines: tuple[str, ...] = BASELINES
     device: str
     threads: int = Field(ge=1)
     execution: str
     versus_dense: bool = True
+    params: int = 0
     dense_params: int = 0
+    steps: tuple[int, int] = (1000, 100)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the figure holds for, as it stands in a timing."""
+        names = ("config_key", "op", "batch_size", "device", "threads", "execution")
+        return {**{name: getattr(self, name) for name in names}, "dtype": self.spec.train.precision}
 
 
 def groups(
-    trials: Iterable[TrialLike], batch_sizes: Sequence[int], ops: Sequence[Op] = ("forward", "step"), *, also_masked: bool = False
+    trials: Iterable[TrialLike],
+    batch_sizes: Sequence[int | Literal["train"]],
+    ops: Sequence[Op] = ("forward", "step"),
+    *,
+    baselines: Sequence[str] = BASELINES,
+    also_masked: bool = False,
 ) -> list[MeasureJob]:
     """One job per configuration, op and batch size; in the order in which their first trials come.
 
     Trials that did not succeed are left out. Dense twins get no job: their time is the dense side of the others'. Trials on ``masked``
     get none either, unless ``also_masked``; then they are timed alone, without a speed-up.
+
+    Args:
+        batch_sizes: ``train`` is the training's own.
+        baselines: forms of the dense nets that are candidates.
     """
     rows = [row for row in trials if row.record and row.record.get("state") == "SUCCEEDED" and row.record.get("counts")]
     specs = {row.key: TrialSpec.model_validate(row.spec) for row in rows}
@@ -79,13 +108,14 @@ def groups(
     for row in sorted(rows, key=lambda row: specs[row.key].seed):
         spec = specs[row.key]
         twin = specs.get(row.twin_key or "") or twin_of(spec)
+        rival = specs.get(row.rival_key or "") or rival_of(spec, twin)
         execution = execution_of(row.record or {})
         versus_dense = "masked_dense" not in execution.split("+")
         if _architecture(spec) == _architecture(twin) or not (versus_dense or also_masked):
             continue
         for op in ops:
-            for batch_size in batch_sizes:
-                job = _job(row, spec, twin, op, batch_size)
+            for batch_size in dict.fromkeys(spec.train.batch_size if size == "train" else size for size in batch_sizes):
+                job = _job(row, (spec, twin, rival if versus_dense else None), (op, batch_size, tuple(baselines)))
                 known = jobs.get(job.config_key)
                 if known:
                     job = known.model_copy(update={"keys": tuple(sorted({*known.keys, *job.keys}))})
@@ -100,17 +130,37 @@ def twin_of(spec: TrialSpec) -> TrialSpec:
     return spec.model_copy(update=dense)
 
 
+def rival_of(spec: TrialSpec, twin: TrialSpec) -> TrialSpec | None:
+    """The twin narrowed to the trainable parameters that ``spec`` has; None if nothing of it is sparse."""
+    if not spec.is_sparse:
+        return None
+    kept = Method(keep_dense=spec.method.keep_dense)
+    return twin.model_copy(update={"method": kept, "narrow_to_density": spec.density})
+
+
 def execution_of(record: Mapping[str, Any]) -> str:
     """How the trained network computes, e.g. ``sparse_csr``; several kinds are joined by ``+``; ``dense`` beside a sparse one is left out."""
     kinds = {layer["execution"] for layer in record["counts"]["layers"]}
     return "+".join(sorted(kinds - {"dense"})) or "dense"
 
 
-def config_key(row: TrialLike, spec: TrialSpec, twin: TrialSpec, op: Op, batch_size: int) -> str:
-    """What the timing is stored under: the digest of everything that decides it."""
+_Specs = tuple[TrialSpec, TrialSpec, "TrialSpec | None"]
+_How = tuple[Op, int, tuple[str, ...]]
+
+
+def config_key(row: TrialLike, specs: _Specs, how: _How) -> str:
+    """What the timing is stored under: the digest of everything that decides it.
+
+    Args:
+        specs: of the timed network, its dense twin and its rival.
+        how: op, batch size, and forms of the dense nets.
+    """
+    op, batch_size, baselines = how
     record = row.record or {}
     counts, device, code = record["counts"], record["device"], record.get("code", {})
-    sides = [(spec, counts["layers"]), (twin, [])]
+    spec, twin, rival = specs
+    sides = [(spec, counts["layers"]), (twin, []), *([(rival, [])] if rival else [])]
+    rewires = op == "step" and spec.method.rewirer is not None
     return digest(
         {
             "protocol": PROTOCOL,
@@ -124,28 +174,42 @@ def config_key(row: TrialLike, spec: TrialSpec, twin: TrialSpec, op: Op, batch_s
             "threads": device["threads"],
             "batch": batch_size,
             "op": op,
-            "step": [_step(spec), _step(twin)] if op == "step" else None,
+            "baselines": sorted(baselines),
+            "step": [_step(spec), _step(twin), _steps(record) if rewires else None] if op == "step" else None,
         }
     )
 
 
-def _job(row: TrialLike, spec: TrialSpec, twin: TrialSpec, op: Op, batch_size: int) -> MeasureJob:
+def _job(row: TrialLike, specs: _Specs, how: _How) -> MeasureJob:
     record = row.record or {}
-    execution = execution_of(record)
+    op, batch_size, baselines = how
+    execution, counts = execution_of(record), record["counts"]
+    spec, twin, rival = specs
     return MeasureJob(
-        config_key=config_key(row, spec, twin, op, batch_size),
+        config_key=config_key(row, specs, how),
         keys=(row.key,),
         representative=row.key,
         spec=spec,
         twin=twin,
+        rival=rival,
         op=op,
         batch_size=batch_size,
+        baselines=baselines,
         device=record["device"]["device"],
         threads=record["device"]["threads"],
         execution=execution,
         versus_dense="masked_dense" not in execution.split("+"),
-        dense_params=record["counts"]["total_params_model"],
+        params=counts.get("params", 0),
+        dense_params=counts["total_params_model"],
+        steps=_steps(record),
     )
+
+
+def _steps(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps of the training, and of one epoch."""
+    accuracy = record.get("accuracy") or {}
+    steps, epochs = accuracy.get("steps") or 1000, accuracy.get("epochs") or 1
+    return steps, max(1, steps // epochs)
 
 
 def _architecture(spec: TrialSpec) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from sparsefleet.measure.samples import SIDES, Samples
+from sparsefleet.measure.samples import Samples
 
 THREAD_LIMIT = 1.05
 """One thread: wall time over the thread's own CPU time."""
@@ -20,7 +20,7 @@ CLOCK_LIMIT = 0.75
 
 def drop_reasons(samples: Samples) -> list[str]:
     """One reason per round, or an empty string for a round that is kept."""
-    reasons = ["no_time" if not all(samples.seconds[side][i] > 0 for side in SIDES) else "" for i in range(samples.rounds)]
+    reasons = ["no_time" if not all(samples.seconds[side][i] > 0 for side in samples.sides) else "" for i in range(samples.rounds)]
     for found in (_kept_from_running(samples), _machine_windows(samples), _slow_gpu(samples)):
         reasons = [first or second for first, second in zip(reasons, found, strict=True)]
     return reasons
@@ -28,7 +28,7 @@ def drop_reasons(samples: Samples) -> list[str]:
 
 def _kept_from_running(samples: Samples) -> list[str]:
     disturbed = [False] * samples.rounds
-    for side in SIDES if samples.cpu_s else ():
+    for side in samples.sides if samples.cpu_s else ():
         pairs = list(zip(samples.seconds[side], samples.cpu_s[side], strict=True))
         if samples.clock == "cpu-1":
             hits = [wall > THREAD_LIMIT * cpu for wall, cpu in pairs]
@@ -74,7 +74,9 @@ def windows(walls: list[float]) -> list[tuple[int, int]]:
 
 
 def _slow_gpu(samples: Samples) -> list[str]:
-    fastest = max((mhz for side in SIDES for mhz in samples.mhz.get(side, [])), default=0.0)
+    fastest = max((mhz for side in samples.sides for mhz in samples.mhz.get(side, [])), default=0.0)
     if not fastest:
         return [""] * samples.rounds
-    return ["gpu_clock" if any(samples.mhz[side][i] < CLOCK_LIMIT * fastest for side in SIDES) else "" for i in range(samples.rounds)]
+    return [
+        "gpu_clock" if any(samples.mhz[side][i] < CLOCK_LIMIT * fastest for side in samples.sides) else "" for i in range(samples.rounds)
+    ]

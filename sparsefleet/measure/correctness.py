@@ -1,8 +1,9 @@
 """Correctness before any clock: each sparse layer against a float64 reference made from its connections alone.
 
-Two looks at every layer. *In place*: what it really received and returned during a forward pass of the whole network; judged layer by layer,
+Three looks at every layer. *In place*: what it really received and returned during a forward pass of the whole network; judged layer by layer,
 because a float64 copy of the whole network would choose other winners and other signs wherever two values nearly tie. *Alone*: random, ones
-and one-hot inputs of the same shape, forward and, for training claims, the gradients by input, weights and bias. The reference costs
+and one-hot inputs of the same shape, forward and, for training claims, the gradients by input, weights and bias. *By what it does*: nothing may flow where there is no connection, and a layer that calls itself
+sparse may not compute with a dense matrix of its size. The reference costs
 O(nnz * batch) and holds out x in only for small layers; beyond ``MAX_PRODUCTS`` it covers sampled outputs, inputs and connections.
 """
 
@@ -11,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sparsefleet.errors import SparsefleetError
 from sparsefleet.nn.module import SparseModule
@@ -27,6 +31,10 @@ MAX_DENSE_SITES = 1 << 24
 MAX_WHOLE_SITES = 1 << 22
 """Up to here (32 MiB) the reference multiplies a whole float64 matrix, which is faster; above it goes from connection to connection."""
 _CHUNK = 1 << 21
+_PROBES = 32
+_ROWS = 2
+DENSE_EXECUTIONS = ("dense", "masked_dense")
+"""What a layer that computes with a dense matrix has to call itself."""
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Correctness:
     Attributes:
         margin: the largest error over its tolerance; above 1 is incorrect.
         unchecked: sparse layers for which there is no reference (not linear).
+        unfit: layers that are not what they say, in words; such a network is refused whatever its errors are.
         sampled: a layer was too large to be compared everywhere.
     """
 
@@ -49,18 +58,22 @@ class Correctness:
     sampled: bool = False
     worst: str = ""
     unchecked: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if every comparison is within its tolerance and no layer went unchecked."""
-        return self.margin <= 1 and not self.unchecked
+        """True if every comparison is within its tolerance, no layer went unchecked, and all are what they say."""
+        return self.margin <= 1 and not self.unchecked and not self.unfit
 
     @property
     def reason(self) -> str:
         """Why it is not correct, or an empty string."""
+        told = list(self.unfit)
         if self.unchecked:
-            return f"no reference for {', '.join(self.unchecked)}"
-        return "" if self.ok else f"{self.worst}: relative error {self.max_rel_err:.2e} exceeds {self.tol:.1e}"
+            told.append(f"no reference for {', '.join(self.unchecked)}")
+        if self.margin > 1:
+            told.append(f"{self.worst}: relative error {self.max_rel_err:.2e} exceeds {self.tol:.1e}")
+        return "; ".join(told)
 
     def to_json(self) -> dict[str, float]:
         """Finite numbers for the record."""
@@ -86,24 +99,43 @@ def check_network(network: nn.Module, inputs: Sequence[Tensor], *, precision: st
         key: seeds the synthetic inputs and the samples of large layers.
     """
     floor, found = FLOOR[precision], Correctness(backward=gradients)
-    modules = {name: module for name, module in network.named_modules() if isinstance(module, SparseModule)}
+    modules = sparse_modules(network)
     shapes: dict[str, Tensor] = {}
     for batch in inputs:
-        with _watched(modules) as calls, torch.inference_mode():
-            network(batch)
-        for name, x, y in calls:
-            if _is_linear(modules[name], x):
-                reference = _Reference(modules[name], x, Rng(key, "in place", name))
-                found.add(f"{name} in the network's forward pass", *reference.forward_errors(y), floor)
-                found.sampled |= reference.sampled
-                shapes.setdefault(name, x)
+        shapes = {**check_layers(network, batch, found, floor, key), **shapes}
     for name, module in modules.items():
         if name in shapes:
             found.layers += 1
             _check_alone(name, module, shapes[name], found, floor, key)
+            dense = computes_densely(name, module, shapes[name], backward=gradients) if found.margin <= 1 else ""
+            found.unfit += [text for text in (acts_outside(name, module, key), dense) if text]
         else:
             found.unchecked.append(name)
     return found
+
+
+def sparse_modules(network: nn.Module) -> dict[str, SparseModule]:
+    """The modules of ``network`` that hold connections, by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, SparseModule)}
+
+
+def check_layers(network: nn.Module, x: Tensor, found: Correctness, floor: float, key: str) -> dict[str, Tensor]:
+    """Compares every linear sparse layer with its reference while the whole network computes ``x``.
+
+    Returns:
+        What each of them received, by name.
+    """
+    modules = sparse_modules(network)
+    shapes: dict[str, Tensor] = {}
+    with _watched(modules) as calls, torch.inference_mode():
+        network(x)
+    for name, received, y in calls:
+        if _is_linear(modules[name], received):
+            reference = _Reference(modules[name], received, Rng(key, "in place", name))
+            found.add(f"{name} in the network's forward pass", *reference.forward_errors(y), floor)
+            found.sampled |= reference.sampled
+            shapes.setdefault(name, received)
+    return shapes
 
 
 def _is_linear(module: SparseModule, x: Tensor) -> bool:
@@ -144,6 +176,85 @@ def _check_alone(name: str, module: SparseModule, like: Tensor, found: Correctne
         found.add(f"{name} of {what} inputs", *reference.forward_errors(y.detach()), floor)
         for part, errors in reference.gradient_errors(grad, *_gradients(module, leaf, y, grad)):
             found.add(f"gradient by {part} of {name} for {what} inputs", *errors, floor)
+
+
+def acts_outside(name: str, module: SparseModule, key: str) -> str:
+    """Says at how many probed sites without a connection a linear layer acts all the same, or an empty string.
+
+    One-hot inputs of up to ``_PROBES`` input units; every output that no connection reaches must be the bias, to the last bit but one.
+    A weight that is stored densely must be exactly zero at every absent site.
+    """
+    n_out, n_in = module.matrix_shape
+    flat, weight = module.flat_sites(), module.weight_parameter
+    n_probes = min(_PROBES, n_in, max(1, _CHUNK // n_out))
+    units = Rng(key, "outside", name).distinct(n_probes, n_in, weight.device)
+    x = torch.zeros(units.numel(), n_in, dtype=weight.dtype, device=weight.device)
+    x[torch.arange(units.numel(), device=units.device), units] = 1
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        y = module(x)
+    module.train(was_training)
+    if y.shape != (n_probes, n_out):
+        return f"{name} returns shape {tuple(y.shape)} for {n_probes} inputs, {(n_probes, n_out)} is right"
+    bias = getattr(module, "bias", None)
+    rest = torch.zeros(n_out, dtype=y.dtype, device=y.device) if bias is None else bias.detach().to(y.dtype)
+    acts = (y - rest).abs() > 2 * torch.finfo(y.dtype).eps * rest.abs()
+    place = torch.full((n_in,), -1, dtype=torch.int64, device=flat.device)
+    place[units] = torch.arange(units.numel(), device=flat.device)
+    probe = place[flat % n_in]
+    acts[probe[probe >= 0], (flat // n_in)[probe >= 0]] = False
+    n_acting, n_probed = int(acts.sum()), acts.numel()
+    if n_acting:
+        return f"{name} acts at {n_acting:,} of {n_probed:,} probed sites where it has no connection"
+    if weight.numel() == n_out * n_in and flat.numel() < weight.numel() and not module.keeps_absent:
+        stored = weight.detach().reshape(-1).clone()
+        stored[flat] = 0
+        n_stored = int((stored != 0).sum())
+        if n_stored:
+            return f"{name} stores {n_stored:,} weights that are not zero where it has no connection"
+    return ""
+
+
+def computes_densely(name: str, module: SparseModule, like: Tensor, *, backward: bool) -> str:
+    """Says that a layer which is not declared dense computes with a dense matrix of its size, or an empty string.
+
+    Every operation of a forward and, if asked, a backward pass on two rows is looked at. Layers that hold nearly all their sites, and those that are
+    hardly larger than their activations, cannot be told apart that way and are not judged.
+    """
+    n_out, n_in = module.matrix_shape
+    sites = n_out * n_in
+    if module.execution in DENSE_EXECUTIONS or module.nnz > 0.9 * sites or sites <= 8 * _ROWS * (n_out + n_in):
+        return ""
+    x = torch.ones(_ROWS, n_in, dtype=like.dtype, device=like.device, requires_grad=backward)
+    before, seen = module.weight_parameter.grad, _DenseSeen(sites)
+    try:
+        with seen, torch.set_grad_enabled(backward):
+            y = module(x)
+            if backward:
+                y.sum().backward()
+    finally:
+        module.weight_parameter.grad = before
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias.grad = None
+    return f"{name} is declared {module.execution} and computes with a dense {n_out} x {n_in} matrix ({seen.found})" if seen.found else ""
+
+
+class _DenseSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the first operation that reads or gives a strided floating-point tensor of ``sites`` elements or more."""
+
+    def __init__(self, sites: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sites, self.found = sites, ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.is_floating_point()
+            if is_dense and tensor.numel() >= self._sites and not self.found:
+                self.found = str(func)
+        return result
 
 
 def _synthetic(like: Tensor, rng: Rng) -> dict[str, Tensor]:

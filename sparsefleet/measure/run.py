@@ -1,138 +1,243 @@
-"""One job, in this process: nets, correctness, clock, correctness again."""
+"""One pass of a measurement, in this process: the machine's limits, the comparison under the clock, or one side's memory."""
 
 from __future__ import annotations
 
 import copy
-import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from sparsefleet.errors import UserError
-from sparsefleet.measure.clock import clock_for
-from sparsefleet.measure.config import MeasureJob
+from sparsefleet.measure.audit import Audit, check_flags, facts as audit_facts
+from sparsefleet.measure.baseline import COMPILED, EAGER, Baseline, DenseNet, choose
+from sparsefleet.measure.clock import Clock, clock_for
 from sparsefleet.measure.correctness import Correctness, check_network
-from sparsefleet.measure.estimate import Estimate, Plan, compare
+from sparsefleet.measure.estimate import Plan, compare
 from sparsefleet.measure.fingerprint import fingerprint
-from sparsefleet.measure.samples import PROTOCOL, Samples, write_all
-from sparsefleet.measure.sides import Batch, batches, set_flags, side
-from sparsefleet.measure.trust import LEVELS, note
-from sparsefleet.plugin import Dataset, Progress, Rewirer
+from sparsefleet.measure.passes import MeasureRequest, PassResult
+from sparsefleet.measure.sides import Batch, Forward, Method, Step, batches, flags, set_flags, side
+from sparsefleet.measure.verdict import reason
+from sparsefleet.plugin import Dataset, Rewirer
 from sparsefleet.registry import Registry
-from sparsefleet.sparsity.vocabulary import Frozen
-from sparsefleet.trial.build import build_network, load_network
-from sparsefleet.trial.record import Timing
+from sparsefleet.trial.build import Network, build_network, load_network
+from sparsefleet.trial.record import BaselineTried
+from sparsefleet.trial.spec import TrialSpec
 
-SAMPLES = "samples.json"
 _MEMORY_SHARE = 0.8
+_POOL = 8
+_DUE_STEPS = 7
+_SAME_PARAMS = 0.01
+"""The rival's trainable parameters equal the sparse net's within this share."""
 
 
-class MeasureRequest(Frozen):
-    """A job and where its trial's files lie; crosses process borders as JSON.
+def run_pass(request: MeasureRequest) -> PassResult:
+    """The result of one pass.
 
-    Attributes:
-        model: the representative's ``model.safetensors``.
-        masks: the folder of its mask artifact; None for a dense network.
-        workdir: where the raw samples go.
-        budget_s: the number of rounds is cut to this in advance (never below 20).
-        warmup_cap_s: the warm-up ends here even if the times have not settled.
+    Raises:
+        UserError: the trial's files are not there.
+        Refused: a side did what no side may do under the clock.
     """
-
-    job: MeasureJob
-    model: Path
-    masks: Path | None = None
-    workdir: Path
-    level: Literal["screen", "publish"] = "screen"
-    budget_s: float = Field(15.0, gt=0)
-    warmup_cap_s: float = Field(3.0, gt=0)
-
-
-class MeasureResult(Frozen):
-    """What came of it. ``state`` is ``SUCCEEDED``, ``INCORRECT``, or how it failed; only the first carries a timing."""
-
-    config_key: str
-    keys: tuple[str, ...]
-    state: str
-    reason: str | None = None
-    timings: list[Timing] = Field(default_factory=list)
-    samples: Path | None = None
-    samples_ref: str = ""
-    fingerprint: dict[str, Any] = Field(default_factory=dict)
-    took_s: float = 0.0
-
-
-def measure(request: MeasureRequest, registry: Registry | None = None) -> MeasureResult:
-    """Times one configuration. A wrong output gives state INCORRECT and no timing."""
-    started, job = time.monotonic(), request.job
-    registry = registry or Registry()
+    job, kind = request.job, request.part.kind
     set_flags(job.spec, job.threads)
-    request.workdir.mkdir(parents=True, exist_ok=True)
-    dataset: Dataset = registry.build("dataset", job.spec.dataset)
-    inputs = batches(dataset, job.spec, job.batch_size, job.device)
-    sparse = load_network(job.spec, request.model, request.masks, registry=registry, device=job.device).module
-    found = _check(sparse, inputs, job)
-    if not found.ok:
-        return _incorrect(request, found, "before the clock started", started)
-    alone = _why_alone(job)
-    networks = (sparse, copy.deepcopy(sparse), copy.deepcopy(sparse)) if alone else _with_twins(sparse, job, registry)
-    specs = (job.spec,) * 3 if alone else (job.spec, job.twin, job.twin)
-    timed, dense, second = (side(job.op, net, spec, dataset.info) for net, spec in zip(networks, specs, strict=True))
-    plan = Plan(job.config_key, budget_s=request.budget_s, warmup_cap_s=request.warmup_cap_s)
-    estimate, samples = compare(dense, timed, second=second, inputs=inputs, plan=plan, clock=clock_for(job.device, job.threads))
-    again = _check(sparse, inputs[:1], job)
-    if not again.ok:
-        return _incorrect(request, again, "after the clock stopped", started)
-    machine = fingerprint()
-    path = request.workdir / SAMPLES
-    reference = write_all(path, {job.config_key: samples})
-    timing = _timing(request, estimate, samples, alone, _left_out(job, registry)).model_copy(
-        update={"samples_ref": reference, "correctness": found.to_json(), "fingerprint": machine["id"]}
-    )
-    return MeasureResult(
-        config_key=job.config_key,
-        keys=job.keys,
-        state="SUCCEEDED",
-        timings=[timing],
-        samples=path,
-        samples_ref=reference,
-        fingerprint=machine,
-        took_s=time.monotonic() - started,
-    )
+    if kind == "peaks":
+        from sparsefleet.measure.peaks import peaks
+
+        return PassResult(state="SUCCEEDED", facts=peaks(job.device, job.threads).to_json())
+    check_files(request)
+    if kind == "memory":
+        from sparsefleet.measure.footprint import footprint
+
+        return PassResult(state="SUCCEEDED", facts=footprint(request))
+    return _Comparison(request).run()
 
 
-def _check(network: nn.Module, inputs: list[Batch], job: MeasureJob) -> Correctness:
-    network.eval()
-    found = check_network(
-        network,
-        [x for x, _ in inputs[:2]],
-        precision=job.spec.train.precision,
-        gradients=job.op == "step",
-        key=job.config_key,
-    )
-    if not job.versus_dense:
-        found.unchecked = []  # masked convolutions have no reference here, and no speed-up either
-    network.train(job.op == "step")
-    return found
+def check_files(request: MeasureRequest) -> None:
+    """Raises a UserError that names what is missing, before torch works for minutes."""
+    for path in (request.model, request.masks):
+        if path is not None and not Path(path).exists():
+            raise UserError(f"{path} is not there", fix="time a trial whose artifacts are still stored")
 
 
-def _with_twins(sparse: nn.Module, job: MeasureJob, registry: Registry) -> tuple[nn.Module, nn.Module, nn.Module]:
-    twin = build_network(job.twin, registry=registry, device=job.device).module
-    return sparse, twin, copy.deepcopy(twin)
+@dataclass
+class _Sides:
+    """What is timed, and what it is timed against."""
+
+    versus: str
+    sparse: Forward | Step
+    dense: Forward | Step
+    second: Forward | Step
+    rival: Forward | Step | None
+    baseline: str
+    tried: dict[str, list[BaselineTried]]
 
 
-def _why_alone(job: MeasureJob) -> str:
-    """Why there is no dense side: the storage may not enter a speed-up, or two dense copies do not fit; else an empty string."""
-    if not job.versus_dense:
-        return f"{job.execution} never enters a speed-up"
-    values_per_parameter = 1 if job.op == "forward" else 4  # weight, gradient and up to two slots of the optimizer
-    needed = 2 * job.dense_params * values_per_parameter * (8 if job.spec.train.precision == "fp64" else 4)
-    free = memory_free(job.device)
-    if free is None or needed <= _MEMORY_SHARE * free:
-        return ""
-    return f"dense infeasible: two copies need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+class _Comparison:
+    """One process of the comparison, from the saved network to the raw samples."""
+
+    def __init__(self, request: MeasureRequest) -> None:
+        self.request, self.job, self.flags = request, request.job, flags()
+        self.registry = Registry()
+        self.dataset: Dataset = self.registry.build("dataset", self.job.spec.dataset)
+        pool = batches(self.dataset, self.job.spec, self.job.batch_size, self.job.device, _POOL)
+        self.inputs, self.pool = [(x.clone(), y.clone()) for x, y in pool[:4]], pool
+        self.clock: Clock = clock_for(self.job.device, self.job.threads)
+        self.notes: list[str] = []
+        self.conditions: list[str] = []
+        self.rival_params: int | None = None
+        self.rival_note = ""
+
+    def run(self) -> PassResult:
+        """Correctness, baselines, clock, correctness again."""
+        request, job = self.request, self.job
+        loaded = load_network(job.spec, request.model, request.masks, registry=self.registry, device=job.device)
+        before = self._check(loaded.module, self.inputs[:2])
+        if not before.ok:
+            return PassResult(state="INCORRECT", reason=f"before the clock started, {before.reason}")
+        check_flags(self.flags, "the sparse side")
+        method = self._method(loaded)
+        sides = self._sides(loaded, method)
+        key = f"{job.config_key}|{request.part.process}"
+        plan = Plan(key, budget_s=request.budget_s, warmup_cap_s=request.warmup_cap_s)
+        audit = Audit(self.inputs, self.pool, sides.sparse, job.spec.train.precision, key, self.flags)
+        if method and method.at_every_step:
+            audit.skipped = "the weights move at every step; the layers are checked before and after"
+        _, samples = compare(
+            sides.dense, sides.sparse, second=sides.second, rival=sides.rival, inputs=self.inputs, plan=plan, clock=self.clock, watch=audit
+        )
+        after = self._check(loaded.module, self.inputs[:1])
+        if not after.ok:
+            return PassResult(state="INCORRECT", reason=f"after the clock stopped, {after.reason}")
+        if not all(bool(parameter.isfinite().all()) for parameter in loaded.module.parameters()):
+            self.conditions.append(reason("method", why="its weights did not stay finite while it was timed"))
+        theory = self._theory(loaded, sides) if request.part.process == 0 else {}
+        if method and not method.at_every_step and isinstance(sides.sparse, Step):
+            samples = replace(samples, method_s=self._method_s(method, sides.sparse))
+        return PassResult(
+            state="SUCCEEDED",
+            samples=asdict(samples),
+            facts={
+                "versus": sides.versus,
+                "baseline": sides.baseline,
+                "tried": {role: [row.model_dump(mode="json") for row in rows] for role, rows in sides.tried.items()},
+                "rival_params": self.rival_params,
+                "rival_note": self.rival_note,
+                "notes": [*self.notes, audit.skipped],
+                "conditions": self.conditions,
+                "correctness": {**before.to_json(), **audit_facts(audit)},
+                "theory": theory,
+            },
+            fingerprint=fingerprint(),
+        )
+
+    # Sides
+
+    def _sides(self, loaded: Network, method: Method | None) -> _Sides:
+        job = self.job
+        sparse = loaded.module
+        own = Step(sparse, job.spec, self.dataset.info, method=method) if job.op == "step" else Forward(sparse, job.spec)
+        alone = self._why_alone()
+        if alone:
+            self.notes.append(alone)
+        rival = self._rival(loaded) if job.versus_dense else None
+        if not alone:
+            dense = self._choose("dense", build_network(job.twin, registry=self.registry, device=job.device).module, job.twin)
+            tried = {"dense": dense.tried, **({"rival": rival.tried} if rival else {})}
+            return _Sides("dense", own, dense.dense, dense.second, rival.dense if rival else None, dense.name, tried)
+        if rival:  # the small net takes the dense one's place, and its copy that of the control
+            return _Sides("rival", own, rival.dense, rival.second, None, "none", {"rival": rival.tried})
+        copies = [side(job.op, copy.deepcopy(sparse), job.spec, self.dataset.info) for _ in range(2)]
+        return _Sides("none", own, copies[0], copies[1], None, "none", {})
+
+    def _choose(self, role: str, network: nn.Module, spec: TrialSpec) -> Baseline:
+        chosen = self.request.chosen.get(role)
+        if chosen is None and COMPILED not in self.job.baselines:
+            chosen = [BaselineTried(name=EAGER), BaselineTried(name=COMPILED, why_not="the grid does not ask for it")]
+        net = DenseNet(self.job.op, network, spec, self.dataset.info, self.job.threads, chosen)
+        return choose(net, self.inputs, self.clock)
+
+    def _rival(self, loaded: Network) -> Baseline | None:
+        """The small-dense net, or None with a note where there is none."""
+        job = self.job
+        if job.rival is None:
+            return None
+        try:
+            built = build_network(job.rival, registry=self.registry, device=job.device)
+        except Exception as error:  # noqa: BLE001 the model is a plugin's; that it cannot be narrowed is a value
+            self.rival_note = f"no small-dense: {error}"
+            return None
+        self.rival_params = sum(parameter.numel() for parameter in built.module.parameters())
+        live = loaded.n_params_dense - sum(m.matrix_shape[0] * m.matrix_shape[1] - m.nnz for m in loaded.sparse.values())
+        if abs(self.rival_params - live) > _SAME_PARAMS * live:
+            self.rival_note = f"no small-dense: the model narrows to {self.rival_params:,} parameters, the sparse net has {live:,}"
+            return None
+        return self._choose("rival", built.module, job.rival)
+
+    def _why_alone(self) -> str:
+        """Why there is no dense side: the storage may not enter a speed-up, or two dense copies do not fit; else an empty string."""
+        job = self.job
+        if not job.versus_dense:
+            return f"{job.execution} never enters a speed-up"
+        values_per_parameter = 1 if job.op == "forward" else 4  # weight, gradient and up to two slots of the optimizer
+        needed = 3 * job.dense_params * values_per_parameter * (8 if job.spec.train.precision == "fp64" else 4)
+        free = memory_free(job.device)
+        if free is None or needed <= _MEMORY_SHARE * free:
+            return ""
+        return f"dense infeasible: the copies that a comparison holds need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+
+    # Beside the clock
+
+    def _check(self, network: nn.Module, inputs: Sequence[Batch]) -> Correctness:
+        job, was_training = self.job, network.training
+        network.eval()
+        found = check_network(
+            network, [x for x, _ in inputs], precision=job.spec.train.precision, gradients=job.op == "step", key=job.config_key
+        )
+        if not job.versus_dense:
+            found.unchecked = []  # masked convolutions have no reference here, and no speed-up either
+        network.train(was_training)
+        return found
+
+    def _method(self, loaded: Network) -> Method | None:
+        """The rewirer's work, if a training step has any."""
+        job = self.job
+        if job.op != "step" or job.spec.method.rewirer is None or not loaded.sparse:
+            return None
+        rewirer: Rewirer = self.registry.build("rewirer", job.spec.method.rewirer)
+        method = Method(rewirer, loaded.sparse, loaded.shapes, job.steps)
+        return method if method.acts else None
+
+    def _method_s(self, method: Method, sparse: Step) -> float:
+        """Seconds that an update of the topology adds to a step, spread over all steps of the training."""
+        if not method.share:
+            return 0.0
+        extra, steps = [], []
+        for i in range(_DUE_STEPS):
+            plain = self.clock.time(sparse, self.inputs, i, 1).seconds
+            extra.append(self.clock.time(sparse.due, self.inputs, i, 1).seconds - plain)
+            steps.append(plain)
+            sparse(self.inputs[0])  # the first step after an update pays for what the update left behind
+        longer = 1 + median(extra) / median(steps)
+        self.notes.append(f"an update takes as long as {longer:.1f} steps, and {100 * method.share:.2g} % of the steps have one")
+        return max(0.0, median(extra)) * method.share
+
+    def _theory(self, loaded: Network, sides: _Sides) -> dict[str, Any]:
+        """What was counted, and the limits of the machine for it; empty where the limits are not known."""
+        if not self.request.peaks:
+            return {}
+        from sparsefleet.measure.cost import cost, optimizer_kind
+        from sparsefleet.measure.limits import theory
+        from sparsefleet.measure.peaks import Peaks
+
+        job, precision, x = self.job, self.job.spec.train.precision, self.inputs[0][0]
+        kinds = optimizer_kind(job.spec.optimizer), optimizer_kind(job.twin.optimizer)
+        own = cost(loaded.module, x, job.op, kinds[0], precision)
+        dense = cost(sides.dense.network, x, job.op, kinds[1], precision) if sides.versus == "dense" else None
+        return theory(own, dense, Peaks.from_json(self.request.peaks), job.op, None, None).values
 
 
 def memory_free(device: str) -> int | None:
@@ -145,66 +250,3 @@ def memory_free(device: str) -> int | None:
         return None
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if len(line.split()) >= 2}
     return kib["MemAvailable"] * 1024 if "MemAvailable" in kib else None
-
-
-def _left_out(job: MeasureJob, registry: Registry) -> tuple[str, bool]:
-    """What of a training step the timed one leaves out, or an empty string; and whether every step has it."""
-    if job.op != "step" or job.spec.method.rewirer is None:
-        return "", False
-    rewirer: Rewirer = registry.build("rewirer", job.spec.method.rewirer)
-    if type(rewirer).on_step is not Rewirer.on_step:
-        return "the method's own work after every step is not in this time", True
-    n_due = sum(rewirer.due(Progress(step, 1000, 100)) for step in range(1, 1000))
-    if n_due >= 500:
-        return "rewiring, at most steps, is not in this time", True
-    return ("rewiring, at some steps, is not in this time" if n_due else ""), False
-
-
-def _timing(request: MeasureRequest, estimate: Estimate, samples: Samples, alone: str, left_out: tuple[str, bool]) -> Timing:
-    job = request.job
-    doubt, (work, at_every_step) = note(estimate, LEVELS[request.level]), left_out
-    if at_every_step:
-        doubt = "; ".join(["not trusted: " + work, *filter(None, [doubt.removeprefix("not trusted: ")])])
-    remarks = [alone, doubt, "" if at_every_step else work]
-    if samples.rounds_because != "as planned":
-        remarks.append(samples.rounds_because)
-    return Timing(
-        protocol=PROTOCOL,
-        config_key=job.config_key,
-        op=job.op,
-        batch_size=job.batch_size,
-        dtype=job.spec.train.precision,
-        device=job.device,
-        threads=job.threads,
-        execution=job.execution,
-        baseline="none" if alone else "dense_eager",
-        dense_s={} if alone else estimate.dense_s,
-        sparse_s=estimate.sparse_s,
-        speedup=None if alone else estimate.speedup,
-        ci95=None if alone else estimate.ci95,
-        aa_ratio=estimate.aa_ratio,
-        rounds=estimate.rounds,
-        kept=estimate.kept,
-        dropped=estimate.dropped,
-        correctness={},
-        samples_ref="",
-        fingerprint="",
-        note="; ".join(remark for remark in remarks if remark),
-    )
-
-
-def _incorrect(request: MeasureRequest, found: Correctness, when: str, started: float) -> MeasureResult:
-    return MeasureResult(
-        config_key=request.job.config_key,
-        keys=request.job.keys,
-        state="INCORRECT",
-        reason=f"{when}, {found.reason}",
-        took_s=time.monotonic() - started,
-    )
-
-
-def check_files(request: MeasureRequest) -> None:
-    """Raises a UserError that names what is missing, before torch works for minutes."""
-    for path in (request.model, request.masks):
-        if path is not None and not path.exists():
-            raise UserError(f"{path} is not there", fix="time a trial whose artifacts are still stored")

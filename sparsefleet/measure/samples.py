@@ -1,40 +1,48 @@
-"""Raw samples of one comparison: every block, kept or not, as compact JSON. The estimate is a pure function of them."""
+"""Raw samples of one comparison: every block, kept or not, as compact JSON. Every figure and verdict is a pure function of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sparsefleet.errors import IntegrityError, UserError
+from sparsefleet.errors import UserError
 
 PROTOCOL = "sf-measure/1"
-SAMPLES_SCHEMA = "sf-samples/1"
+BODY_SCHEMA = "sf-samples/2"
 SIDES = ("dense", "sparse", "second")
+"""What every comparison times: dense, sparse, and a second copy of dense."""
+RIVAL = "rival"
+"""A fourth side that a comparison may have: the small-dense net."""
+LETTERS = {"D": "dense", "S": "sparse", "E": "second", "R": RIVAL}
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What the clock said, and how it was asked.
+    """What the clock said in one process, and how it was asked.
 
     Attributes:
         key: seeds the order of the sides and the bootstrap.
         clock: ``cpu-1``, ``cpu-n`` or ``cuda``.
+        threads: that the sides may use.
         calls: calls per block, by side.
-        order: per round, the sides in the order they ran: ``D`` dense, ``S`` sparse, ``E`` second dense copy.
+        order: per round, the sides in the order they ran: ``D`` dense, ``S`` sparse, ``E`` second dense copy, ``R`` rival.
         seconds: whole blocks in seconds, by side, one per round.
         cpu_s: CPU time of the blocks, by side; empty where the clock has none.
+        process_s: CPU time of the whole process during the blocks, by side; empty where the clock has none.
         mhz: SM clock of the blocks, by side; empty where not readable.
         machine: counters before the first round and after every round, ``[wall, own, busy, steal]`` in seconds; empty where none.
         dropped: per round, why it was dropped, or an empty string.
         rounds_because: why this many rounds, decided before the first of them.
         warmup: ``seconds``, ``steady`` (1 or 0) and calls and seconds per call of each side.
+        method_s: seconds per sparse call of work that happens at some calls only (rewiring), timed apart and spread over all.
     """
 
     key: str
     clock: str
+    threads: int
     n_cpus: int
     tick_s: float
     inputs: int
@@ -42,28 +50,55 @@ class Samples:
     order: list[str]
     seconds: dict[str, list[float]]
     cpu_s: dict[str, list[float]]
+    process_s: dict[str, list[float]]
     mhz: dict[str, list[float]]
     machine: list[list[float]]
     rounds_because: str
     warmup: dict[str, float]
     dropped: list[str] = field(default_factory=list)
+    method_s: float = 0.0
 
     @property
     def rounds(self) -> int:
         """Rounds run, dropped ones included."""
         return len(self.order)
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that were timed."""
+        return tuple(self.seconds)
+
     def per_call(self, side: str) -> list[float]:
-        """Seconds per call, one per round."""
-        return [seconds / self.calls[side] for seconds in self.seconds[side]]
+        """Seconds per call, one per round; of the sparse side with its share of ``method_s``."""
+        extra = self.method_s if side == "sparse" else 0.0
+        return [seconds / self.calls[side] + extra for seconds in self.seconds[side]]
+
+
+@dataclass(frozen=True)
+class Body:
+    """Everything a timing rests on: the raw samples of its processes, and the facts that they do not show.
+
+    Attributes:
+        job: ``config_key``, ``op``, ``batch_size`` and the other conditions, as they stand in the timing.
+        level: ``screen`` or ``publish``.
+        processes: one per fresh process.
+        facts: baseline, correctness, conditions, cost, memory; see ``sparsefleet.measure.assemble``.
+        fingerprint: of the machine, complete.
+    """
+
+    job: dict[str, Any]
+    level: str
+    processes: list[Samples]
+    facts: dict[str, Any]
+    fingerprint: dict[str, Any]
 
     def to_bytes(self) -> bytes:
         """Compact JSON; floats survive exactly."""
-        return json.dumps({"schema": SAMPLES_SCHEMA, **asdict(self)}, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps({"schema": BODY_SCHEMA, **asdict(self)}, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Samples:
-        """The samples that ``to_bytes`` wrote.
+    def from_bytes(cls, data: bytes) -> Body:
+        """What ``to_bytes`` wrote.
 
         Raises:
             UserError: not a samples file of this version.
@@ -72,29 +107,19 @@ class Samples:
             value = json.loads(data)
         except ValueError as error:
             raise UserError("not a file of raw samples", cause=str(error)) from error
-        if not isinstance(value, dict) or value.pop("schema", None) != SAMPLES_SCHEMA:
-            raise UserError(f"not a file of raw samples of schema {SAMPLES_SCHEMA!r}")
+        if not isinstance(value, dict) or value.pop("schema", None) != BODY_SCHEMA:
+            raise UserError(f"not a file of raw samples of schema {BODY_SCHEMA!r}")
         try:
-            return cls(**value)
-        except TypeError as error:
+            return cls(**{**value, "processes": [Samples(**one) for one in value["processes"]]})
+        except (KeyError, TypeError) as error:
             raise UserError("a file of raw samples with unknown or missing keys", cause=str(error)) from error
 
 
-def write_all(path: Path, cells: dict[str, Samples]) -> str:
-    """Writes several comparisons into one file, by name; returns ``FILE#sha256=HEX``."""
-    joined: dict[str, Any] = {name: json.loads(samples.to_bytes()) for name, samples in cells.items()}
-    data = json.dumps(joined, separators=(",", ":"), allow_nan=False).encode()
-    path.write_bytes(data)
-    return f"{path.name}#sha256={hashlib.sha256(data).hexdigest()}"
+def reference(data: bytes) -> str:
+    """``samples.json#sha256=HEX``: how a timing names its body."""
+    return f"samples.json#sha256={hashlib.sha256(data).hexdigest()}"
 
 
-def read_all(path: Path, sha256: str | None = None) -> dict[str, Samples]:
-    """What ``write_all`` wrote.
-
-    Raises:
-        IntegrityError: the file's digest is not ``sha256``.
-    """
-    data = path.read_bytes()
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise IntegrityError(f"{path.name} is not the file that was written", cause="its sha256 differs from the recorded one")
-    return {name: Samples.from_bytes(json.dumps(value).encode()) for name, value in json.loads(data).items()}
+def letters(sides: Sequence[str]) -> str:
+    """The sides as letters, in the order of ``LETTERS``."""
+    return "".join(letter for letter, side in LETTERS.items() if side in sides)

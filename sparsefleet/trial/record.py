@@ -124,10 +124,23 @@ class Fact(_Strict):
     values: dict[str, float] = Field(default_factory=dict)
 
 
+Verdict = Literal["FASTER", "SLOWER", "SAME", "INCONCLUSIVE", "NOT_TRUSTWORTHY", "NONE"]
+
+
+class BaselineTried(_Strict):
+    """A form of the dense net that was a candidate for the baseline."""
+
+    name: str
+    median_s: float | None = None
+    compile_s: float | None = None
+    why_not: str = Field("", description="why it is not the baseline")
+
+
 class Timing(_Strict):
-    """One measured configuration; see sparsefleet.measure."""
+    """One measured configuration; a pure function of the raw samples (sparsefleet.measure.assemble). Seconds are per call."""
 
     protocol: str
+    level: Literal["screen", "publish"]
     config_key: str
     op: Literal["forward", "step"]
     batch_size: int
@@ -135,18 +148,38 @@ class Timing(_Strict):
     device: str
     threads: int
     execution: str
-    baseline: str
-    dense_s: dict[str, float]
+    baseline: str = Field(description="dense_eager, dense_compiled, or none where there is no dense side")
+    baselines_tried: list[BaselineTried] = Field(default_factory=list)
+    dense_s: dict[str, float] = Field(description="median, p10, p90, mad; empty without a dense side")
     sparse_s: dict[str, float]
+    rival_s: dict[str, float] = Field(default_factory=dict, description="of the small-dense net: equal trainable parameters")
     speedup: float | None
     ci95: tuple[float, float] | None
+    verdict: Verdict
+    reasons: list[str] = Field(default_factory=list, description="why it is NOT_TRUSTWORTHY")
+    rival_speedup: float | None = None
+    rival_ci95: tuple[float, float] | None = None
+    rival_verdict: Verdict = "NONE"
+    rival_params: int | None = None
+    rival_note: str = ""
     aa_ratio: float
+    drift: float
     rounds: int
     kept: int
     dropped: dict[str, int]
+    processes: int
+    between: float | None = Field(None, description="largest over smallest speed-up of the processes, minus 1")
+    warmup_s: float
+    prepare_s: float | None = Field(None, description="conversion to the sparse storage")
+    breakeven_calls: float | None = Field(None, description="calls after which the conversion has paid")
+    method_share: float = Field(0.0, description="share of sparse_s that is the method's own work at some steps, spread over all")
     correctness: dict[str, float]
+    theory: dict[str, float | str] = Field(default_factory=dict)
+    memory: dict[str, float | str] = Field(default_factory=dict)
     samples_ref: str
+    earlier: list[str] = Field(default_factory=list, description="raw samples of a first measurement that was not trustworthy")
     fingerprint: str
+    attempt: int = 1
     note: str = ""
 
 

@@ -36,10 +36,11 @@ def ledger(tmp_path, digits_request):
         yield found
 
 
-@pytest.mark.parametrize(("note", "left"), [("", 0), ("the updates are not in it", 0), ("not trusted: 3 of 50 rounds kept", 1)])
-def test_only_a_trusted_timing_serves_another_sweep(ledger, note, left):
+@pytest.mark.parametrize(("verdict", "left"), [("FASTER", 0), ("INCONCLUSIVE", 0), ("NOT_TRUSTWORTHY", 1)])
+def test_only_a_trusted_timing_serves_another_sweep(ledger, verdict, left):
     (job,) = untimed(ledger, "a-1", ASKED)
-    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [{"op": "step", "note": note}], samples=b"1")
+    timing = {"op": "step", "level": ASKED["level"], "verdict": verdict}
+    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [timing], samples=b"1")
     assert untimed(ledger, "a-1", ASKED) == []  # its own is there, whatever it is worth
     assert len(untimed(ledger, "a-1", ASKED, again=True)) == left
     assert len(untimed(ledger, "b-2", ASKED)) == left
@@ -48,3 +49,12 @@ def test_only_a_trusted_timing_serves_another_sweep(ledger, note, left):
 
 def test_no_level_asks_for_no_timing(ledger):
     assert untimed(ledger, "a-1", {"level": "none"}) == []
+
+
+def test_a_screening_does_not_serve_a_sweep_that_is_to_be_published(ledger):
+    (job,) = untimed(ledger, "a-1", ASKED)
+    timing = {"op": "step", "level": "screen", "verdict": "FASTER"}
+    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [timing], samples=b"1")
+    assert len(untimed(ledger, "b-2", {**ASKED, "level": "publish"})) == 1
+    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [{**timing, "level": "publish"}], samples=b"1")
+    assert untimed(ledger, "b-2", {**ASKED, "level": "screen"}) == []

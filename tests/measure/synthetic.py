@@ -40,6 +40,8 @@ class SyntheticClock:
     ) -> None:
         """``hog(block)`` stretches the wall time of a block, not its CPU time."""
         self.kind, self.noise, self.hog = kind, noise, hog
+        self.threads = 1 if kind == "cpu-1" else 2
+        self.extra_cpus: dict[str, float] = {}
         self.rng = np.random.default_rng(seed)
         self.now = self.busy = self.own = self.steal = 0.0
         self.steal_rate = self.foreign_rate = 0.0
@@ -56,7 +58,7 @@ class SyntheticClock:
         self.own += cpu
         self.busy += cpu + self.foreign_rate * wall
         self.steal += self.steal_rate * wall
-        return Reading(wall, cpu)
+        return Reading(wall, cpu, process_s=cpu + self.extra_cpus.get(call.name, 0.0) * wall)
 
     def machine(self) -> Machine | None:
         return Machine(self.now, self.own, self.busy, self.steal)

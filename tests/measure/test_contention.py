@@ -6,7 +6,7 @@ from sparsefleet.measure.clock import CpuClock, read_machine
 from sparsefleet.measure.contention import windows
 from sparsefleet.measure.cpus import cpus_allowed
 from sparsefleet.measure.estimate import Plan, compare
-from sparsefleet.measure.trust import doubts, note
+from sparsefleet.measure.verdict import doubts, judge
 
 from .synthetic import Side, SyntheticClock, lognormal
 
@@ -28,7 +28,7 @@ def test_one_thread_drops_exactly_the_rounds_in_which_it_was_kept_from_running()
     assert estimate.kept == 40
     assert estimate.speedup == pytest.approx(2.0, rel=1e-12)
     assert len(samples.seconds["dense"]) == 50  # the dropped ones stay in the raw samples
-    assert note(estimate) == ""
+    assert judge(estimate, "screen") == ("FASTER", [])
 
 
 def test_four_percent_is_kept_and_six_is_dropped() -> None:
@@ -42,7 +42,10 @@ def test_nothing_kept_means_no_speedup_and_a_note() -> None:
     assert estimate.ci95 is None
     assert estimate.dense_s["median"] == pytest.approx(1.5e-3)
     assert set(samples.dropped) == {"cpu_contention"}
-    assert note(estimate) == "not trusted: 0 of 50 rounds kept (dropped: cpu_contention 50)"
+    assert judge(estimate, "screen") == (
+        "NOT_TRUSTWORTHY",
+        ["0 of 50 rounds kept (dropped: cpu_contention 50)", "too few rounds for an interval"],
+    )
 
 
 def test_half_kept_is_flagged_below_the_gate() -> None:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import given, settings, strategies as st
 
 from sparsefleet.errors import UserError
 from sparsefleet.measure.estimate import Plan, bootstrap, compare, draw_order, quantile, recompute
-from sparsefleet.measure.samples import Samples
-from sparsefleet.measure.trust import PUBLISH, doubts, note
+from sparsefleet.measure.samples import Body, Samples
+from sparsefleet.measure.verdict import LEVELS, PUBLISH, doubts, judge, word
 
 from .synthetic import Noise, Side, SyntheticClock, lognormal, quiet
 
@@ -37,14 +38,14 @@ def test_a_planted_ratio_comes_back_exactly_without_noise(ratio: float) -> None:
     assert (estimate.rounds, estimate.kept, estimate.dropped) == (50, 50, {})
     assert estimate.dense_s["median"] == pytest.approx(1e-3)
     assert estimate.sparse_s["median"] == pytest.approx(1e-3 / ratio)
-    assert note(estimate) == ""
+    assert doubts(estimate, PUBLISH) == []
 
 
 def test_hand_computed_estimate() -> None:
     """Three rounds: log-ratios log(2), log(4), log(8), so the median is 4; D / E is 1, 4, 1/4."""
     samples = Samples(
-        "k", "cpu-1", 2, 0.01, 1, {"dense": 2, "sparse": 1, "second": 2}, ["DSE"] * 3,
-        {"dense": [4.0, 16.0, 8.0], "sparse": [1.0, 1.0, 1.0], "second": [4.0, 4.0, 32.0]}, {}, {}, [], "as planned", {},
+        "k", "cpu-1", 1, 2, 0.01, 1, {"dense": 2, "sparse": 1, "second": 2}, ["DSE"] * 3,
+        {"dense": [4.0, 16.0, 8.0], "sparse": [1.0, 1.0, 1.0], "second": [4.0, 4.0, 32.0]}, {}, {}, {}, [], "as planned", {},
     )  # fmt: skip
     estimate = recompute(samples)
     assert estimate.speedup == pytest.approx(4.0)
@@ -133,11 +134,12 @@ def test_order_is_random() -> None:
 def test_recompute_gives_the_same_digits_in_another_process(tmp_path: Path) -> None:
     estimate, samples, _ = run(1.3, lognormal(0.05))
     path = tmp_path / "samples.json"
-    path.write_bytes(samples.to_bytes())
-    assert Samples.from_bytes(path.read_bytes()) == samples
+    body = Body({}, "screen", [samples], {}, {})
+    path.write_bytes(body.to_bytes())
+    assert Body.from_bytes(path.read_bytes()) == body
     code = (
-        "import sys, pathlib; from sparsefleet.measure.estimate import recompute; from sparsefleet.measure.samples import Samples;"
-        "print(recompute(Samples.from_bytes(pathlib.Path(sys.argv[1]).read_bytes()))); assert 'torch' not in sys.modules"
+        "import sys, pathlib; from sparsefleet.measure.estimate import recompute; from sparsefleet.measure.samples import Body;"
+        "print(recompute(*Body.from_bytes(pathlib.Path(sys.argv[1]).read_bytes()).processes)); assert 'torch' not in sys.modules"
     )
     other = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == repr(estimate)
@@ -145,9 +147,10 @@ def test_recompute_gives_the_same_digits_in_another_process(tmp_path: Path) -> N
 
 def test_a_pinned_estimate_guards_the_bootstrap_against_other_numpy_versions() -> None:
     logs = [math.log(1 + (i * i % 97) / 50) for i in range(30)]
-    assert bootstrap(logs, "pinned") == PINNED
-    assert bootstrap(logs[::-1], "pinned") == PINNED
-    assert bootstrap(logs[:5], "pinned") is None
+    assert bootstrap([logs], "pinned") == PINNED
+    assert bootstrap([logs[::-1]], "pinned") == PINNED
+    assert bootstrap([logs[:5]], "pinned") is None
+    assert bootstrap([logs, logs[:5]], "pinned") is None
 
 
 PINNED = (1.489966442575134, 2.1481154531356084)
@@ -177,9 +180,67 @@ def test_no_inputs_and_no_time_are_errors() -> None:
 
 def test_doubts_name_the_gate() -> None:
     noisy, _, _ = run(1.0, lognormal(0.4))
-    assert any("interval is" in doubt for doubt in doubts(noisy))
+    assert any("the interval is" in doubt for doubt in judge(noisy, "screen")[1])
     clock = SyntheticClock()
     crooked, _ = compare(Side("D", 1e-3), Side("S", 5e-4), second=Side("E", 1.06e-3), inputs=INPUTS, plan=Plan("k"), clock=clock)
-    assert note(crooked) == "not trusted: dense against dense reads 0.943"
+    assert judge(crooked, "screen") == ("NOT_TRUSTWORTHY", ["dense against dense reads 0.943"])
     drifting, _, _ = run(2.0)
     assert doubts(drifting, PUBLISH) == []
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (1.031, 1.2, "FASTER"), (1.02, 1.2, "INCONCLUSIVE"), (0.98, 1.02, "SAME"), (0.97, 1.03, "SAME"), (0.9, 0.969, "SLOWER"),
+    (0.9, 1.1, "INCONCLUSIVE"), (0.96, 1.0, "INCONCLUSIVE"),
+])  # fmt: skip
+def test_a_verdict_needs_the_whole_interval_beyond_three_percent(low: float, high: float, expected: str) -> None:
+    assert word((low, high), []) == expected
+    assert word((low, high), ["anything"]) == "NOT_TRUSTWORTHY"
+    assert word(None, []) == "NOT_TRUSTWORTHY"
+
+
+def test_a_side_that_uses_more_cpus_than_its_threads_is_not_trusted() -> None:
+    clock = SyntheticClock()
+    clock.extra_cpus = {"S": 0.9}
+    estimate, _ = compare(Side("D", 1e-3), Side("S", 5e-4), second=Side("E", 1e-3), inputs=INPUTS, plan=Plan("k"), clock=clock)
+    assert judge(estimate, "screen") == ("NOT_TRUSTWORTHY", ["the sparse side used 1.9 CPUs with 1 thread(s) set"])
+    assert judge(estimate, "screen", threads=2) == ("FASTER", [])
+
+
+def test_a_rival_is_timed_in_the_same_rounds() -> None:
+    clock = SyntheticClock()
+    sides = {"second": Side("E", 1e-3), "rival": Side("R", 4e-4)}
+    estimate, samples = compare(Side("D", 1e-3), Side("S", 5e-4), inputs=INPUTS, plan=Plan("k", rounds=24), clock=clock, **sides)
+    assert estimate.speedup == pytest.approx(2.0)
+    assert estimate.rival_speedup == pytest.approx(0.8)
+    assert len(set(samples.order)) == 24  # every order of the four sides once
+    assert run(2.0)[0].rival_speedup is None
+
+
+def test_the_methods_own_work_is_part_of_the_sparse_side() -> None:
+    _, samples, _ = run(2.0)  # dense 1 ms, sparse 0.5 ms
+    estimate = recompute(replace(samples, method_s=0.5e-3))
+    assert estimate.speedup == pytest.approx(1.0)
+    assert estimate.sparse_s["median"] == pytest.approx(1e-3)
+
+
+def test_processes_that_differ_widen_the_interval_and_are_told() -> None:
+    """Three processes at 2.0, 2.2 and 2.1: the figure is their geometric mean, and one process alone would claim far too much."""
+    processes = [run(ratio, lognormal(0.01), key=str(ratio))[1] for ratio in (2.0, 2.2, 2.1)]
+    estimate = recompute(*processes)
+    assert estimate.speedup == pytest.approx((2.0 * 2.2 * 2.1) ** (1 / 3), rel=0.01)
+    assert estimate.between == pytest.approx(0.1, abs=0.01)
+    assert estimate.ci95 is not None
+    assert estimate.ci95[1] - estimate.ci95[0] > 0.1
+    assert (estimate.rounds, estimate.kept, estimate.processes) == (150, 150, 3)
+    assert any("the processes differ by" in one for one in judge(estimate, "publish")[1])
+    assert judge(recompute(processes[0]), "publish") == ("FASTER", [])
+
+
+def test_one_bad_process_of_three_is_enough_to_doubt() -> None:
+    good = run(2.0)[1]
+    bad = replace(good, cpu_s={side: [v / 2 for v in values] for side, values in good.cpu_s.items()})
+    estimate = recompute(good, good, bad)
+    assert estimate.least_kept == (0, 0.0)
+    assert estimate.speedup is None
+    assert judge(estimate, "publish")[0] == "NOT_TRUSTWORTHY"
+    assert set(LEVELS) == {"screen", "publish"}

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,58 +14,112 @@ from safetensors.torch import load_file, save_file
 from sparsefleet.measure import child, run
 from sparsefleet.measure.clock import Clock
 from sparsefleet.measure.config import groups
-from sparsefleet.measure.estimate import recompute
-from sparsefleet.measure.run import MeasureRequest, measure, memory_free
-from sparsefleet.measure.samples import read_all
-from sparsefleet.registry import Registry
+from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, run_passes
+from sparsefleet.measure.recheck import recheck
+from sparsefleet.measure.run import memory_free
+from sparsefleet.trial.build import build_network
 from sparsefleet.trial.record import Timing
-from sparsefleet.trial.spec import PluginRef, Sgd, TrialSpec
+from sparsefleet.trial.spec import Method, PluginRef, Sgd, TrialSpec
 
 from .trained import row_of, save, spec_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning", "ignore:Sparse invariant checks:UserWarning")
 
+NARROWS = 0.0975
+"""A density at which 14 of the 128 hidden units have the sparse net's parameters: 75 * 14 + 10 = 1,060 against 1,061."""
+
 
 @pytest.fixture(autouse=True)
-def _threads_stay() -> object:
+def _threads_stay() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
 def request_for(spec: TrialSpec, folder: Path, op: str = "forward", **options: object) -> MeasureRequest:
-    _, model, masks = save(spec, folder / "trial")
-    (job,) = groups([row_of(spec)], [8], [op], also_masked=True)  # type: ignore[list-item]
-    values = {"job": job, "model": model, "masks": masks, "workdir": folder / "work", "budget_s": 0.2, "warmup_cap_s": 0.2}
+    network, model, masks = save(spec, folder / "trial")
+    row = row_of(spec)
+    assert row.record is not None
+    row.record["counts"]["total_params_model"] = network.n_params_dense
+    (job,) = groups([row], [8], [op], baselines=("dense_eager",), also_masked=True)  # type: ignore[list-item]
+    values = {"job": job, "model": model, "masks": masks, "budget_s": 0.2, "warmup_cap_s": 0.2}
     return MeasureRequest.model_validate(values | options)
+
+
+def measured(request: MeasureRequest, run_one: Callable[[MeasureRequest], PassResult] = child.run) -> MeasureResult:
+    """All passes in this process, without the machine's limits, which take seconds to measure."""
+
+    def one(asked: MeasureRequest) -> PassResult:
+        return PassResult(state="NOT_HERE") if asked.part.kind == "peaks" else run_one(asked)
+
+    result = run_passes(request, one, Memo())
+    assert result is not None
+    return result
+
+
+def timing_of(request: MeasureRequest) -> Timing:
+    result = measured(request)
+    assert result.state == "SUCCEEDED", result.reason
+    (timing,) = result.timings
+    return timing
 
 
 @pytest.mark.parametrize("op", ["forward", "step"])
 @pytest.mark.parametrize("activation", ["relu", "k-winners"])
-def test_a_saved_network_is_timed_against_its_dense_twin(tmp_path: Path, op: str, activation: str) -> None:
-    request = request_for(spec_of(activation=PluginRef(name=activation)), tmp_path, op)
-    result = measure(request)
+def test_a_saved_network_is_timed_against_its_dense_twin_and_a_small_dense_net(tmp_path: Path, op: str, activation: str) -> None:
+    request = request_for(spec_of(density=NARROWS, activation=PluginRef(name=activation)), tmp_path, op)
+    result = measured(request)
     assert result.state == "SUCCEEDED", result.reason
     (timing,) = result.timings
     assert (timing.op, timing.batch_size, timing.execution, timing.baseline) == (op, 8, "sparse_csr", "dense_eager")
     assert timing.correctness["ok"] == 1.0
     assert timing.correctness["max_rel_err"] < timing.correctness["tol"]
     assert timing.dense_s["median"] > 0
-    assert timing.fingerprint == result.fingerprint["id"]
-    name, _, sha256 = timing.samples_ref.partition("#sha256=")
-    samples = read_all(request.workdir / name, sha256)[timing.config_key]
-    again = recompute(samples)
-    assert (again.speedup, again.ci95, again.aa_ratio, again.kept) == (timing.speedup, timing.ci95, timing.aa_ratio, timing.kept)
+    assert timing.rival_s["median"] > 0
+    assert timing.rival_params is not None
+    assert result.body is not None
+    stored = timing.model_dump(mode="json")
+    assert recheck(stored, result.body.encode()) == []
+    assert recheck({**stored, "speedup": (timing.speedup or 0) * (1 + 1e-15) + 1e-15}, result.body.encode()) != []
+    assert "samples_ref names" in recheck(stored, result.body.encode() + b" ")[0]
     assert Timing.model_validate_json(timing.model_dump_json()) == timing
 
 
+def test_another_process_comes_to_the_same_timing(tmp_path: Path) -> None:
+    result = measured(request_for(spec_of(), tmp_path))
+    (tmp_path / "timing.json").write_text(result.timings[0].model_dump_json())
+    (tmp_path / "body.json").write_text(result.body or "")
+    code = (
+        "import json, sys, pathlib; from sparsefleet.measure.recheck import recheck; here = pathlib.Path(sys.argv[1]);"
+        "print(recheck(json.loads((here / 'timing.json').read_text()), (here / 'body.json').read_bytes())); assert 'torch' not in sys.modules"
+    )
+    other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (other.stdout.strip(), other.returncode) == ("[]", 0), other.stderr
+
+
+def test_the_small_dense_net_has_the_parameters_of_the_sparse_one(tmp_path: Path) -> None:
+    """Its parameters are its connections and 138 biases."""
+    spec = spec_of(density=NARROWS)
+    live = build_network(spec)
+    params = 138 + sum(module.nnz for module in live.sparse.values())
+    timing = timing_of(request_for(spec, tmp_path))
+    assert timing.rival_params == pytest.approx(params, rel=0.01)
+
+
+def test_a_model_that_narrows_to_other_sizes_only_has_no_rival(tmp_path: Path) -> None:
+    """1,085 parameters lie between those of 14 hidden units (1,060) and of 15 (1,135), both more than 1 % away."""
+    timing = timing_of(request_for(spec_of(), tmp_path))
+    assert (timing.rival_s, timing.rival_speedup, timing.rival_verdict) == ({}, None, "NONE")
+    assert "the model narrows to" in timing.rival_note
+    assert timing.speedup is not None
+
+
 def test_timing_a_step_leaves_the_weights_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_of()
-    request = request_for(spec, tmp_path, "step")
+    request = request_for(spec_of(), tmp_path, "step")
     networks = []
     load = run.load_network
     monkeypatch.setattr(run, "load_network", lambda *args, **kwargs: networks.append(load(*args, **kwargs)) or networks[-1])
-    assert measure(request).state == "SUCCEEDED"
+    assert measured(request).state == "SUCCEEDED"
     before = load_file(request.model)
     for name, value in networks[0].module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-6)
@@ -74,82 +130,154 @@ def test_a_wrong_layer_gets_no_timing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     honest = CsrLinear.forward
     monkeypatch.setattr(CsrLinear, "forward", lambda self, x: honest(self, x) * 1.001)
-    result = measure(request_for(spec_of(), tmp_path))
-    assert result.state == "INCORRECT"
-    assert result.timings == []
-    assert result.reason is not None
-    assert result.reason.startswith("before the clock started")
+    result = measured(request_for(spec_of(), tmp_path))
+    assert (result.state, result.timings, result.body) == ("INCORRECT", [], None)
+    assert str(result.reason).startswith("before the clock started")
 
 
-def test_a_layer_that_turns_wrong_under_the_clock_is_caught_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_turns_wrong_under_the_clock_is_caught_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsefleet_plugins.layers.csr import CsrLinear
 
-    honest, clock_for, started = CsrLinear.forward, run.clock_for, []
+    honest, compare, started = CsrLinear.forward, run.compare, []
 
-    def late(device: str, threads: int) -> Clock:
+    def late(*args: object, **kwargs: object) -> object:
         started.append(True)
-        return clock_for(device, threads)
+        return compare(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "clock_for", late)
+    monkeypatch.setattr(run, "compare", late)
     monkeypatch.setattr(CsrLinear, "forward", lambda self, x: honest(self, x) * (2.0 if started else 1.0))
-    result = measure(request_for(spec_of(), tmp_path))
+    result = measured(request_for(spec_of(), tmp_path))
     assert (result.state, result.timings) == ("INCORRECT", [])
-    assert str(result.reason).startswith("after the clock stopped")
+    assert str(result.reason).startswith("under the clock")
 
 
 def test_masked_is_timed_alone(tmp_path: Path) -> None:
-    (timing,) = measure(request_for(spec_of("masked"), tmp_path)).timings
-    assert (timing.speedup, timing.ci95, timing.dense_s, timing.baseline) == (None, None, {}, "none")
+    timing = timing_of(request_for(spec_of("masked"), tmp_path))
+    assert (timing.speedup, timing.ci95, timing.dense_s, timing.baseline, timing.verdict) == (None, None, {}, "none", "NONE")
+    assert (timing.rival_s, timing.rival_verdict) == ({}, "NONE")
     assert timing.sparse_s["median"] > 0
     assert "masked_dense never enters a speed-up" in timing.note
 
 
-def test_a_twin_that_does_not_fit_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_twin_that_does_not_fit_is_a_value_and_the_small_net_is_still_a_rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "memory_free", lambda device: 50_000)
-    (timing,) = measure(request_for(spec_of(), tmp_path)).timings
-    assert timing.speedup is None
-    assert "dense infeasible: two copies need" in timing.note
+    timing = timing_of(request_for(spec_of(density=NARROWS), tmp_path))
+    assert (timing.speedup, timing.verdict, timing.dense_s) == (None, "NONE", {})
+    assert "dense infeasible: the copies that a comparison holds need" in timing.note
+    assert timing.rival_speedup is not None
+    assert timing.rival_verdict != "NONE"
     free = memory_free("cpu")
     assert free is None or free > 0
 
 
+def test_three_processes_make_one_figure(tmp_path: Path) -> None:
+    seen = []
+
+    def one(asked: MeasureRequest) -> PassResult:
+        seen.append((asked.part.kind, asked.part.side, asked.part.process, bool(asked.chosen)))
+        return child.run(asked)
+
+    result = measured(request_for(spec_of(), tmp_path, level="publish"), one)
+    (timing,) = result.timings
+    assert (timing.processes, timing.level) == (3, "publish")
+    assert timing.between is not None
+    assert timing.rounds >= 60
+    assert seen[:3] == [("time", "", 0, False), ("time", "", 1, True), ("time", "", 2, True)]
+    assert [part[:2] for part in seen[3:]] == [("memory", "sparse"), ("memory", "dense")]
+
+
+def test_a_second_measurement_names_the_samples_of_the_first(tmp_path: Path) -> None:
+    request = request_for(spec_of(), tmp_path)
+    first = measured(request)
+    second = run_passes(request, child.run, Memo(peaks={("cpu", 1): {}}), [first.timings[0].samples_ref])
+    assert second is not None
+    assert (second.timings[0].attempt, second.timings[0].earlier) == (2, [first.timings[0].samples_ref])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
+def test_memory_is_measured_in_passes_of_its_own(tmp_path: Path) -> None:
+    memory = timing_of(request_for(spec_of(), tmp_path, "step")).memory
+    assert memory["peak_kind"] == "VmHWM"
+    assert isinstance(memory["held_bytes"], float)
+    assert memory["peak_bytes"] >= memory["held_bytes"] > 0  # type: ignore[operator]
+    assert "dense_peak_bytes" in memory
+
+
+def test_a_compiled_dense_net_is_a_candidate_and_the_choice_is_recorded(tmp_path: Path) -> None:
+    """Whatever is chosen: each candidate has a time or a reason, exactly one of them is the baseline, and a later process takes it over."""
+    request = request_for(spec_of(), tmp_path)
+    request = request.model_copy(update={"job": request.job.model_copy(update={"baselines": ("dense_eager", "dense_compiled")})})
+    timing = timing_of(request)
+    tried = {row.name: row for row in timing.baselines_tried}
+    assert set(tried) == {"dense_eager", "dense_compiled"}
+    assert [name for name, row in tried.items() if not row.why_not] == [timing.baseline]
+    for row in tried.values():
+        assert (row.median_s or 0) > 0 or row.why_not.startswith("does not compile here")
+
+
 def test_the_child_writes_its_result_and_says_what_is_missing(tmp_path: Path) -> None:
     request = request_for(spec_of(), tmp_path)
-    path = tmp_path / "request.json"
-    path.write_text(request.model_dump_json())
+    path, answer = tmp_path / "request.json", tmp_path / "result.json"
+    path.write_text(request.model_dump_json(by_alias=True))
     blocked = (
         "import sys; sys.modules.update(ray=None, mlflow=None); from sparsefleet.measure.child import main; sys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", blocked, str(path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", blocked, str(path), str(answer)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    result = json.loads((request.workdir / child.RESULT).read_text())
+    result = json.loads(answer.read_text())
     assert result["state"] == "SUCCEEDED"
-    assert (request.workdir / "samples.json").is_file()
+    assert result["samples"]["order"]
     request.model.unlink()
-    assert "is not there" in child.run(request.model_dump(mode="json"))["reason"]
+    assert "is not there" in str(child.run(request).reason)
 
 
 def test_a_damaged_model_is_that_jobs_problem(tmp_path: Path) -> None:
     request = request_for(spec_of(), tmp_path)
     save_file({"fc1.bias": torch.zeros(3)}, request.model)
-    result = child.run(request.model_dump(mode="json"))
-    assert result["state"] in ("INVALID", "PLUGIN_ERROR")
-    assert result["timings"] == []
+    result = measured(request)
+    assert result.state in ("INVALID", "PLUGIN_ERROR")
+    assert result.timings == []
 
 
-@pytest.mark.parametrize(
-    ("rewirer", "told", "trusted"),
-    [("static", "", True), ("set", "rewiring, at some steps", True), ("deep-r", "own work after every step", False)],
-)
-def test_a_step_that_leaves_out_the_methods_work_says_so(tmp_path: Path, rewirer: str, told: str, trusted: bool) -> None:
-    """DEEP R rewires at every step: a training step takes several times as long as the timed one, so its speed-up may not be trusted."""
-    spec = spec_of(rewirer=rewirer, optimizer=Sgd(lr=0.1))
-    job = request_for(spec, tmp_path, "step").job
-    work, at_every_step = run._left_out(job, Registry())
-    assert told in work
-    assert bool(work) == bool(told)
-    assert at_every_step is not trusted
-    if not trusted:
-        (timing,) = measure(request_for(spec, tmp_path, "step")).timings
-        assert timing.note.startswith("not trusted: the method's own work")
-    assert run._left_out(request_for(spec, tmp_path, "forward").job, Registry()) == ("", False)
+def test_work_at_some_steps_is_spread_over_all(tmp_path: Path) -> None:
+    """SET rewires every 20 steps: told, and part of the sparse side's time."""
+    rewires = Method(rewirer=PluginRef(name="set", params={"every": 20}))
+    timing = timing_of(request_for(spec_of(method=rewires, optimizer=Sgd(lr=0.1)), tmp_path, "step"))
+    assert 0 < timing.method_share < 0.5
+    assert "an update takes as long as" in timing.note
+    static = timing_of(request_for(spec_of(optimizer=Sgd(lr=0.1)), tmp_path / "static", "step"))
+    assert static.method_share == 0
+    assert timing_of(request_for(spec_of(method=rewires), tmp_path / "forward")).method_share == 0
+
+
+def test_work_at_every_step_is_timed_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DEEP R rewires after every step: the timed step does so too, so it is much slower than that of a static topology."""
+    deep_r = request_for(spec_of(rewirer="deep-r", optimizer=Sgd(lr=0.1)), tmp_path / "deep-r", "step")
+    static = request_for(spec_of(optimizer=Sgd(lr=0.1)), tmp_path / "static", "step")
+    slow, fast = timing_of(deep_r), timing_of(static)
+    assert slow.sparse_s["median"] > 1.5 * fast.sparse_s["median"]
+    assert slow.method_share == 0  # nothing is left to be spread
+    assert slow.correctness.get("audit_skipped") == 1.0
+
+
+def test_samples_with_more_method_work_give_a_smaller_speedup(tmp_path: Path) -> None:
+    from sparsefleet.measure.estimate import recompute
+    from sparsefleet.measure.samples import Body
+
+    body = Body.from_bytes((measured(request_for(spec_of(), tmp_path)).body or "").encode())
+    (samples,) = body.processes
+    plain = recompute(samples)
+    slower = recompute(replace(samples, method_s=plain.sparse_s["median"]))
+    assert (slower.speedup or 0) == pytest.approx((plain.speedup or 0) / 2, rel=0.2)
+
+
+def test_the_clock_is_told_the_jobs_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, clock_for = [], run.clock_for
+
+    def watched(device: str, threads: int) -> Clock:
+        told.append((device, threads))
+        return clock_for(device, threads)
+
+    monkeypatch.setattr(run, "clock_for", watched)
+    timing_of(request_for(spec_of(), tmp_path))
+    assert told == [("cpu", 1)]

@@ -20,6 +20,7 @@ class Row:
     spec: dict[str, Any]
     record: dict[str, Any] | None
     twin_key: str | None = None
+    rival_key: str | None = None
 
 
 def spec_of(layer: str = "csr", density: float = 0.1, seed: int = 0, rewirer: str = "static", **changes: Any) -> TrialSpec:

@@ -1,0 +1,138 @@
+"""From the passes of a job to its timing: a pure function of the body that is stored, so that anyone can do it again. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from sparsefleet.measure.estimate import Estimate, recompute
+from sparsefleet.measure.passes import MeasureRequest, MeasureResult, PassResult
+from sparsefleet.measure.samples import PROTOCOL, Body, Samples, reference
+from sparsefleet.measure.verdict import LEVELS, doubts, interval_doubts, reason, word
+from sparsefleet.trial.record import Timing
+
+FULL_LIMIT = 1.05
+"""A side may read this much faster than the limit that was measured minutes or days before; beyond it something is wrong."""
+_NEEDED = ("cpu", "software")
+
+
+def assemble(
+    request: MeasureRequest, times: Sequence[PassResult], memory: Mapping[str, PassResult], earlier: Sequence[str] = ()
+) -> MeasureResult:
+    """The result of a job whose time passes all succeeded."""
+    processes = [Samples(**one.samples) for one in times if one.samples]
+    processes = [replace(samples, method_s=median(s.method_s for s in processes)) for samples in processes]
+    first = times[0].facts
+    facts = {
+        **{name: first[name] for name in ("versus", "baseline", "tried", "rival_params", "rival_note", "notes", "theory")},
+        "correctness": _worst([one.facts["correctness"] for one in times]),
+        "conditions": list(dict.fromkeys(text for one in times for text in one.facts["conditions"])),
+        "memory": _memory(memory),
+        "earlier": list(earlier),
+    }
+    fingerprint = times[0].fingerprint or {}
+    body = Body(request.job.conditions, request.level, processes, facts, fingerprint).to_bytes()
+    timing = timing_of(Body.from_bytes(body), reference(body))
+    took = sum(one.took_s for one in (*times, *memory.values()))
+    job = request.job
+    return MeasureResult(config_key=job.config_key, keys=job.keys, state="SUCCEEDED", timings=[timing], body=body.decode(), took_s=took)
+
+
+def timing_of(body: Body, samples_ref: str) -> Timing:
+    """The timing that a body says, to the last digit."""
+    facts, job = body.facts, body.job
+    estimate, gates = recompute(*body.processes), LEVELS[body.level]
+    versus = facts["versus"]
+    shared = [*facts["conditions"], *doubts(estimate, gates, job["threads"]), *_incomplete(body.fingerprint)]
+    theory = _theory(facts["theory"], estimate, versus)
+    limit = theory.get("fraction_of_limit")
+    if isinstance(limit, float) and limit > FULL_LIMIT:
+        shared.append(reason("limit", percent=100 * limit))
+    speedup, ci95 = (estimate.speedup, estimate.ci95) if versus == "dense" else (None, None)
+    rival = {
+        "dense": (estimate.rival_speedup, estimate.rival_ci95),
+        "rival": (estimate.speedup, estimate.ci95),
+    }.get(versus, (None, None))
+    reasons = [*shared, *(interval_doubts(speedup, ci95, gates) if versus == "dense" else [])]
+    has_rival = versus == "rival" or bool(estimate.rival_s)
+    rival_reasons = [*shared, *interval_doubts(*rival, gates)] if has_rival else []
+    prepare_s = facts["memory"].get("prepare_s")
+    dense_s = estimate.dense_s if versus == "dense" else {}
+    remarks = [*facts["notes"], *dict.fromkeys(s.rounds_because for s in body.processes if s.rounds_because != "as planned")]
+    return Timing(
+        protocol=PROTOCOL,
+        level=body.level,
+        **job,
+        baseline=facts["baseline"],
+        baselines_tried=facts["tried"].get("dense", []),
+        dense_s=dense_s,
+        sparse_s=estimate.sparse_s,
+        rival_s=estimate.dense_s if versus == "rival" else estimate.rival_s,
+        speedup=speedup,
+        ci95=ci95,
+        verdict=word(ci95, reasons) if versus == "dense" else "NONE",
+        reasons=reasons if versus == "dense" else rival_reasons or shared,
+        rival_speedup=rival[0],
+        rival_ci95=rival[1],
+        rival_verdict=word(rival[1], rival_reasons) if has_rival else "NONE",
+        rival_params=facts["rival_params"],
+        rival_note=facts["rival_note"],
+        aa_ratio=estimate.aa_ratio,
+        drift=estimate.drift,
+        rounds=estimate.rounds,
+        kept=estimate.kept,
+        dropped=estimate.dropped,
+        processes=estimate.processes,
+        between=estimate.between,
+        warmup_s=sum(samples.warmup["seconds"] for samples in body.processes),
+        prepare_s=prepare_s,
+        breakeven_calls=_breakeven(prepare_s, dense_s, estimate.sparse_s),
+        method_share=body.processes[0].method_s / estimate.sparse_s["median"],
+        correctness=facts["correctness"],
+        theory=theory,
+        memory={name: value for name, value in facts["memory"].items() if name != "prepare_s"},
+        samples_ref=samples_ref,
+        earlier=facts["earlier"],
+        fingerprint=body.fingerprint.get("id", ""),
+        attempt=1 + len(facts["earlier"]),
+        note="; ".join(remark for remark in remarks if remark),
+    )
+
+
+def _worst(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of several processes the errors that come nearest to their tolerance."""
+    return max(found, key=lambda one: one["max_rel_err"] / one["tol"] if one.get("tol") else 0.0)
+
+
+def _memory(found: Mapping[str, PassResult]) -> dict[str, float | str]:
+    """The sparse side's figures, and the dense side's peak beside them; what was not measured is not there."""
+    own = dict(found["sparse"].facts) if "sparse" in found and found["sparse"].state == "SUCCEEDED" else {}
+    dense = found.get("dense")
+    if dense and dense.state == "SUCCEEDED" and "peak_bytes" in dense.facts:
+        own["dense_peak_bytes"] = dense.facts["peak_bytes"]
+    return own
+
+
+def _theory(facts: Mapping[str, Any], estimate: Estimate, versus: str) -> dict[str, float | str]:
+    """What was counted, and what of it was reached."""
+    found: dict[str, float | str] = dict(facts)
+    limit, roofline = found.get("limit_s"), found.get("roofline_speedup")
+    if isinstance(limit, float):
+        found["fraction_of_limit"] = limit / estimate.sparse_s["median"]
+    if isinstance(roofline, float) and versus == "dense" and estimate.speedup is not None:
+        found["realised_fraction"] = estimate.speedup / roofline
+    return found
+
+
+def _breakeven(prepare_s: float | None, dense_s: Mapping[str, float], sparse_s: Mapping[str, float]) -> float | None:
+    """Calls after which the conversion has paid; None if it never does, or nobody knows."""
+    gain = dense_s["median"] - sparse_s["median"] if dense_s else 0.0
+    return float(math.ceil(prepare_s / gain)) if prepare_s is not None and gain > 0 else None
+
+
+def _incomplete(fingerprint: Mapping[str, Any]) -> list[str]:
+    missing = [name for name in _NEEDED if not fingerprint.get("stable", {}).get(name)]
+    return [reason("fingerprint", what=", ".join(missing))] if missing else []
