@@ -17,7 +17,7 @@ _MIB = 2**20
 
 def circumstances(timing: Mapping[str, Any], found: Timed) -> dict[str, Any]:
     """The accuracy verdict of the trial's row, and what is missing for the figure to be a claim."""
-    verdict = (found.row or {}).get("accuracy_verdict")
+    verdict = (found.row or {}).get("acc_verdict")
     missing = [
         *(["the absolute dense time"] if not timing["dense_s"] else []),
         *(["its interval"] if not timing["ci95"] else []),

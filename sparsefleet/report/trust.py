@@ -27,7 +27,7 @@ _ASKED = ("op", "batch_size", "dtype", "device", "threads", "baseline")
 
 def trusted(timing: Mapping[str, Any]) -> bool:
     """True if the measurement earned its verdict; see ``sparsefleet.measure.verdict``."""
-    return bool(timing["verdict"] != UNTRUSTED)
+    return timing["verdict"] != UNTRUSTED and not (timing["verdict"] == NOTHING and timing["reasons"])
 
 
 def rival_trusted(timing: Mapping[str, Any]) -> bool:
@@ -56,7 +56,7 @@ def missing(row: Row) -> list[str]:
         found.append("its interval")
     if row["theoretical_speedup"] is None:
         found.append("the theoretical speed-up")
-    if not row.get("accuracy_verdict", "ACC_UNCLEAR"):
+    if not row["acc_verdict"]:
         found.append("an accuracy verdict")
     return found
 
