@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sparsefleet.cli.machine import cpu_checks
+from sparsefleet.cli.machine import Finding, cpu_checks, gpu_checks, setting_checks
 from sparsefleet.cli.session import Session
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,7 +33,7 @@ class Check:
 
 def run_checks(session: Session) -> list[Check]:
     """Every check, in a fixed order; one that raises is a finding of its own and stops no other."""
-    parts: list[Callable[[Session], Iterator[Check]]] = [_versions, _plugins, _folders, _ray, _cpu, _threads, _data, _gpu, _mlflow]
+    parts: list[Callable[[Session], Iterator[Check]]] = [_versions, _plugins, _folders, _ray, _cpu, _settings, _data, _gpu, _mlflow]
     checks: list[Check] = []
     for part in parts:
         try:
@@ -127,15 +127,15 @@ def _ray(session: Session) -> Iterator[Check]:
 
 
 def _cpu(session: Session) -> Iterator[Check]:
-    for what, noisy, found, fix in cpu_checks():
-        yield Check(what, "warn" if noisy else "ok", found, fix)
+    yield from map(_check, cpu_checks())
 
 
-def _threads(session: Session) -> Iterator[Check]:
-    found = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name in os.environ}
-    odd = len(set(found.values())) > 1
-    text = ", ".join(f"{k}={v}" for k, v in found.items()) or "unset: each trial sets its own"
-    yield Check("threads", "warn" if odd else "ok", text, "unset them, or give all the same number")
+def _settings(session: Session) -> Iterator[Check]:
+    yield from map(_check, setting_checks())
+
+
+def _check(finding: Finding) -> Check:
+    return Check(finding.what, "warn" if finding.is_noisy else "ok", finding.found, finding.fix)
 
 
 def _data(session: Session) -> Iterator[Check]:
@@ -155,6 +155,7 @@ def _gpu(session: Session) -> Iterator[Check]:
     build = metadata.version("torch")
     cpu_only = build.endswith("+cpu")
     yield Check("gpu", "warn" if cpu_only else "ok", f"{len(nodes)} NVIDIA, torch {build}", "install a CUDA build of torch to use it")
+    yield from map(_check, gpu_checks())
 
 
 def _mlflow(session: Session) -> Iterator[Check]:
