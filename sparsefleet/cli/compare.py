@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 @click.option(
     "--metric", default="accuracy", show_default=True, metavar="NAME", help="accuracy, test_loss, best_on_val, last_on_val or wall_s."
 )
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="How much worse than dense still counts as held; default 0.005, half a point of accuracy. A regression has no default.",
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--theory", is_flag=True, help="Add a table: counted and possible speed-ups beside the measured ones.")
 @click.option("--allow-cross-machine", "mixed", is_flag=True, help="Show timings of several machines in one table, and say so.")
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 )
 @setting_option("mlflow_uri")
 @json_option
-def compare(session: Session, sweep: str | None, by: Sequence[str], metric: str, source: str, as_json: bool, **flags: bool) -> None:
+def compare(session: Session, sweep: str | None, by: Sequence[str], metric: str, source: str, as_json: bool, **flags: Any) -> None:
     """The table: every method against its dense twin, seeds folded into means with intervals.
 
     SWEEP may be a prefix of its id; without it the newest sweep is shown. What its words mean: docs/numbers.md.
@@ -51,8 +58,10 @@ def compare(session: Session, sweep: str | None, by: Sequence[str], metric: str,
 
     if flags["as_csv"] and as_json:
         raise UserError("--csv and --json exclude each other")
+    if flags["margin"] is not None and not math.isfinite(flags["margin"]):
+        raise UserError(f"--margin {flags['margin']} is no number", fix="e.g. --margin 0.01")
     by = [_COLUMNS.get(name, name) for part in by for name in part.split(",") if name]
-    rows, row = table_rows(session, sweep, Source(source, flags["mixed"]), by, metric)
+    rows, row = table_rows(session, sweep, Source(source, flags["mixed"], flags["margin"]), by, metric)
     if as_json:
         emit({"sweep": row.sweep if row else sweep, "rows": rows})
     elif flags["as_csv"]:
@@ -76,10 +85,11 @@ _COLUMNS = {"density": "density_asked", "params": "params", "speed": "vs_dense_w
 
 @dataclass(frozen=True)
 class Source:
-    """Where the trials are read, and whether timings of several machines may stand in one table."""
+    """Where the trials are read, whether timings of several machines may stand in one table, and by which margin accuracy is judged."""
 
     name: str = "ledger"
     mixed: bool = False
+    margin: float | None = None
 
 
 def table_rows(
@@ -95,7 +105,7 @@ def table_rows(
         row = chosen(ledger, sweep)
         measured = ledger.timings(row.sweep)
         machines = Machines(measured, ledger.samples, mixed=source.mixed)
-        return rows(ledger.trials(row.sweep), Timings(measured, machines), by, metric), row
+        return rows(ledger.trials(row.sweep), Timings(measured, machines), by, metric, margin=source.margin), row
     from sparsefleet.errors import UserError
     from sparsefleet.track.read import raw_samples, rows as tracked
     from sparsefleet.track.server import home_id
@@ -107,7 +117,7 @@ def table_rows(
     if not trials:
         raise UserError(f"MLflow holds no sweep {sweep!r}", cause=f"tracking URI {uri}", fix="sparsefleet status")
     machines = Machines(measured, lambda ref: raw_samples(sweep, uri, ref, home), mixed=source.mixed)
-    return rows(trials, Timings(measured, machines), by, metric), None
+    return rows(trials, Timings(measured, machines), by, metric, margin=source.margin), None
 
 
 def show_table(rows: Sequence[dict[str, Any]], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False) -> None:

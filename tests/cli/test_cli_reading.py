@@ -61,6 +61,13 @@ def test_compare_json_of_a_sweep_that_has_not_run(invoke: Invoke, tmp_path: Path
     assert "0 of 4 trials have ended" in result.stderr
 
 
+def test_the_margin_is_in_every_row(invoke: Invoke, tmp_path: Path) -> None:
+    fill(tmp_path / "home")
+    assert {row["acc_margin"] for row in json.loads(invoke("compare", "demo", "--json").stdout)["rows"]} == {0.005}
+    asked = invoke("compare", "demo", "--margin", "0.02", "--json")
+    assert {row["acc_margin"] for row in json.loads(asked.stdout)["rows"]} == {0.02}
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -68,6 +75,8 @@ def test_compare_json_of_a_sweep_that_has_not_run(invoke: Invoke, tmp_path: Path
         ("compare", "demo", "--by", "densty"),
         ("compare", "demo", "--metric", "los"),
         ("compare", "demo", "--csv", "--json"),
+        ("compare", "demo", "--margin", "-0.1"),
+        ("compare", "demo", "--margin", "nan"),
         ("compare", "--form", "mlflow"),
         ("resume", "nosuch"),
         ("resume",),
