@@ -127,7 +127,7 @@ def _vs_dense(row: Row) -> str:
     if row["arm"] == "dense" and row["step_ms"] is not None:
         return times(1.0)
     if row["vs_dense_width"] is None:
-        return _why_none(row)
+        return UNTRUSTED if row["vs_dense_width_verdict"] == UNTRUSTED else _why_none(row)
     if row["headline_missing"]:
         return ABSENT
     return _speedup(row["vs_dense_width"], row["vs_dense_width_ci"], row["vs_dense_width_verdict"])
@@ -135,8 +135,10 @@ def _vs_dense(row: Row) -> str:
 
 def _vs_small_dense(row: Row) -> str:
     unfit = [what for what in row["headline_missing"] if what not in ("the absolute dense time", "its interval")]
-    if row["vs_small_dense"] is None or row["vs_small_dense_ci"] is None or unfit or row["arm"] == "dense":
+    if unfit or row["arm"] == "dense":
         return ABSENT
+    if row["vs_small_dense"] is None or row["vs_small_dense_ci"] is None:
+        return UNTRUSTED if row["vs_small_dense_verdict"] == UNTRUSTED else ABSENT
     verdict = row["vs_small_dense_verdict"] if row["timing_trusted"] else UNTRUSTED
     return _speedup(row["vs_small_dense"], row["vs_small_dense_ci"], verdict)
 

@@ -67,7 +67,7 @@ def _of(columns: Sequence[Column], owners: Sequence[int]) -> list[Column]:
 
 def _varies(name: str, cells: Sequence[str]) -> bool:
     if name == "arm":
-        return bool(set(cells) - {"dense", "sparse"})
+        return bool(set(cells) - {"dense", "sparse", "small-dense"})
     return len(set(cells)) > 1
 
 

@@ -91,6 +91,24 @@ def test_a_speedup_without_its_circumstances_is_not_printed() -> None:
     assert "no speed-up is printed for set csr at density 0.1 without the theoretical speed-up" in lines
 
 
+def test_a_timing_without_any_kept_round_says_so_where_the_figure_would_stand() -> None:
+    nothing = {"verdict": "NOT_TRUSTWORTHY", "reasons": ["0 of 50 rounds kept"], "rival_verdict": "NOT_TRUSTWORTHY"}
+    lines = render(rows(three_seeds(), [timing(["s0.1-0"], None, **nothing)]))
+    assert lines[2].count("NOT_TRUSTWORTHY") == 2
+    assert "1 of 1 timings are NOT_TRUSTWORTHY" in "\n".join(lines)
+
+
+def test_a_baseline_that_could_not_be_tried_is_said_and_a_slower_one_is_not() -> None:
+    def tried(median_s: float | None, why_not: str) -> dict[str, Any]:
+        eager = {"name": "dense_eager", "median_s": 0.01, "compile_s": None, "why_not": ""}
+        return {"baselines_tried": [eager, {"name": "dense_compiled", "median_s": median_s, "compile_s": None, "why_not": why_not}]}
+
+    lines = render(rows(three_seeds(), [timing(["s0.1-0"], 2.0, **tried(None, "does not compile here: no compiler"))]))
+    assert "no dense_compiled: does not compile here: no compiler" in lines
+    lines = render(rows(three_seeds(), [timing(["s0.1-0"], 2.0, **tried(0.02, "slower"))]))
+    assert not any("dense_compiled" in line for line in lines)
+
+
 def test_a_dense_net_that_does_not_fit_is_a_value() -> None:
     alone = {"dense_s": {}, "baseline": "none", "note": "dense infeasible: two copies need 30.0 GiB, 4.0 GiB are free"}
     lines = render(rows(three_seeds(), [timing(["s0.1-0"], None, **alone)]))
