@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sparsefleet.measure.peaks import Peaks
+from sparsefleet.measure.rates import Peaks
 from sparsefleet.measure.work import Cost, LayerCost, Op, Work
 
 Bound = Literal["dram", "gather", "compute", "launch"]

@@ -16,139 +16,42 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsefleet.home import cache_dir
 from sparsefleet.measure import machine
+from sparsefleet.measure.clock import Machine, read_machine
+from sparsefleet.measure.cpus import cpus_allowed
 from sparsefleet.measure.fingerprint import fingerprint
+from sparsefleet.measure.rates import PROTOCOL, Level as Level, Peaks as Peaks, better, faster, index_bytes_of
 from sparsefleet.ops.csr import csr_tensor
 from sparsefleet.trial.spec import digest
 
-PROTOCOL = "sf-peaks/1"
 ROW_BYTES = (4, 64, 256, 1024)
 BAG = 64
 _ASSUMED = {1: 32 * 2**10, 2: 2**20, 3: 32 * 2**20}
 _DRAM_LEAST, _DRAM_MOST = 64 * 2**20, 2**30
 _TRY_S = 0.02
+_LAUNCHES = 100
+_DISTURBED = 0.05
+_MOST_TAKES = 5
 _PRODUCTS = (1024, 2048)
 _PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Level:
-    """One level of the memory, as seen by all threads together.
-
-    Attributes:
-        name: ``l1``, ``l2``, ``l3`` or ``dram``.
-        stream_room: bytes that it holds of data that the threads divide among them; None for DRAM.
-        gather_room: bytes that it holds of a table that every thread reads.
-        read: bytes per second of a stream that is only read.
-        stream: bytes per second of reads and writes together.
-        gather: bytes per second (index bytes included) by the bytes of a row.
-    """
-
-    name: str
-    stream_room: int | None
-    gather_room: int | None
-    read: float
-    stream: float
-    gather: Mapping[int, float]
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """What this machine can do at best, on one device with one number of threads.
-
-    Attributes:
-        machine: the fingerprint's id.
-        levels: fastest first, DRAM last.
-        flops: per second of a matrix product, by precision.
-        launch_s: the shortest time of any operation.
-    """
-
-    machine: str
-    device: str
-    threads: int
-    levels: tuple[Level, ...]
-    flops: Mapping[str, float]
-    launch_s: float
-    protocol: str = PROTOCOL
-
-    @property
-    def id(self) -> str:
-        """Digest of all of it: ``pk:…``."""
-        return f"pk:{digest(self.to_json())[:16]}"
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self) | {
-            "levels": [asdict(level) | {"gather": {str(row): rate for row, rate in level.gather.items()}} for level in self.levels]
-        }
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Peaks:
-        """The inverse of ``to_json``."""
-        levels = tuple(Level(**{**v, "gather": {int(row): rate for row, rate in v["gather"].items()}}) for v in values["levels"])
-        return Peaks(**{**values, "levels": levels})
-
-    def stream_s(self, n_bytes: float, working_set: float, *, reads_only: bool = False) -> float:
-        """Least seconds to stream ``n_bytes`` out of ``working_set`` bytes that are used again and again.
-
-        What fits into the caches comes from there, and the rest from DRAM.
-        """
-        shares = _shares(working_set, [level.stream_room for level in self.levels])
-        rates = [level.read if reads_only else level.stream for level in self.levels]
-        return n_bytes * sum(share / rate for share, rate in zip(shares, rates, strict=True))
-
-    def gather_s(self, n_rows: float, row_bytes: float, table_bytes: float, index_bytes: float) -> float:
-        """Least seconds to fetch ``n_rows`` rows by index out of a table, with ``index_bytes`` of indices and values for each.
-
-        Between the measured row sizes the time per row is interpolated; longer rows go at the rate of the longest.
-        """
-        shares = _shares(table_bytes, [level.gather_room for level in self.levels])
-        per_row = sum(share * _row_s(level, row_bytes, index_bytes) for share, level in zip(shares, self.levels, strict=True))
-        return n_rows * per_row
-
-
-def _shares(n_bytes: float, rooms: list[int | None]) -> list[float]:
-    """Share of ``n_bytes`` that lies in each level if every level is filled before the next one."""
-    shares, left = [], n_bytes
-    for room in rooms:
-        here = left if room is None else min(left, room)
-        shares.append(here / n_bytes if n_bytes else 0.0)
-        left -= here
-    return shares if n_bytes else [1.0, *[0.0] * (len(rooms) - 1)]
-
-
-def _row_s(level: Level, row_bytes: float, index_bytes: float) -> float:
-    sizes = sorted(level.gather)
-    times = [(size + _index_bytes(size)) / level.gather[size] for size in sizes]
-    if row_bytes <= sizes[0]:
-        return (row_bytes + index_bytes) / level.gather[sizes[0]]
-    for (small, large), (fast, slow) in zip(pairwise(sizes), pairwise(times), strict=True):
-        if row_bytes <= large:
-            return fast + (slow - fast) * (row_bytes - small) / (large - small)
-    return (row_bytes + index_bytes) / level.gather[sizes[-1]]
-
-
-def _index_bytes(row_bytes: int) -> int:
-    """int32 index, and for the product with a vector a float32 value beside it."""
-    return 8 if row_bytes == 4 else 4
-
-
 def peaks(device: str, threads: int, *, refresh: bool = False) -> Peaks:
     """The limits of ``device`` with ``threads`` threads: from the cache, or measured now (about 3 s on two cores).
+
+    Limits that were taken beside busy neighbours are taken again by the next calls, up to five times; the best of each figure stays.
 
     Args:
         refresh: measure again and keep the better of old and new; for when a result came out faster than its limit.
@@ -156,7 +59,7 @@ def peaks(device: str, threads: int, *, refresh: bool = False) -> Peaks:
     name = fingerprint()["id"]
     path = _cache_file(name, device, threads)
     stored = _load(path)
-    if stored is not None and not refresh:
+    if stored is not None and not refresh and (stored.disturbed <= _DISTURBED or stored.takes >= _MOST_TAKES):
         return stored
     found = measure(device, threads, name)
     best = found if stored is None else better(stored, found)
@@ -164,18 +67,6 @@ def peaks(device: str, threads: int, *, refresh: bool = False) -> Peaks:
     temporary.write_text(json.dumps(best.to_json(), allow_nan=False))
     temporary.replace(path)
     return best
-
-
-def better(one: Peaks, other: Peaks) -> Peaks:
-    """The higher rate of two measurements of the same limits, figure by figure."""
-    levels = [replace(a, **_faster(a, b)) for a, b in zip(one.levels, other.levels, strict=True)]
-    flops = {name: max(one.flops.get(name, 0.0), other.flops.get(name, 0.0)) for name in one.flops.keys() | other.flops.keys()}
-    return Peaks(one.machine, one.device, one.threads, tuple(levels), flops, min(one.launch_s, other.launch_s))
-
-
-def _faster(one: Level, other: Level) -> dict[str, Any]:
-    gather = {row: max(one.gather[row], other.gather[row]) for row in one.gather}
-    return {"read": max(one.read, other.read), "stream": max(one.stream, other.stream), "gather": gather}
 
 
 def _cache_file(machine_id: str, device: str, threads: int) -> Path:
@@ -192,20 +83,34 @@ def _load(path: Path) -> Peaks | None:
 
 def measure(device: str, threads: int, machine_id: str = "") -> Peaks:
     """Measures now, and leaves torch's number of threads and its precision flags as they were."""
-    clock = _Clock(device)
+    clock, cpus = _Clock(device, threads), cpus_allowed()
+    before = read_machine(cpus)
     with _settings(threads), torch.inference_mode():
         levels = [_level(clock, *rooms) for rooms in _rooms(device, threads)]
         flops = dict(_products(clock))
         one = torch.ones(1, device=device)
-        launch = min(clock.best(lambda: one.add_(1)), clock.best(lambda: torch.neg(one, out=one)))
-    return Peaks(machine_id, device, threads, _ordered(levels), flops, launch)
+        launch = min(clock.best(partial(_repeat, partial(one.add_, 1))), clock.best(partial(_repeat, one.neg_))) / _LAUNCHES
+    disturbed = 0.0 if clock.device.type == "cuda" else _taken_by_others(before, read_machine(cpus), len(cpus))
+    return Peaks(machine_id, device, threads, _ordered(levels), flops, launch, disturbed)
+
+
+def _repeat(call: Call) -> None:
+    for _ in range(_LAUNCHES):
+        call()
+
+
+def _taken_by_others(before: Machine | None, after: Machine | None, n_cpus: int) -> float:
+    if before is None or after is None or after.wall_s <= before.wall_s:
+        return 0.0
+    foreign = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    return round(max(0.0, foreign + after.steal_s - before.steal_s) / n_cpus / (after.wall_s - before.wall_s), 3)
 
 
 def _ordered(levels: list[Level]) -> tuple[Level, ...]:
     """No level slower than the next one: a slower one is only its kernels' overhead, and what fits there is in the next one too."""
     ordered: list[Level] = []
     for level in reversed(levels):
-        ordered.insert(0, replace(level, **_faster(level, ordered[0])) if ordered else level)
+        ordered.insert(0, replace(level, **faster(level, ordered[0])) if ordered else level)
     return tuple(ordered)
 
 
@@ -237,15 +142,18 @@ def _rooms(device: str, threads: int) -> Iterator[tuple[str, int | None, int | N
 
 
 class _Clock:
-    """Seconds of the fastest of many calls; on CUDA between two events, several calls at once so that the host does not count."""
+    """Seconds of the fastest of many calls.
 
-    def __init__(self, device: str) -> None:
+    One thread is timed by its own CPU time, which a neighbour does not lengthen, and several by the wall. On CUDA several calls run between
+    two events, so that the host does not count.
+    """
+
+    def __init__(self, device: str, threads: int) -> None:
         self.device = torch.device(device)
+        self._now = time.thread_time if threads == 1 else time.perf_counter
 
     def best(self, call: Call) -> float:
-        """The least seconds of one call within ``_TRY_S`` after two calls of warm-up, at least three calls."""
-        for _ in range(2):
-            call()
+        """The least seconds of one call within ``_TRY_S``, of three calls at least; the first one finds cold caches and is never the best."""
         found, end, n = float("inf"), time.perf_counter() + _TRY_S, 0
         while n < 3 or time.perf_counter() < end:
             found, n = min(found, self._once(call)), n + 1
@@ -253,9 +161,9 @@ class _Clock:
 
     def _once(self, call: Call) -> float:
         if self.device.type == "cpu":
-            start = time.perf_counter()
+            start = self._now()
             call()
-            return time.perf_counter() - start
+            return self._now() - start
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(self.device)
         first.record()
@@ -304,7 +212,7 @@ def _gather(clock: _Clock, buffer: Tensor, row_bytes: int) -> float:
         if order.numel() * row_bytes <= 2**24:
             out = torch.empty(order.numel(), row_bytes // 4, device=clock.device)
             calls.append(partial(torch.index_select, table, 0, order, out=out))
-    return order.numel() * (row_bytes + _index_bytes(row_bytes)) / min(clock.best(call) for call in calls)
+    return order.numel() * (row_bytes + index_bytes_of(row_bytes)) / min(clock.best(call) for call in calls)
 
 
 def _products(clock: _Clock) -> Iterator[tuple[str, float]]:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sparsefleet.measure import peaks as module
-from sparsefleet.measure.peaks import Level, Peaks, better, measure, peaks
+from sparsefleet.measure.clock import Machine
+from sparsefleet.measure.peaks import measure, peaks
+from sparsefleet.measure.rates import Level, Peaks, better
 
 GATHER = {4: 1.2e10, 64: 6.8e10, 256: 2.6e11, 1024: 1.028e12}
 HAND = Peaks(
@@ -74,7 +76,7 @@ def test_rows_between_the_measured_sizes_are_interpolated_in_time() -> None:
 
 def test_the_better_of_two_measurements_counts() -> None:
     slow = replace(HAND, launch_s=2e-6, flops={"fp32": 5e11, "bf16": 2e12}, levels=(replace(HAND.levels[0], read=5e10), HAND.levels[1]))
-    assert better(HAND, slow) == better(slow, HAND) == replace(HAND, flops={"fp32": 1e12, "bf16": 2e12})
+    assert better(HAND, slow) == better(slow, HAND) == replace(HAND, flops={"fp32": 1e12, "bf16": 2e12}, takes=2)
 
 
 def test_measured_once_then_read_and_refreshed_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +93,20 @@ def test_measured_once_then_read_and_refreshed_on_demand(tmp_path: Path, monkeyp
     rates = iter([math.pi])
     assert peaks("cpu", 2).launch_s == math.pi, "a torn file is measured anew"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_limits_taken_beside_a_neighbour_are_taken_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEFLEET_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "measure", lambda device, threads, name: replace(HAND, disturbed=0.5))
+    assert [peaks("cpu", 2).takes for _ in range(7)] == [1, 2, 3, 4, 5, 5, 5]
+    monkeypatch.setattr(module, "measure", lambda device, threads, name: replace(HAND, disturbed=0.01))
+    assert [peaks("cpu", 1).takes for _ in range(2)] == [1, 1]
+
+
+def test_the_share_of_others_is_what_this_process_did_not_use() -> None:
+    before, after = Machine(0.0, 0.0, 10.0, 1.0), Machine(2.0, 3.0, 13.5, 1.1)
+    assert module._taken_by_others(before, after, 2) == pytest.approx((0.5 + 0.1) / 2 / 2)
+    assert module._taken_by_others(None, after, 2) == module._taken_by_others(after, after, 2) == 0.0
 
 
 @pytest.mark.gpu
