@@ -43,7 +43,7 @@ class Feed:
         elif event.kind == "trial":
             urgent = self._trial(data)
         elif event.kind == "measure":
-            self._view.phase = _phase("measuring", data)
+            self._view.phase = _phase("measuring again" if data.get("again") else "measuring", data)
         elif event.kind == "upload":
             self._publish()
             self._view.phase = f"uploading {data['waiting']} to MLflow" if data.get("waiting") else ""

@@ -39,7 +39,7 @@ def as_lines(timing: Mapping[str, Any], found: Timed) -> list[str]:
         ("vs dense", _ratio(timing["speedup"], timing["ci95"], timing["verdict"])),
         ("vs small-dense", _ratio(timing["rival_speedup"], timing["rival_ci95"], timing["rival_verdict"])),
         ("theory", _theory(timing["theory"])),
-        ("accuracy", about["accuracy_verdict"] or "no verdict: that takes the seeds of a sweep"),
+        ("accuracy", _accuracy(found.row)),
         ("A/A control", f"dense against dense reads {timing['aa_ratio']:.3f}; {timing['kept']} of {timing['rounds']} rounds kept"),
         ("memory", _memory(timing["memory"])),
         ("conversion", _conversion(timing)),
@@ -55,6 +55,12 @@ def as_lines(timing: Mapping[str, Any], found: Timed) -> list[str]:
     if about["headline_missing"] and timing["speedup"] is not None:
         told.append(f"no claim can rest on this alone: {', '.join(about['headline_missing'])} is missing")
     return told
+
+
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    if not row or not row["acc_verdict"]:
+        return "no verdict: that takes the seeds of a sweep"
+    return f"{row['acc_verdict']}{f', {reason}' if (reason := row['acc_reason']) else ''}"
 
 
 def _side(side: Mapping[str, float]) -> str:

@@ -67,7 +67,7 @@ def untrustworthy(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         for timing in row["timings"]:
-            if timing["config_key"] in seen or (timing["trusted"] and timing["rival_verdict"] != UNTRUSTED):
+            if timing["config_key"] in seen or UNTRUSTED not in (timing["verdict"], timing["rival_verdict"]):
                 continue
             seen.add(timing["config_key"])
             found.append(
