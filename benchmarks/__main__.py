@@ -1,54 +1,81 @@
-"""Runs a benchmark suite and keeps its figures: ``python -m benchmarks SUITE [its options]``; without a suite, or with ``all``, every one.
+"""Runs benchmark suites and keeps their figures, per machine, in benchmarks/results/SUITE-MACHINE.json.
 
-Figures are printed beside their targets and written to ``benchmarks/results/SUITE-MACHINE.json``. What could not be run says so.
+Every figure is printed beside its target. "not run" (with the reason) is neither kept nor missed. What is left out with --only keeps its older
+value and date in the file; figures of --quick never replace those of a full run.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
+import argparse
+import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-SUITES = {
-    "cli": "benchmarks.cli.times",
-    "fleet": "benchmarks.fleet.throughput",
-    "chaos": "benchmarks.chaos.kill_workers",
-    "trust": "benchmarks.trust.planted",
-}
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.harness import RESULTS, SCHEMA, Book, Found, Part, Row, about, describe, run_part
+from benchmarks.suites import SUITES, listing
 
 
-def exists(module: str) -> bool:
-    """Whether the suite is here."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its package is not here either
-        return False
+def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; ends with 2 if they make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=f"suites and their parts:\n{listing()}\n\nexit codes: 0 nothing missed, 1 a target is missed or a part broke, 2 bad usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suite", choices=[*SUITES, "all"], help="one of them, or all")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="ID_OR_WORD", help="parts with this id or this word in their title"
+    )
+    parser.add_argument("--quick", action="store_true", help="few cells: shows that it works, not how well")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, the lines for people on stderr")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the file is kept; default: benchmarks/results"
+    )
+    options = parser.parse_args(arguments)
+    suites = SUITES if options.suite == "all" else {options.suite: SUITES[options.suite]}
+    options.parts = {suite: [part for part in parts if part.is_asked(options.only)] for suite, parts in suites.items()}
+    unknown = [word for word in options.only if not any(part.is_asked([word]) for parts in suites.values() for part in parts)]
+    if unknown:
+        there = ", ".join(part.id for parts in suites.values() for part in parts)
+        parser.error(f"nothing in {options.suite} is called {', '.join(map(repr, unknown))}; there are {there}")
+    return options
 
 
-def run(suite: str, arguments: list[str]) -> int:
-    """The suite's exit code; 0 if it is not here, which is said."""
-    if not exists(SUITES[suite]):
-        print(f"{suite}: not run, {SUITES[suite]} is not here")
-        return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """1 if a target is missed or a part broke."""
+    options = asked(arguments)
     from sparsefleet.measure.fingerprint import fingerprint
 
-    kept = [] if "--json" in arguments else ["--json", str(RESULTS / f"{suite}-{fingerprint()['id'].removeprefix('fp:')}.json")]
-    return subprocess.call([sys.executable, "-m", SUITES[suite], *arguments, *kept])
+    machine, talk = fingerprint(), sys.stderr if options.json else sys.stdout
+    done: list[Row] = []
+    words: Counter[str] = Counter()
+    for suite, parts in options.parts.items():
+        if not parts:
+            continue
+        book = Book(suite, SUITES[suite], machine, options.results)
+        print(f"{suite} on {describe(machine)}", file=talk)
+        for part in parts:
+            found = run_part(part, quick=options.quick)
+            rows = found.rows(part, about(machine, quick=options.quick))
+            book.take(part, rows, found.raw)
+            done += [{"suite": suite, **row} for row in rows]
+            words.update(figure.word for figure in found.figures)
+            print(said(part, found), file=talk, flush=True)
+        ran = {part.id for part in parts}
+        kept = sum(row["id"] not in ran for row in book.rows)
+        print(f"  written to {book.path.name}{f', beside {kept} figures of earlier runs' if kept else ''}", file=talk)
+    print(", ".join(f"{n} {word}" for word, n in words.items()), file=talk)
+    if options.json:
+        print(json.dumps({"schema": SCHEMA, "machine": machine["id"], "figures": done}, allow_nan=False))
+    return int(bool(words["MISSED"] or words["BROKEN"]))
 
 
-def main() -> int:
-    """1 if a suite missed a target, 2 if there is no such suite."""
-    asked, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("all", [])
-    if asked in ("-h", "--help"):
-        print(f"{__doc__}\nSuites: {', '.join(SUITES)}")
-        return 0
-    if asked not in (*SUITES, "all"):
-        print(f"no suite {asked!r}; there are {', '.join(SUITES)} and all", file=sys.stderr)
-        return 2
-    codes = [run(suite, arguments) for suite in (SUITES if asked == "all" else [asked])]
-    return int(any(codes))
+def said(part: Part, found: Found) -> str:
+    """A part's figures for people."""
+    return "\n".join([f"{part.id}  {part.title}  ({found.seconds:.0f} s)", *(f"  {figure.line()}" for figure in found.figures)])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""A measured figure beside its target, for people and as JSON with the machine it comes from."""
+"""What a benchmark hands back: a measured value beside its target."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import sys
+from dataclasses import dataclass
 from typing import Any
+
+
+class NotRun(Exception):
+    """Raised by a benchmark that cannot run here; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,12 @@ class Figure:
     """One measured value.
 
     Attributes:
-        value: None if it was not run.
-        spread: lowest and highest of the repetitions.
+        value: None if it was not run; then ``note`` says why.
+        spread: lowest and highest of the repetitions, or an interval.
         target: limit that the value must keep; None if it is only told.
         at_least: whether the target is a lower limit.
+        most: an upper limit beside a lower ``target``.
+        broken: the benchmark itself failed; that is neither "not run" nor "missed".
     """
 
     what: str
@@ -27,39 +31,70 @@ class Figure:
     target: float | None = None
     at_least: bool = True
     note: str = ""
+    most: float | None = None
+    broken: bool = False
 
     @property
     def kept(self) -> bool | None:
         """Whether the target is kept; None without a value or a target."""
         if self.value is None or self.target is None:
             return None
-        return self.value >= self.target if self.at_least else self.value <= self.target
+        if not self.at_least:
+            return self.value <= self.target
+        return self.target <= self.value and (self.most is None or self.value <= self.most)
+
+    @property
+    def word(self) -> str:
+        """``kept``, ``MISSED``, ``told`` (there is no target), ``not run`` or ``BROKEN``."""
+        if self.broken:
+            return "BROKEN"
+        if self.value is None:
+            return "not run"
+        return {True: "kept", False: "MISSED", None: "told"}[self.kept]
+
+    @property
+    def limit(self) -> str:
+        """The target for people; empty without one."""
+        if self.target is None:
+            return ""
+        if self.most is not None:
+            return f"{self.target:g} to {self.most:g} {self.unit}"
+        return f"{'>=' if self.at_least else '<='} {self.target:g} {self.unit}"
 
     def line(self) -> str:
-        """For people."""
+        """For people: what, value, target, word."""
+        because = f"  ({self.note})" if self.note else ""
         if self.value is None:
-            found = f"not run{f': {self.note}' if self.note else ''}"
-        else:
-            spread = f" [{self.spread[0]:.3g}, {self.spread[1]:.3g}]" if self.spread else ""
-            found = f"{self.value:.3g}{spread} {self.unit}{f'  ({self.note})' if self.note else ''}"
-        limit = "" if self.target is None else f"  target {'>=' if self.at_least else '<='} {self.target:g} {self.unit}"
-        verdict = {True: "  kept", False: "  MISSED", None: ""}[self.kept]
-        return f"  {self.what:58} {found}{limit}{verdict}"
+            return f"{self.what:62} {self.word}{f': {self.note}' if self.note else ''}"
+        spread = f" [{self.spread[0]:.4g}, {self.spread[1]:.4g}]" if self.spread else ""
+        limit = f"  target {self.limit}  {self.word}" if self.limit else ""
+        return f"{self.what:62} {self.value:.4g}{spread} {self.unit}{limit}{because}"
 
 
-def tell(suite: str, figures: Sequence[Figure], *, options: dict[str, Any], raw: Any, path: Path | None) -> int:
-    """Print the figures, write them with the machine's fingerprint to ``path``, and return 1 if a target is missed."""
-    from sparsefleet.measure.fingerprint import fingerprint
+class Run:
+    """What a benchmark is told, and where it says how far it is.
 
-    machine = fingerprint()
-    cpu, now = machine["stable"]["cpu"], machine["now"]
-    print(f"{suite} on {cpu['model']}, {len(cpu['allowed'])} of {cpu['logical']} cores, load {now['load']}, {machine['id']}")
-    for figure in figures:
-        print(figure.line())
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{**asdict(figure), "kept": figure.kept} for figure in figures]
-        body = {"suite": suite, "options": options, "figures": rows, "raw": raw, "fingerprint": machine}
-        path.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
-        print(f"  written to {path}")
-    return int(any(figure.kept is False for figure in figures))
+    Attributes:
+        quick: fewer cells, to see that it works; its figures never replace those of a full run.
+        raw: what ``keep`` was given.
+    """
+
+    def __init__(self, *, quick: bool = False) -> None:
+        self.quick = quick
+        self.raw: Any = None
+
+    def say(self, text: str) -> None:
+        """Progress, on stderr."""
+        print(f"    {text}", file=sys.stderr, flush=True)
+
+    def keep(self, raw: Any) -> None:
+        """Stores JSON values beside the figures."""
+        self.raw = raw
+
+    def pick(self, full: int, quick: int) -> int:
+        """How many, by kind of run."""
+        return quick if self.quick else full
+
+    def note(self, text: str = "") -> str:
+        """``text``, with the remark that a quick run deserves."""
+        return "; ".join(part for part in (text, "quick run, few cells" if self.quick else "") if part)

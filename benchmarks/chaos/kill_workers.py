@@ -1,17 +1,12 @@
 """RF-01: a random busy worker is killed every few seconds while a sweep runs. Every trial ends with one committed record.
 
-    python -m benchmarks.chaos.kill_workers [--trials 200] [--every 3] [--seed 0] [--baseline] [--json PATH]
-
-A worker is the Ray process that supervises a slot; its trial's process dies with it. Prints its figures; exits with 1 if a trial was lost,
-committed twice or lacks a file. ``--baseline`` runs the same trials without kills first.
+A worker is the Ray process that supervises a slot; its trial's process dies with it. The same trials run without kills first.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -21,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.figures import Figure, tell
+from benchmarks.figures import Figure, Run
 from sparsefleet.fleet.driver import DriverSettings, Event, submit
 from sparsefleet.fleet.enqueue import enqueue
 from sparsefleet.grid.load import load_grid
@@ -130,31 +125,22 @@ def problems(row: TrialRow) -> list[str]:
     return found
 
 
-def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--baseline", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures with the machine's fingerprint here")
-    asked = parser.parse_args()
+def figures(asked: Run) -> list[Figure]:
+    """What a sweep of 200 trials lost to a kill every 3 s, and how much longer it took than without."""
+    n_trials = asked.pick(200, 20)
     result: dict[str, Any] = {}
-    for name, every_s in [("baseline", None), ("chaos", asked.every)] if asked.baseline else [("chaos", asked.every)]:
+    for name, every_s in [("baseline", None), ("chaos", 3.0)]:
         with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-") as folder:
-            result[name] = run(Path(folder), n_trials=asked.trials, every_s=every_s, seed=asked.seed)
-    chaos, baseline = result["chaos"], result.get("baseline")
-    found = [
-        Figure("results", "trials", chaos["succeeded"], target=asked.trials, note=f"{chaos['kills']} workers killed"),
-        Figure("results lost", "trials", chaos["lost"], target=0, at_least=False),
-        Figure("results committed twice", "trials", chaos["committed_twice"], target=0, at_least=False),
-        Figure("trials with a wrong history", "trials", len(chaos["problems"]), target=0, at_least=False),
-        Figure("time under kills", "s", chaos["running_s"]),
-        Figure("time without", "s", baseline["running_s"] if baseline else None, note="" if baseline else "--baseline"),
+            asked.say(f"{name}: {n_trials} trials")
+            result[name] = run(Path(folder), n_trials=n_trials, every_s=every_s)
+    asked.keep(result)
+    chaos, quick = result["chaos"], asked.note()
+    slower = chaos["running_s"] / result["baseline"]["running_s"]
+    return [
+        Figure("results", "trials", chaos["succeeded"], target=n_trials, note=asked.note(f"{chaos['kills']} workers killed")),
+        Figure("results lost", "trials", chaos["lost"], target=0, at_least=False, note=quick),
+        Figure("results committed twice", "trials", chaos["committed_twice"], target=0, at_least=False, note=quick),
+        Figure("trials with a wrong history", "trials", len(chaos["problems"]), target=0, at_least=False, note=quick),
+        Figure("time under kills", "s", chaos["running_s"], note=quick),
+        Figure("time under kills over time without", "times", slower, target=2.0, at_least=False, note=quick),
     ]
-    options = {"trials": asked.trials, "every_s": asked.every, "seed": asked.seed}
-    return tell("chaos", found, options=options, raw=result, path=asked.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,10 @@
 """Time of ``--help`` of every command, and time and memory of planning a grid of a million points, each in a process of its own.
 
-    python -m benchmarks.cli.times --repetitions 5
-
 Wall time and processor time are told; the best of the repetitions counts for the wall time, since what a neighbour adds is not ours.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,7 +17,7 @@ from typing import Any
 
 import click
 
-from benchmarks.figures import Figure, tell
+from benchmarks.figures import Figure, Run
 from sparsefleet.cli.app import cli
 
 HELP_S, PLAN_S, PLAN_MIB = 0.3, 1.0, 100.0
@@ -69,13 +66,8 @@ def timed(arguments: tuple[str, ...], environment: dict[str, str]) -> dict[str, 
     return {"wall_s": wall_s, "cpu_s": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024, "output": output}
 
 
-def main() -> int:
-    """1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures with the machine's fingerprint here")
-    options = parser.parse_args()
-    help_runs: dict[str, list[dict[str, Any]]] = {}
+def plan(run: Run) -> list[Figure]:
+    """Seconds and memory of planning a grid of a million points."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "SPARSEFLEET_HOME": folder}
         grid = Path(folder) / "million.yaml"
@@ -83,27 +75,35 @@ def main() -> int:
         densities = ", ".join(f"{1e-4 * (k + 1):.4f}" for k in range(1000))
         grid.write_text(GRID.format(lrs=lrs, densities=densities))
         timed(("plan", str(grid)), environment)  # fills the catalogue's cache
-        plan_runs = [timed(("plan", str(grid)), environment) for _ in range(options.repetitions)]
-        for _ in range(options.repetitions):
-            for path in commands():
-                run = timed((*path, "--help"), environment)
-                help_runs.setdefault(" ".join(path) or "(root)", []).append(run)
-    if "1,000,000" not in plan_runs[0]["output"]:
-        raise SystemExit(f"the plan does not say a million:\n{plan_runs[0]['output'][:500]}")
-    found = [
-        _figure("plan of 1,000,000 points", plan_runs, PLAN_S),
-        Figure("plan of 1,000,000 points: peak of memory", "MiB", max(r["peak_mib"] for r in plan_runs), target=PLAN_MIB, at_least=False),
-        *(_figure(f"sparsefleet {name} --help", runs, HELP_S) for name, runs in help_runs.items()),
+        runs = [timed(("plan", str(grid)), environment) for _ in range(run.pick(6, 2))]
+    if "1,000,000" not in runs[0]["output"]:
+        raise SystemExit(f"the plan does not say a million:\n{runs[0]['output'][:500]}")
+    run.keep(_without_output(runs))
+    peak = max(one["peak_mib"] for one in runs)
+    return [
+        _figure("plan of 1,000,000 points", runs, PLAN_S),
+        Figure("plan of 1,000,000 points: peak of memory", "MiB", peak, target=PLAN_MIB, at_least=False),
     ]
-    raw = {name: [{k: v for k, v in r.items() if k != "output"} for r in runs] for name, runs in {"plan": plan_runs, **help_runs}.items()}
-    return tell("cli", found, options={"repetitions": options.repetitions}, raw=raw, path=options.json)
+
+
+def helps(run: Run) -> list[Figure]:
+    """Seconds of every command's ``--help``."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "SPARSEFLEET_HOME": folder}
+        timed(("--help",), environment)  # fills the catalogue's cache
+        for _ in range(run.pick(6, 2)):
+            for path in commands():
+                found.setdefault(" ".join(path) or "(root)", []).append(timed((*path, "--help"), environment))
+    run.keep({name: _without_output(runs) for name, runs in found.items()})
+    return [_figure(f"sparsefleet {name} --help", runs, HELP_S) for name, runs in found.items()]
+
+
+def _without_output(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in one.items() if name != "output"} for one in runs]
 
 
 def _figure(what: str, runs: list[dict[str, Any]], target: float) -> Figure:
     walls = [run["wall_s"] for run in runs]
     note = f"processor {median(run['cpu_s'] for run in runs):.2f} s"
     return Figure(what, "s", min(walls), (min(walls), max(walls)), target=target, at_least=False, note=note)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """Trials per second and overhead per trial, ours and Ray Tune's, measured in one run on this machine.
 
-    python -m benchmarks.fleet.throughput --trials 200
-
 A trial here trains for zero steps, so all of its time is overhead: it builds the network from its spec through the registry, evaluates it,
 and writes model, masks and record. Ours does that in a forked process of its own, stores the files by digest and commits to the ledger; Tune
 does it in its worker, which keeps nothing beyond the folder. Beside it stands Tune with a trainable that does nothing at all (``empty``).
@@ -12,17 +10,16 @@ told beside it. Ray gives its workers a low priority, which costs Tune's trials 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from benchmarks.figures import Figure, tell
+from benchmarks.figures import Figure, Run
 from benchmarks.fleet.sides import SIDES
 
 Rounds = dict[str, list[dict[str, Any]]]
@@ -61,31 +58,18 @@ def figures_of(rounds: Rounds) -> list[Figure]:
         found.append(middle(f"{side}: overhead per trial", "ms", [r["overhead_ms"] for r in runs]))
         found.append(middle(f"{side}: from the call to the first trial's start", "s", [r["first_start_s"] for r in runs]))
     for side, target in (("tune", 30.0), ("tune-empty", 30.0), ("tune-reuse", 1.5), ("tune-reuse-empty", 1.5)):
-        if side in rounds and "ours" in rounds:
-            ratios = [a["trials_per_s"] / b["trials_per_s"] for a, b in zip(rounds["ours"], rounds[side], strict=True)]
-            found.append(middle(f"ours over {side}", "times", ratios, target=target))
-        else:
-            found.append(Figure(f"ours over {side}", "times", target=target))
+        ratios = [a["trials_per_s"] / b["trials_per_s"] for a, b in zip(rounds["ours"], rounds[side], strict=True)]
+        found.append(middle(f"ours over {side}", "times", ratios, target=target))
     return found
 
 
-def main() -> int:
-    """1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=200, help="of our sides; Tune runs a share of them")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--cpus", type=int, default=2, help="what each Ray may use: that many trials run at once")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--json", type=Path, help="write the figures with the machine's fingerprint here")
-    options = parser.parse_args()
-    rounds: Rounds = {side: [] for side in SIDES if side in options.sides}
-    for repetition in range(options.repetitions):
+def figures(run: Run) -> list[Figure]:
+    """Throughput and overhead of every side, and ours over each of Tune's."""
+    n_trials, repetitions, cpus = run.pick(150, 20), run.pick(3, 1), 2
+    rounds: Rounds = {side: [] for side in SIDES}
+    for repetition in range(repetitions):
         order = list(rounds) if repetition % 2 == 0 else list(reversed(rounds))
         for side in order:
-            rounds[side].append(run_side(side, options.trials, options.cpus))
-    asked = {"trials": options.trials, "repetitions": options.repetitions, "cpus": options.cpus}
-    return tell("fleet", figures_of(rounds), options=asked, raw=rounds, path=options.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            rounds[side].append(run_side(side, n_trials, cpus))
+    run.keep(rounds)
+    return [replace(figure, note=run.note(figure.note)) for figure in figures_of(rounds)]

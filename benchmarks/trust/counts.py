@@ -1,24 +1,19 @@
 """MT-06: what the product counts against loops over every connection, row and byte of tiny networks.
 
-    python -m benchmarks.trust.counts --nets 500
-
 The loops share no formula with ``sparsefleet.measure.cost``: they walk over the stored arrays, the activations that a forward pass shows and
 the slots that a real optimizer keeps, and add one at a time.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 
-from benchmarks.figures import Figure, tell
+from benchmarks.figures import Figure, Run
 from sparsefleet.connections import Connections
 from sparsefleet.measure.cost import cost
 from sparsefleet.measure.work import Cost
@@ -191,10 +186,10 @@ def _stepped(case: Case) -> int:
     return touched
 
 
-def figures(n_nets: int = 500) -> list[Figure]:
-    """How many of ``n_nets`` networks were counted otherwise than by the loops."""
+def figures(run: Run) -> list[Figure]:
+    """How many of 500 networks were counted otherwise than by the loops."""
     wrong: list[str] = []
-    n_seen = 0
+    n_nets, n_seen = run.pick(500, 50), 0
 
     @settings(max_examples=n_nets, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(nets())
@@ -206,18 +201,5 @@ def figures(n_nets: int = 500) -> list[Figure]:
             wrong.append(f"{[type(part).__name__ for part in case.network]} {case.op} {case.optimizer}: {looped} against {counted}")
 
     compare()
-    note = f"{n_seen} networks" + (f"; first: {wrong[0]}" if wrong else "")
-    return [Figure("MT-06 own counts that differ from the loops'", "networks", len(wrong), target=0, at_least=False, note=note)]
-
-
-def main() -> int:
-    """0 if every count is exact."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", type=int, default=500)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    return tell("trust: counts", figures(options.nets), options={"nets": options.nets}, raw=None, path=options.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    note = run.note(f"{n_seen} networks" + (f"; first: {wrong[0]}" if wrong else ""))
+    return [Figure("own counts that differ from the loops'", "networks", len(wrong), target=0, at_least=False, note=note)]
