@@ -1,35 +1,28 @@
-"""Planted speed-ups on this machine: does the estimator find what is known to be there?
-
-    python -m benchmarks.trust.planted --cells 20 --threads 1 --load none
-
-Each cell times n equal matrix products against m of them, so the true speed-up is n / m. A/A cells (20 / 20) must never read as a difference
-(MT-01), planted ones never with the wrong sign (MT-02); what is not trusted must say so. ``--load burst`` runs a neighbour that is busy in
-bursts. Prints one line per ratio: value and target.
-"""
+"""Comparisons with a known answer: n equal matrix products against m of them, so that the true speed-up is n / m."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.figures import Run
+from benchmarks.trust.neighbours import Foreign, neighbours
 from sparsefleet.measure.clock import CpuClock
 from sparsefleet.measure.estimate import Estimate, Plan, compare
-from sparsefleet.measure.fingerprint import fingerprint
-from sparsefleet.measure.trust import doubts
+from sparsefleet.measure.verdict import Word, judge
 
-PRODUCTS = 20
-PLANTED = {"A/A": 20, "1.11x": 18, "0.91x": 22, "2.00x": 10}
-BURST = "import random, time\nwhile True:\n    end = time.time() + random.uniform(0.1, 1.0)\n    while time.time() < end: pass\n    time.sleep(random.uniform(0.1, 1.0))"
+LEVEL = "screen"
+AA = (20, 20)
+PLANTED = {1.1: (22, 20), 0.9: (18, 20), 2.0: (20, 10)}
+"""Products of the dense and of the sparse side."""
+_SIZES = (96, 128, 192, 256)
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -38,32 +31,45 @@ class Cell:
 
     truth: float
     estimate: Estimate
+    verdict: Word
     reasons: list[str]
     seconds: float
 
     @property
-    def verdict(self) -> str:
-        """What a table would say."""
-        if self.reasons or self.estimate.ci95 is None:
-            return "not trusted"
-        low, high = self.estimate.ci95
-        return "FASTER" if low > 1.03 else "SLOWER" if high < 0.97 else "SAME" if low >= 0.97 and high <= 1.03 else "INCONCLUSIVE"
+    def trusted(self) -> bool:
+        """Whether a table would print it."""
+        return self.verdict != "NOT_TRUSTWORTHY"
 
     @property
     def error(self) -> float:
-        """Relative error of the figure."""
+        """Relative error of the figure; infinite if there is none."""
         return abs((self.estimate.speedup or float("inf")) / self.truth - 1)
 
     @property
     def is_false(self) -> bool:
-        """True if the verdict claims a difference that is not there or has the wrong sign."""
-        allowed = "FASTER" if self.truth > 1 else "SLOWER" if self.truth < 1 else ""
-        return self.verdict in ({"FASTER", "SLOWER"} - {allowed}) or (self.verdict == "SAME" and self.truth != 1)
+        """True if the verdict claims a difference that is not there, denies one that is, or has the wrong sign."""
+        right = "FASTER" if self.truth > 1 else "SLOWER" if self.truth < 1 else "SAME"
+        return self.verdict in {"FASTER", "SLOWER", "SAME"} - {right}
+
+    @property
+    def found(self) -> bool:
+        """True if the verdict is the right one of FASTER, SLOWER and SAME."""
+        return self.verdict in ("FASTER", "SLOWER", "SAME") and not self.is_false
+
+    @property
+    def covered(self) -> bool:
+        """True if the interval holds the truth."""
+        return self.estimate.ci95 is not None and self.estimate.ci95[0] <= self.truth <= self.estimate.ci95[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the results file."""
+        e = self.estimate
+        control = {"aa_ratio": e.aa_ratio, "drift": e.drift, "kept": e.kept, "rounds": e.rounds}
+        return {"truth": self.truth, "speedup": e.speedup, "ci95": e.ci95, "verdict": self.verdict, "reasons": self.reasons, **control}
 
 
-def work(n: int, size: int, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``n`` products of one ``size`` square matrix with the input."""
-    weight = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
+def work(n: int, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``n`` products of ``weight`` with the input."""
 
     def call(x: torch.Tensor) -> torch.Tensor:
         for _ in range(n):
@@ -74,73 +80,54 @@ def work(n: int, size: int, seed: int) -> Callable[[torch.Tensor], torch.Tensor]
     return call
 
 
-def cell(n_sparse: int, index: int, threads: int) -> Cell:
-    """Times one cell; sizes differ from cell to cell."""
-    size = random.Random(index).choice([96, 128, 192, 256])
-    inputs = [torch.randn(size, 32, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+def cell(products: tuple[int, int], index: int, threads: int = 1, *, shared: bool = False) -> Cell:
+    """Times one cell; sizes differ from cell to cell.
+
+    Args:
+        products: of the dense and of the sparse side.
+        shared: all sides multiply by the same matrix. What the caches do to a side that comes after another one is then the same for all, and
+            the truth is n / m to the last digit; three matrices are what a comparison of networks is like.
+    """
+    size = random.Random(index).choice(_SIZES)
+    inputs = [torch.randn(size, _BATCH, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    weights = [torch.randn(size, size, generator=torch.Generator().manual_seed(0 if shared else i)) for i in range(3)]
+    if shared:
+        weights = weights[:1] * 3
+    n, m = products
     started = time.perf_counter()
-    dense, second, sparse = work(PRODUCTS, size, 0), work(PRODUCTS, size, 1), work(n_sparse, size, 2)
-    plan = Plan(f"planted|{n_sparse}|{index}")
+    dense, second, sparse = work(n, weights[0]), work(n, weights[1]), work(m, weights[2])
+    plan = Plan(f"planted|{n}|{m}|{index}|{threads}")
     estimate, _ = compare(dense, sparse, second=second, inputs=inputs, plan=plan, clock=CpuClock(threads))
-    return Cell(PRODUCTS / n_sparse, estimate, doubts(estimate), time.perf_counter() - started)
+    verdict, reasons = judge(estimate, LEVEL, threads)
+    return Cell(n / m, estimate, verdict, reasons, time.perf_counter() - started)
 
 
-def summary(name: str, cells: list[Cell]) -> dict[str, Any]:
-    """The figures of one planted ratio."""
-    trusted = [c for c in cells if not c.reasons]
-    errors = sorted(c.error for c in trusted)
-    return {
-        "planted": name,
-        "cells": len(cells),
-        "trusted": len(trusted),
-        "false": sum(c.is_false for c in cells),
-        "covered": sum(c.estimate.ci95 is not None and c.estimate.ci95[0] <= c.truth <= c.estimate.ci95[1] for c in trusted),
-        "median_error": errors[len(errors) // 2] if errors else None,
-        "max_error": errors[-1] if errors else None,
-        "verdicts": {verdict: sum(c.verdict == verdict for c in cells) for verdict in sorted({c.verdict for c in cells})},
-        "seconds_per_cell": sum(c.seconds for c in cells) / len(cells),
-    }
+def cells(
+    run: Run, n: int, load: str, *, kinds: Sequence[tuple[int, int]] = (AA,), threads: int = 1, shared: bool = False
+) -> tuple[list[Cell], Foreign]:
+    """``n`` cells of each kind in turn, beside the neighbours of ``load``, and what others used meanwhile."""
+    torch.set_num_threads(threads)
+    done: list[Cell] = []
+    with neighbours(load) as foreign:
+        for index in told(run, n, f"{load}, {threads} thread(s)"):
+            done += [cell(kind, index, threads, shared=shared) for kind in kinds]
+    return done, foreign
 
 
-def line(row: dict[str, Any]) -> str:
-    """One row for people: value and target."""
-    worst = "-" if row["max_error"] is None else f"{100 * row['max_error']:.2f} %"
-    return (
-        f"{row['planted']:6} false {row['false']}/{row['cells']} (target 0)  trusted {row['trusted']}/{row['cells']}  "
-        f"max trusted error {worst} (target <= 2 %)  interval covers {row['covered']}/{row['trusted']}  "
-        f"{row['seconds_per_cell']:.1f} s a cell  {row['verdicts']}"
-    )
+def told(run: Run, n: int, what: str) -> Iterator[int]:
+    """0 to n - 1, with a line on stderr now and then."""
+    for index in range(n):
+        if index and index % max(1, n // 5) == 0:
+            run.say(f"{what}: {index} of {n}")
+        yield index
 
 
-def main() -> int:
-    """0 if no verdict is false and no trusted figure is off by more than 2 %."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=20, help="per planted ratio")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--load", choices=["none", "burst"], default="none")
-    parser.add_argument("--json", type=Path, help="write the figures with the machine's fingerprint here")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    neighbour = subprocess.Popen([sys.executable, "-c", BURST]) if options.load == "burst" else None
-    found: dict[str, list[Cell]] = {name: [] for name in PLANTED}
-    try:
-        for index in range(options.cells):
-            for name, n_sparse in PLANTED.items():
-                found[name].append(cell(n_sparse, index, options.threads))
-    finally:
-        if neighbour:
-            neighbour.kill()
-            neighbour.wait()
-    rows = [summary(name, cells) for name, cells in found.items()]
-    print(f"planted speed-ups, {options.threads} thread(s), load {options.load}")
-    for row in rows:
-        print(line(row))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        body = {"suite": "trust", "what": "planted", "options": vars(options) | {"json": None}, "rows": rows, "fingerprint": fingerprint()}
-        options.json.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
-    return int(any(row["false"] or (row["max_error"] or 0) > 0.02 for row in rows))
+def tally(done: Sequence[Cell]) -> str:
+    """Verdicts, and how long a cell took, for the note."""
+    words = Counter(one.verdict for one in done)
+    return f"{', '.join(f'{n} {word}' for word, n in words.most_common())}; {sum(one.seconds for one in done) / len(done):.1f} s a cell"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def raw(done: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Cells for the results file."""
+    return [one.to_json() for one in done]
