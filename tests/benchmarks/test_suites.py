@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import suites
+
+
+def test_every_part_of_every_suite_is_there() -> None:
+    """Modules and functions exist, by their source: importing them would need torch, ray and more."""
+    root = Path(suites.__file__).parent.parent
+    for parts in suites.SUITES.values():
+        assert len({one.id for one in parts}) == len(parts)
+        for one in parts:
+            module, _, function = one.function.partition(":")
+            assert f"\ndef {function}(" in (root / f"{module.replace('.', '/')}.py").read_text(), one.id
+
+
+def test_help_imports_nothing_heavy() -> None:
+    look = "import sys; from benchmarks.__main__ import asked; print([m for m in ('torch', 'ray', 'mlflow', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
