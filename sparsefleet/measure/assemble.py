@@ -9,13 +9,12 @@ from statistics import median
 from typing import Any
 
 from sparsefleet.measure.estimate import Estimate, recompute
+from sparsefleet.measure.limits import SLACK
 from sparsefleet.measure.passes import MeasureRequest, MeasureResult, PassResult
 from sparsefleet.measure.samples import PROTOCOL, Body, Samples, reference
 from sparsefleet.measure.verdict import LEVELS, doubts, interval_doubts, reason, word
 from sparsefleet.trial.record import Timing
 
-FULL_LIMIT = 1.05
-"""A side may read this much faster than the limit that was measured minutes or days before; beyond it something is wrong."""
 _NEEDED = ("cpu", "software")
 
 
@@ -48,9 +47,7 @@ def timing_of(body: Body, samples_ref: str) -> Timing:
     versus = facts["versus"]
     shared = [*facts["conditions"], *doubts(estimate, gates, job["threads"]), *_incomplete(body.fingerprint)]
     theory = _theory(facts["theory"], estimate, versus)
-    limit = theory.get("fraction_of_limit")
-    if isinstance(limit, float) and limit > FULL_LIMIT:
-        shared.append(reason("limit", percent=100 * limit))
+    shared += _impossible(theory, estimate, versus)
     speedup, ci95 = (estimate.speedup, estimate.ci95) if versus == "dense" else (None, None)
     rival = {
         "dense": (estimate.rival_speedup, estimate.rival_ci95),
@@ -124,6 +121,17 @@ def _theory(facts: Mapping[str, Any], estimate: Estimate, versus: str) -> dict[s
         found["fraction_of_limit"] = limit / estimate.sparse_s["median"]
     if isinstance(roofline, float) and versus == "dense" and estimate.speedup is not None:
         found["realised_fraction"] = estimate.speedup / roofline
+    return found
+
+
+def _impossible(theory: Mapping[str, float | str], estimate: Estimate, versus: str) -> list[str]:
+    """A reason for each side that is faster than the machine can be, by more than the scatter of two measurements."""
+    sides = {"sparse": ("limit_s", estimate.sparse_s), "dense": ("dense_limit_s", estimate.dense_s if versus == "dense" else {})}
+    found = []
+    for side, (name, seconds) in sides.items():
+        limit = theory.get(name)
+        if isinstance(limit, float) and seconds and limit > SLACK * seconds["median"]:
+            found.append(reason("limit", side=side, percent=100 * limit / seconds["median"]))
     return found
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from sparsefleet.measure.memory import conversion, peak_of
 from sparsefleet.measure.passes import MeasureRequest
-from sparsefleet.measure.sides import batches, side
+from sparsefleet.measure.sides import Step, batches, side
 from sparsefleet.plugin import Dataset
 from sparsefleet.registry import Registry
 from sparsefleet.sparsity.bytes import resident_bytes
 from sparsefleet.trial.build import build_network, load_network
 
-_CALLS = 3
-"""The first allocates the optimizer's slots, the second is as any other, the third is one more."""
+_WARM_CALLS = 2
+"""They allocate the optimizer's slots and load the code that computes, which is nobody's working memory."""
 
 
 def footprint(request: MeasureRequest) -> dict[str, float | str]:
     """Figures of the ``memory`` of a timing; of the sparse side with ``prepare_s`` and ``prepare_peak_bytes``.
 
-    ``peak_bytes`` is what the network's storages hold, counted, plus what the process needs beyond that while it computes, measured.
+    ``peak_bytes`` is what the network and its optimizer hold between two calls, counted, plus what one call needs beyond that, measured.
     """
     job, registry = request.job, Registry()
     dataset: Dataset = registry.build("dataset", job.spec.dataset)
@@ -29,13 +29,13 @@ def footprint(request: MeasureRequest) -> dict[str, float | str]:
         network = build_network(spec, registry=registry, device=job.device)
     inputs = batches(dataset, spec, job.batch_size, job.device)
     call = side(job.op, network.module, spec, dataset.info)
-    held = sum(resident_bytes(network.module).values())
-
-    def calls() -> None:
-        for i in range(_CALLS):
-            call(inputs[i % len(inputs)])
-
-    _, peak = peak_of(calls, job.device)
+    for i in range(_WARM_CALLS):
+        call(inputs[i])
+    call.last = None
+    if isinstance(call, Step):
+        call.optimizer.zero_grad(set_to_none=True)
+    held = sum(resident_bytes(network.module, call.optimizer if isinstance(call, Step) else None).values())
+    _, peak = peak_of(lambda: call(inputs[_WARM_CALLS]), job.device)
     if peak.bytes is None:
         return {"why_not": peak.why_not}
     found: dict[str, float | str] = {"peak_bytes": float(held + peak.bytes), "peak_kind": peak.kind, "held_bytes": float(held)}

@@ -22,7 +22,7 @@ REASONS = {
     "drift": "drifted by {percent:+.1f} % while it was measured",
     "between": "the processes differ by {percent:.1f} %",
     "threads": "the {side} side used {cpus:.1f} CPUs with {threads} thread(s) set",
-    "limit": "faster than this machine's limit ({percent:.0f} % of it): the count of its work or the measurement is wrong",
+    "limit": "the {side} side is faster than this machine's limit ({percent:.0f} % of it): the count of its work or the measurement is wrong",
     "shared_device": "another process used the device: {who}",
     "fingerprint": "the machine is not fully described: {what} is missing",
     "hot": "the device was still throttled: {what}",
