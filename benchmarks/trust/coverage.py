@@ -58,7 +58,7 @@ def figures(run: Run) -> list[Figure]:
         for n in SIZES:
             hits, of = covered(n, kind, tries, seed=1)
             raw[f"{kind} {n}"] = [hits, of]
-            low, high = _limits(kind, n, of)
+            low, high = _limits(kind, n, of) if kind != "exponential" else (None, None)
             note = "Student's t" if n < 10 else "studentised bootstrap"
             found.append(
                 Figure(f"accuracy interval, {kind}, n={n}", "%", 100 * hits / of, _wilson(hits, of), low, most=high, note=run.note(note))
@@ -77,7 +77,7 @@ def _limits(kind: str, n: int, tries: int) -> tuple[float, float]:
     """95 %, less what the method can honestly not give, and three standard errors of the simulation around it."""
     noise = 300 * math.sqrt(0.95 * 0.05 / tries)
     honest = 2.5 if kind == "skewed" and n < 10 else 0.5
-    return 95 - honest - noise, 95 + 0.5 + noise
+    return round(95 - honest - noise, 1), round(95 + 0.5 + noise, 1)
 
 
 def _wilson(hits: int, of: int) -> tuple[float, float]:
