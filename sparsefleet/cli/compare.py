@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     help="How much worse than dense still counts as held; default 0.005, half a point of accuracy. A regression has no default.",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option("--timings", "every", is_flag=True, help="A line for each timing: op, batch size, dense and sparse time, verdict.")
 @click.option("--theory", is_flag=True, help="Add a table: counted and possible speed-ups beside the measured ones.")
 @click.option("--allow-cross-machine", "mixed", is_flag=True, help="Show timings of several machines in one table, and say so.")
 @require_option
@@ -69,7 +70,7 @@ def compare(session: Session, sweep: str | None, by: Sequence[str], metric: str,
 
         click.echo(to_csv(rows), nl=False)
     else:
-        show_table(rows, by, metric, theory=flags["theory"])
+        show_table(rows, by, metric, theory=flags["theory"], every=flags["every"])
         if row and figures(row)["done"] < figures(row)["total"]:
             say(f"{row.sweep} is {row.state}: {figures(row)['done']} of {figures(row)['total']} trials have ended")
             next_command(f"resume {row.sweep}" if following(row).startswith("compare") else following(row))
@@ -120,13 +121,15 @@ def table_rows(
     return rows(trials, Timings(measured, machines), by, metric, margin=source.margin), None
 
 
-def show_table(rows: Sequence[dict[str, Any]], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False) -> None:
+def show_table(
+    rows: Sequence[dict[str, Any]], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False, every: bool = False
+) -> None:
     """The table, what it can claim, and where the break-even lies, to stdout."""
     from sparsefleet.report.breakeven import sentences
     from sparsefleet.report.claims import claim
     from sparsefleet.report.table import render
 
-    data(render(rows, by, metric, theory=theory))
+    data(render(rows, by, metric, theory=theory, every=every))
     if rows:
         data(claim(rows))
         data(sentences(rows))

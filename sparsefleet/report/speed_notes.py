@@ -133,7 +133,7 @@ def _machines(rows: Sequence[Row]) -> list[str]:
 
 
 def _remarks(rows: Sequence[Row]) -> list[str]:
-    own = ((name(row), row["timing_note"]) for row in rows if row["timings"] and row["arm"] != "dense")
+    own = ((name(row), text) for row in rows if row["timings"] and row["arm"] != "dense" for text in row["timing_note"].split("; "))
     lines = _grouped("{}: {}", own)
     return [*lines[:_MOST], f"and {len(lines) - _MOST} more remarks on timings (compare --json)"] if len(lines) > _MOST else lines
 

@@ -14,20 +14,28 @@ from sparsefleet.report.speed import memory_columns, speed_columns, theory_colum
 
 Row = Mapping[str, Any]
 _ABSENT = "–"
+_MOST_TIMINGS = 24
+"""A terminal shows no more of them unasked: the comparison itself would scroll away."""
 _SHOWN_ANYWAY = ("vs_dense_width", "vs_small_dense", "step_ms")
 
 
-def render(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False) -> list[str]:
+def render(
+    rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False, every: bool = False
+) -> list[str]:
     """Lines of plain text: the tables, then what their figures rest on. Empty rows give one line that says so.
 
     Args:
         theory: add the table of what counting and the machine's limits promise.
+        every: show every timing, however many there are.
     """
     if not rows:
         return ["no trials"]
-    blocks = [text_lines(table) for table in tables(rows, by, metric, theory=theory)]
+    n_timings = len(timings(rows)[0])
+    every = every or n_timings <= _MOST_TIMINGS
+    blocks = [text_lines(table) for table in tables(rows, by, metric, theory=theory, every=every)]
+    left_out = [] if every else [f"{n_timings} timings in all, at other ops and batch sizes too: compare --timings has a line for each"]
     apart = [[*block, *([""] if len(blocks) > 1 else [])] for block in blocks]
-    return [*(line for block in apart for line in block), *(plain(line) for line in notes(rows))]
+    return [*(line for block in apart for line in block), *left_out, *(plain(line) for line in notes(rows))]
 
 
 def render_markdown(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy") -> str:
@@ -38,12 +46,14 @@ def render_markdown(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "
     return "\n".join([*lines, *(f"- {plain(line).replace('<', '&lt;')}" for line in notes(rows))]) + "\n"
 
 
-def tables(rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False) -> list[list[Column]]:
+def tables(
+    rows: Sequence[Row], by: Sequence[str] = (), metric: str = "accuracy", *, theory: bool = False, every: bool = True
+) -> list[list[Column]]:
     """The comparison; every timing where a row has more than one; theory beside measurement if asked for."""
     found = [columns(rows, by, metric)]
-    owners, every = timings(rows)
-    if every:
-        found.append([*_of(identity(rows, by), owners), *every])
+    owners, lines = timings(rows) if every else ([], [])
+    if lines:
+        found.append([*_of(identity(rows, by), owners), *lines])
     promised = theory_columns(rows) if theory else []
     return [*found, [*identity(rows, by), *promised]] if promised else found
 

@@ -85,6 +85,14 @@ def test_every_timing_has_a_line_and_none_is_picked() -> None:
     assert lines[2].count("×") == 1
 
 
+def test_many_timings_do_not_scroll_the_comparison_away() -> None:
+    table = rows(three_seeds(), [timing(["s0.1-0"], 0.5, batch_size=n) for n in range(1, 26)])
+    assert "25 timings in all, at other ops and batch sizes too: compare --timings has a line for each" in render(table)
+    assert sum("0.50×" in line for line in render(table)) == 1
+    assert sum("0.50×" in line for line in render(table, every=True)) == 26
+    assert render_markdown(table).count("0.50×") == 26
+
+
 def test_a_speedup_without_its_circumstances_is_not_printed() -> None:
     lines = render(rows(three_seeds(), [timing(["s0.1-0"], 2.0, theory={}, **RIVAL)]))
     assert not any("2.00×" in line or "0.80×" in line for line in lines)
