@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparsefleet.measure.clock import read_machine
 from sparsefleet.measure.cpus import cpus_allowed
 
-_LIVES = "import os, random, time\nparent = os.getppid()\nwhile os.getppid() == parent:\n"
+_LIVES = "import os, random, sys, time\nwhile os.getppid() == int(sys.argv[1]):\n"
 HOG = _LIVES + "    sum(range(100_000))\n"
 BURST = _LIVES + (
     "    end = time.time() + random.uniform(0.1, 1.0)\n    while time.time() < end: sum(range(10_000))\n    time.sleep(random.uniform(0.1, 1.0))\n"
@@ -34,7 +34,7 @@ class Foreign:
 @contextmanager
 def neighbours(load: str) -> Iterator[Foreign]:
     """Runs the neighbours of ``LOADS[load]`` meanwhile; tells afterwards what others used."""
-    running = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL) for code in LOADS[load]]
+    running = [subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdin=subprocess.DEVNULL) for code in LOADS[load]]
     found, cpus = Foreign(), cpus_allowed()
     before, own = read_machine(cpus), _children_s()
     try:

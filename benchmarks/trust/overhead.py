@@ -33,12 +33,7 @@ Passed = dict[str, Any]
 
 def figures(run: Run) -> list[Figure]:
     """Overhead per time pass by op, and seconds per cell by level."""
-    from sparsefleet.fleet.forkserver import preload
-
-    preload()
-    with tempfile.TemporaryDirectory() as text:
-        cells = in_child(lambda: _jobs(Path(text)))
-        found = measured(run, Path(text), cells)
+    found = in_child(lambda: _preloaded(run))
     run.keep(found)
     told = []
     for op in ("forward", "step"):
@@ -64,6 +59,15 @@ def _middle(what: str, values: list[float], note: str, **limits: Any) -> Figure:
     return Figure(what, "s", median(values), (min(values), max(values)), note=note, at_least=False, **limits)
 
 
+def _preloaded(run: Run) -> dict[str, list[Passed]]:
+    """``measured`` in this process, once it has imported what a fleet's children find imported; it must end without an interpreter's goodbye."""
+    from sparsefleet.fleet.forkserver import preload
+
+    preload()
+    with tempfile.TemporaryDirectory() as folder:
+        return measured(run, in_child(lambda: _jobs(Path(folder))))
+
+
 def _jobs(folder: Path) -> list[dict[str, Any]]:
     from benchmarks.trust.trained import sparse_net
 
@@ -72,7 +76,7 @@ def _jobs(folder: Path) -> list[dict[str, Any]]:
     return [{"job": job.model_dump(mode="json", by_alias=True), "model": str(net.model), "masks": str(net.folder)} for job in jobs]
 
 
-def measured(run: Run, folder: Path, cells: list[dict[str, Any]]) -> dict[str, list[Passed]]:
+def measured(run: Run, cells: list[dict[str, Any]]) -> dict[str, list[Passed]]:
     """Every pass and every cell, with their seconds."""
     from sparsefleet.measure.lease import device_lease
     from sparsefleet.measure.passes import MeasureRequest, Memo, PassResult, run_passes

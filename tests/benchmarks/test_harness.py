@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks import __main__ as command
@@ -199,3 +205,35 @@ def test_json_is_all_there_is_on_stdout(run: Any) -> None:
     ]
     assert all(figure["quick"] for figure in body["figures"])
     assert "target >= 1 times  kept" in err
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_part_and_its_neighbours_end_with_the_command(end: signal.Signals, tmp_path: Path) -> None:
+    """The neighbour asks now and then whether its parent is still there."""
+    pids = tmp_path / "pids"
+    (tmp_path / "bench_long.py").write_text(
+        "import os, pathlib, time\n"
+        "from benchmarks.trust.neighbours import neighbours\n"
+        "import psutil\n"
+        "def figures(run):\n"
+        "    with neighbours('hogs'):\n"
+        f"        fresh = pathlib.Path({str(pids)!r} + '.new')\n"
+        "        fresh.write_text(' '.join(map(str, [os.getpid(), *(c.pid for c in psutil.Process().children())])))\n"
+        f"        fresh.rename({str(pids)!r})\n"
+        "        time.sleep(60)\n"
+    )
+    start = "from benchmarks.harness import Part, run_part; run_part(Part('L', 'long', 'bench_long:figures'), quick=True)"
+    command = subprocess.Popen([sys.executable, "-c", start], stderr=subprocess.DEVNULL)
+    wait_for(pids.exists)
+    running = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    assert len(running) == 3
+    command.send_signal(end)
+    command.wait()
+    wait_for(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in running))
+
+
+def wait_for(held: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not held():
+        assert time.monotonic() < end
+        time.sleep(0.05)
