@@ -67,7 +67,7 @@ def test_plan_is_data_on_stdout_and_talk_on_stderr(tmp_path: Path, grid: Path) -
     assert done.stdout.startswith("grid tiny:")
     assert done.stderr == f"next: sparsefleet submit grid {grid}\n"
     body = json.loads(run_program("plan", str(grid), "--json", "--only", "set", home=tmp_path / "home").stdout)
-    assert (body["schema"], body["trials"], body["only"]) == (1, 6, 2)
+    assert (body["schema"], body["trials"], body["only"]) == (1, 8, 2)
     assert not (tmp_path / "home").exists()
 
 

@@ -191,7 +191,7 @@ method: {pruner: magnitude, start: twin}
     before = {t.arm: t.key for t in sweep_trials(load_grid(str(grid), catalog=plugins), plugins, tmp_path)}
     plugins.entries = [dataclasses.replace(e, digest="changed") if e.name == "relu" else e for e in plugins.entries]
     after = {t.arm: t.key for t in sweep_trials(load_grid(str(grid), catalog=plugins), plugins, tmp_path)}
-    assert set(before) == {"dense", "sparse"}
+    assert set(before) == {"dense", "sparse", "small-dense"}
     assert before["dense"] != after["dense"]
     assert before["sparse"] != after["sparse"]
 
