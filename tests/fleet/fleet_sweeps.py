@@ -34,9 +34,9 @@ print(json.dumps(["end", {"state": row.state, "counts": row.counts, "modules": [
 
 
 def enter(home: Path, text: str) -> str:
-    """The sweep of a grid given as text; entered in the ledger, not run."""
+    """The sweep of a grid given as text, without control arms unless it names some; entered in the ledger, not run."""
     path = home / "grid.yaml"
-    path.write_text(BASE + text)
+    path.write_text(BASE + text + ("" if "control_arms" in text else "\ncontrol_arms: []\n"))
     plugins = catalog()
     return enqueue(load_grid(str(path), catalog=plugins), plugins, home, home / "data")
 

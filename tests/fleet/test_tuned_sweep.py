@@ -23,6 +23,7 @@ validation: 0.2
 seeds: 2
 density: 0.2
 layer: csr
+control_arms: [small-dense]
 optimizer.sgd.lr: {select: [0.0001, 0.1]}
 axes:
   method:
