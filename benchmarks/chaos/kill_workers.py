@@ -31,6 +31,7 @@ model: {{mlp: {{hidden: [64]}}}}
 optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}
 train: {{epochs: {epochs}, batch_size: 32}}
 seeds: {seeds}
+control_arms: []
 axes:
   density: [0.1]
   method: [{{rewirer: set}}]

@@ -29,6 +29,7 @@ model: {{mlp: {{hidden: [16]}}}}
 optimizer: {{sgd: {{lr: 0.1}}}}
 train: {{epochs: 0, batch_size: 64}}
 seeds: {seeds}
+control_arms: []
 axes:
   density: [0.1]
   method: [{{rewirer: static, layer: csr}}]
