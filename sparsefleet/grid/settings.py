@@ -49,7 +49,9 @@ class Measure(ts.Frozen):
     )
     ops: tuple[Literal["forward", "step"], ...] = Field(("forward", "step"), min_length=1)
     baselines: tuple[Literal["dense_eager", "dense_compiled"], ...] = Field(
-        ("dense_eager", "dense_compiled"), min_length=1, description="forms of the dense nets that are tried; the fastest correct one is the baseline"
+        ("dense_eager", "dense_compiled"),
+        min_length=1,
+        description="forms of the dense nets that are tried; the fastest correct one is the baseline",
     )
 
 
