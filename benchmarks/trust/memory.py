@@ -1,5 +1,4 @@
-"""MT-07: known transients of 64, 256 and 512 MB, each in a fresh process, against the peak that the product reports.
-"""
+"""MT-07: known transients of 64, 256 and 512 MB, each in a fresh process, against the peak that the product reports."""
 
 from __future__ import annotations
 
