@@ -9,6 +9,8 @@ from sparsefleet.ledger import Ledger
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.measure.config import MeasureJob, groups
 
+DEFAULT_BATCH_SIZES: Mapping[str, tuple[Any, ...]] = {"screen": ("train",), "publish": ("train", 1, 32, 256)}
+"""Batch sizes that are timed where the grid names none."""
 _KEPT_STATES = ("SUCCEEDED", "INCORRECT", "OOM")
 """Ends that are a fact of the configuration: another sweep need not find them out again."""
 _DOUBT = "NOT_TRUSTWORTHY"
@@ -26,7 +28,8 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
     if asked.get("level", "none") == "none":
         return []
     names = ("ops", "baselines")
-    wanted = groups(ledger.trials(sweep), asked.get("batch_sizes", ["train"]), **{name: asked[name] for name in names if name in asked})
+    batch_sizes = asked.get("batch_sizes") or DEFAULT_BATCH_SIZES[asked["level"]]
+    wanted = groups(ledger.trials(sweep), batch_sizes, **{name: asked[name] for name in names if name in asked})
     have = {row.config_key: row for row in ledger.timings(sweep) if not again or _trusted(row)}
     left: list[MeasureJob] = []
     with ledger.batch():

@@ -56,6 +56,8 @@ def timing_of(body: Body, samples_ref: str) -> Timing:
     reasons = [*shared, *(interval_doubts(speedup, ci95, gates) if versus == "dense" else [])]
     has_rival = versus == "rival" or bool(estimate.rival_s)
     rival_reasons = [*shared, *interval_doubts(*rival, gates)] if has_rival else []
+    small = (estimate.rival_vs_dense, estimate.rival_vs_dense_ci95) if versus == "dense" and estimate.rival_s else (None, None)
+    small_reasons = [*shared, *interval_doubts(*small, gates)]
     prepare_s = facts["memory"].get("prepare_s")
     dense_s = estimate.dense_s if versus == "dense" else {}
     remarks = [*facts["notes"], *dict.fromkeys(s.rounds_because for s in body.processes if s.rounds_because != "as planned")]
@@ -75,6 +77,10 @@ def timing_of(body: Body, samples_ref: str) -> Timing:
         rival_speedup=rival[0],
         rival_ci95=rival[1],
         rival_verdict=word(rival[1], rival_reasons) if has_rival else "NONE",
+        rival_reasons=rival_reasons,
+        rival_vs_dense=small[0],
+        rival_vs_dense_ci95=small[1],
+        rival_vs_dense_verdict=word(small[1], small_reasons) if versus == "dense" and estimate.rival_s else "NONE",
         rival_params=facts["rival_params"],
         rival_note=facts["rival_note"],
         aa_ratio=estimate.aa_ratio,

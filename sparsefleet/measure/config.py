@@ -95,7 +95,8 @@ def groups(
 ) -> list[MeasureJob]:
     """One job per configuration, op and batch size; in the order in which their first trials come.
 
-    Trials that did not succeed are left out. Dense twins get no job: their time is the dense side of the others'. Trials on ``masked``
+    Trials that did not succeed are left out. Dense twins get no job: their time is the dense side of the others'; nor do small-dense trials
+    that are timed as the rival of a sparse one. Trials on ``masked``
     get none either, unless ``also_masked``; then they are timed alone, without a speed-up.
 
     Args:
@@ -104,13 +105,15 @@ def groups(
     """
     rows = [row for row in trials if row.record and row.record.get("state") == "SUCCEEDED" and row.record.get("counts")]
     specs = {row.key: TrialSpec.model_validate(row.spec) for row in rows}
+    rivals = {row.rival_key for row in rows if specs[row.key].is_sparse and _enters_speedups(row)}
     jobs: dict[str, MeasureJob] = {}
     for row in sorted(rows, key=lambda row: specs[row.key].seed):
         spec = specs[row.key]
         twin = specs.get(row.twin_key or "") or twin_of(spec)
         rival = specs.get(row.rival_key or "") or rival_of(spec, twin)
-        execution = execution_of(row.record or {})
-        versus_dense = "masked_dense" not in execution.split("+")
+        versus_dense = _enters_speedups(row)
+        if row.key in rivals:
+            continue
         if _architecture(spec) == _architecture(twin) or not (versus_dense or also_masked):
             continue
         for op in ops:
@@ -122,6 +125,10 @@ def groups(
                 jobs[job.config_key] = job
     place = {row.key: i for i, row in enumerate(rows)}
     return sorted(jobs.values(), key=lambda job: min(place[key] for key in job.keys))
+
+
+def _enters_speedups(row: TrialLike) -> bool:
+    return "masked_dense" not in execution_of(row.record or {}).split("+")
 
 
 def twin_of(spec: TrialSpec) -> TrialSpec:
@@ -198,7 +205,7 @@ def _job(row: TrialLike, specs: _Specs, how: _How) -> MeasureJob:
         device=record["device"]["device"],
         threads=record["device"]["threads"],
         execution=execution,
-        versus_dense="masked_dense" not in execution.split("+"),
+        versus_dense=_enters_speedups(row),
         params=counts.get("params", 0),
         dense_params=counts["total_params_model"],
         steps=_steps(record),

@@ -63,6 +63,7 @@ class Estimate:
         speedup: dense over sparse; None if a process kept no round.
         ci95: its percentile bootstrap interval; None below ``MIN_KEPT_FOR_INTERVAL`` kept rounds.
         rival_speedup: rival over sparse; None without a rival.
+        rival_vs_dense: dense over rival; None without a rival.
         aa_ratio: the first dense copy over the second: 1 on a quiet machine. From all rounds if none was kept.
         drift: median log-ratio of the last third of the kept rounds over that of the first third, as a ratio; of the process that drifted most.
         least_kept: kept rounds of the process that kept the fewest, and their share.
@@ -75,6 +76,8 @@ class Estimate:
     ci95: tuple[float, float] | None
     rival_speedup: float | None
     rival_ci95: tuple[float, float] | None
+    rival_vs_dense: float | None
+    rival_vs_dense_ci95: tuple[float, float] | None
     aa_ratio: float
     aa_ci95: tuple[float, float] | None
     drift: float
@@ -168,6 +171,7 @@ class _Logs:
     kept: bool
     speedup: list[float]
     rival: list[float]
+    small: list[float]
     control: list[float]
     seconds: dict[str, list[float]]
     reasons: list[str]
@@ -187,6 +191,8 @@ def recompute(*processes: Samples) -> Estimate:
         ci95=bootstrap([one.speedup for one in logs], f"{key}|speedup") if all_kept else None,
         rival_speedup=math.exp(fmean(median(one.rival) for one in logs)) if has_rival else None,
         rival_ci95=bootstrap([one.rival for one in logs], f"{key}|rival") if has_rival else None,
+        rival_vs_dense=math.exp(fmean(median(one.small) for one in logs)) if has_rival else None,
+        rival_vs_dense_ci95=bootstrap([one.small for one in logs], f"{key}|rival vs dense") if has_rival else None,
         aa_ratio=math.exp(fmean(median(one.control) for one in logs)),
         aa_ci95=bootstrap([one.control for one in logs], f"{key}|control") if all_kept else None,
         drift=math.exp(max((_drift(one.speedup) for one in logs), key=abs)),
@@ -216,6 +222,7 @@ def _logs(samples: Samples) -> _Logs:
         kept=bool(kept),
         speedup=[math.log(math.sqrt(a * c) / b) for a, b, c in zip(d, s, e, strict=True)],
         rival=[math.log(a / b) for a, b in zip(seconds.get(RIVAL, ()), s, strict=False)],
+        small=[math.log(math.sqrt(a * c) / b) for a, b, c in zip(d, seconds.get(RIVAL, ()), e, strict=False)],
         control=[math.log(a / c) for a, c in zip(d, e, strict=True)],
         seconds=seconds,
         reasons=reasons,

@@ -93,10 +93,11 @@ Runner = Callable[[MeasureRequest], "PassResult | None"]
 
 @dataclass
 class Memo:
-    """What later jobs of the same phase need not find out again: limits by device and threads, choices by dense net."""
+    """What later jobs of the same phase need not find out again: limits by device and threads, choices and memory by dense net."""
 
     peaks: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     chosen: dict[str, list[BaselineTried]] = field(default_factory=dict)
+    memory: dict[str, PassResult] = field(default_factory=dict)
 
 
 def run_passes(request: MeasureRequest, run: Runner, memo: Memo, earlier: Sequence[str] = ()) -> MeasureResult | None:
@@ -130,10 +131,13 @@ def run_passes(request: MeasureRequest, run: Runner, memo: Memo, earlier: Sequen
         request = request.model_copy(update={"chosen": {**request.chosen, **tried}})
     memory: dict[str, PassResult] = {}
     for side in ("sparse", "dense") if times[0].facts["versus"] == "dense" else ("sparse",):
-        found = run(request.model_copy(update={"part": Pass(kind="memory", side=side)}))
+        found = memo.memory.get(keys["dense"]) if side == "dense" else None
+        found = found or run(request.model_copy(update={"part": Pass(kind="memory", side=side)}))
         if found is None:
             return None
         memory[side] = found
+    if "dense" in memory:
+        memo.memory[keys["dense"]] = memory["dense"]
     return assemble(request, times, memory, earlier)
 
 

@@ -230,14 +230,19 @@ class _Comparison:
         if not self.request.peaks:
             return {}
         from sparsefleet.measure.cost import cost, optimizer_kind
-        from sparsefleet.measure.limits import theory
-        from sparsefleet.measure.peaks import Peaks
+        from sparsefleet.measure.limits import limit, theory
+        from sparsefleet.measure.rates import Peaks
 
         job, precision, x = self.job, self.job.spec.train.precision, self.inputs[0][0]
         kinds = optimizer_kind(job.spec.optimizer), optimizer_kind(job.twin.optimizer)
         own = cost(loaded.module, x, job.op, kinds[0], precision)
         dense = cost(sides.dense.network, x, job.op, kinds[1], precision) if sides.versus == "dense" else None
-        return theory(own, dense, Peaks.from_json(self.request.peaks), job.op, None, None).values
+        peaks = Peaks.from_json(self.request.peaks)
+        values = theory(own, dense, peaks, job.op, None, None).values
+        if sides.rival:
+            small = cost(sides.rival.network, x, job.op, kinds[1], precision)
+            values |= {"flops_rival": float(small.flops), "rival_limit_s": limit(small, peaks, job.op).seconds}
+        return values
 
 
 def memory_free(device: str) -> int | None:

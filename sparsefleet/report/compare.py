@@ -85,8 +85,9 @@ def rows(
 
 
 def _followers(one: Group, groups: Sequence[Group]) -> list[Group]:
+    """The rows that are compared with this one: as their twin, or as their small-dense rival."""
     keys = {t.key for t in one.trials}
-    return [g for g in groups if any(t.twin_key in keys for t in g.trials)]
+    return [g for g in groups if any({t.twin_key, t.rival_key} & keys for t in g.trials)]
 
 
 def _row(one: Group, by_key: dict[str, TrialRow], row_of: dict[str, Group], values: Values) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefleet.report.intervals import mean
 from sparsefleet.report.machines import Machines
-from sparsefleet.report.trust import NOTHING, rival_trusted, trusted
+from sparsefleet.report.trust import NOTHING, UNTRUSTED, rival_trusted, trusted
 
 if TYPE_CHECKING:
     from sparsefleet.ledger.rows import TimingRow
@@ -53,6 +53,7 @@ _MASKED_HAS_NONE = {
     "rival_speedup": None,
     "rival_ci95": None,
     "rival_verdict": NOTHING,
+    "rival_reasons": [],
 }
 
 
@@ -78,7 +79,7 @@ class Timings:
         The headline is the training step at the training's batch size where that was measured, else the first of its kind; of several (one
         per topology) the one with the median speed-up, trusted ones only if there are any. ``timings`` holds them all. What is stored as a
         masked dense weight has a step time and never a speed-up. A dense row without a timing of its own shows the dense side of its
-        followers' trusted pairs.
+        followers' trusted pairs, a small-dense one the rival's side of the one with the median speed-up.
         """
         everywhere, reasons = self._of(one)
         found = [t for t in everywhere if self.machines.shows(t["fingerprint"])]
@@ -95,6 +96,8 @@ class Timings:
         batch_size = one.spec["train"]["batch_size"]
         if not found and one.arm == "dense":
             return {**columns, **self._dense_side(followers, batch_size)}
+        if not found and one.arm == "small-dense":
+            return {**columns, **self._rival_side(followers, batch_size)}
         cells = alike(found, batch_size, self.machines.newest)
         if not cells:
             return columns
@@ -139,6 +142,46 @@ class Timings:
             "n_timed": len(same),
             "timing_note": f"mean of the dense side of {len(same)} paired timing{'s' if len(same) > 1 else ''}",
         }
+
+    def _rival_side(self, followers: Sequence[Group], batch_size: int) -> dict[str, Any]:
+        """What was timed of a small-dense net beside the sparse nets whose rival it is."""
+        paired = [
+            t for f in followers for t in self._of(f)[0] if t["rival_s"] and t["dense_s"] and t["fingerprint"] == self.machines.newest
+        ]
+        beside = [
+            {
+                **t,
+                "sparse_s": t["rival_s"],
+                "speedup": t["rival_vs_dense"],
+                "ci95": t["rival_vs_dense_ci95"],
+                "verdict": t["rival_vs_dense_verdict"],
+                "reasons": t["reasons"] or t["rival_reasons"] if t["rival_vs_dense_verdict"] == UNTRUSTED else [],
+                "execution": "dense",
+                "rival_note": "",
+                "note": "timed as the rival of the sparse nets",
+                "prepare_s": None,
+                "breakeven_calls": None,
+                "method_share": 0.0,
+                **{name: value for name, value in _MASKED_HAS_NONE.items() if name.startswith("rival")},
+                "theory": _rival_theory(t),
+                "memory": {},
+            }
+            for t in paired
+        ]
+        cells = [t for t in alike(beside, batch_size, self.machines.newest) if t["batch_size"] == batch_size]
+        if not cells:
+            return {}
+        head = middle(cells)
+        return {**_ms(head["sparse_s"]), **_headline(head), "n_timed": len(cells)}
+
+
+def _rival_theory(t: Mapping[str, Any]) -> dict[str, Any]:
+    """What was counted of the small-dense net, where its limits are known."""
+    theory = t["theory"]
+    if "flops_rival" not in theory:
+        return {}
+    ratio = theory["flops_dense"] / theory["flops_rival"]
+    return {"flop_ratio": ratio, "fraction_of_limit": theory["rival_limit_s"] / t["rival_s"]["median"]}
 
 
 def alike(found: Sequence[Mapping[str, Any]], batch_size: int, machine: str | None) -> list[Mapping[str, Any]]:
@@ -246,6 +289,7 @@ _KEPT = (
     "rival_speedup",
     "rival_ci95",
     "rival_verdict",
+    "rival_reasons",
     "rival_params",
     "rival_note",
     "baselines_tried",

@@ -71,7 +71,7 @@ def untrustworthy(rows: Sequence[Row]) -> list[str]:
                 continue
             seen.add(timing["config_key"])
             found.append(
-                f"{name(row)}, {timing['op']}, batch {timing['batch_size']}: {'; '.join(timing['reasons']) or 'no reason is stored'}"
+                f"{name(row)}, {timing['op']}, batch {timing['batch_size']}: {'; '.join(timing['reasons'] or timing['rival_reasons']) or 'no reason is stored'}"
             )
     return found
 

@@ -160,6 +160,10 @@ class Timing(_Strict):
     rival_speedup: float | None = None
     rival_ci95: tuple[float, float] | None = None
     rival_verdict: Verdict = "NONE"
+    rival_reasons: list[str] = Field(default_factory=list, description="why the comparison with it is NOT_TRUSTWORTHY")
+    rival_vs_dense: float | None = Field(None, description="speed-up of the small-dense net over the dense one")
+    rival_vs_dense_ci95: tuple[float, float] | None = None
+    rival_vs_dense_verdict: Verdict = "NONE"
     rival_params: int | None = None
     rival_note: str = ""
     aa_ratio: float

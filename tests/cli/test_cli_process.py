@@ -21,6 +21,7 @@ optimizer: {sgd: {lr: 0.1}}
 train: {epochs: 1, batch_size: 64, max_steps: 3}
 seeds: 2
 measure: {level: none}
+control_arms: []
 axes:
   density: [0.2]
   layer: [csr]
@@ -67,7 +68,7 @@ def test_plan_is_data_on_stdout_and_talk_on_stderr(tmp_path: Path, grid: Path) -
     assert done.stdout.startswith("grid tiny:")
     assert done.stderr == f"next: sparsefleet submit grid {grid}\n"
     body = json.loads(run_program("plan", str(grid), "--json", "--only", "set", home=tmp_path / "home").stdout)
-    assert (body["schema"], body["trials"], body["only"]) == (1, 8, 2)
+    assert (body["schema"], body["trials"], body["only"]) == (1, 6, 2)
     assert not (tmp_path / "home").exists()
 
 
@@ -109,7 +110,7 @@ def test_submit_compare_and_submit_again(tmp_path: Path, grid: Path) -> None:
     done = run_program("submit", "grid", str(grid), home=home)
     assert done.returncode == 0, done.stderr
     assert "acc (mean" in done.stdout
-    assert "2 seeds:" in done.stdout
+    assert "2 seeds, and a claim needs 5" in done.stdout
     assert "break-even: not bracketed" in done.stdout
     assert "6/6 done" in done.stderr
     assert done.stderr.splitlines()[-1] == "next: sparsefleet ui"
