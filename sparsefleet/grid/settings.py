@@ -45,7 +45,9 @@ class Measure(ts.Frozen):
 
     level: Literal["none", "screen", "publish"] = "screen"
     batch_sizes: tuple[Literal["train"] | Annotated[int, Field(ge=1, le=2**20)], ...] | None = Field(
-        None, min_length=1, description="each with a verdict of its own; train is the training's; default: train at screen, train, 1, 32, 256 at publish"
+        None,
+        min_length=1,
+        description="each with a verdict of its own; train is the training's; default: train at screen, train, 1, 32, 256 at publish",
     )
     ops: tuple[Literal["forward", "step"], ...] = Field(("forward", "step"), min_length=1)
     baselines: tuple[Literal["dense_eager", "dense_compiled"], ...] = Field(

@@ -47,7 +47,7 @@ _NONE: dict[str, Any] = {
     "n_timed": 0,
     "timings": [],
 }
-_MASKED_HAS_NONE = {
+_MASKED_HAS_NONE: dict[str, Any] = {
     "speedup": None,
     "ci95": None,
     "rival_speedup": None,
