@@ -82,3 +82,27 @@ def test_the_honest_layer_is_not(op: str, tmp_path: Path) -> None:
     result = timed("liar-none", op, tmp_path)
     assert result.state == "SUCCEEDED", result.reason
     assert result.facts["correctness"]["audits"] == 3
+
+
+def test_a_network_without_a_path_from_input_to_output_is_no_liar(tmp_path: Path) -> None:
+    """Its output is its last bias whatever comes in: the same for every input, and rightly so."""
+    spec = spec_of("csr", density=0.001, model=PluginRef(name="mlp", params={"hidden": [64, 64]}))
+    network, model, masks = save(spec, tmp_path / "trial")
+    with torch.no_grad():
+        outputs = network.module(torch.randn(2, 64))
+    assert torch.equal(outputs[0], outputs[1])
+    job = MeasureJob(
+        config_key="dead",
+        keys=("k",),
+        representative="k",
+        spec=spec,
+        twin=spec.model_copy(update={"layer": PluginRef(name="dense"), "method": Method(), "density": 1.0}),
+        op="forward",
+        batch_size=16,
+        baselines=("dense_eager",),
+        device="cpu",
+        threads=1,
+        execution="sparse_csr",
+    )
+    result = child.run(MeasureRequest(job=job, model=model, masks=masks, budget_s=0.5, warmup_cap_s=0.5))
+    assert result.state == "SUCCEEDED", result.reason
