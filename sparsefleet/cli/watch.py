@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import signal
+import threading
 
 import click
 
@@ -28,8 +29,11 @@ def watch(session: Session, sweep: str | None, every: float) -> None:
     names = {t.key: trial_label(t.spec) for t in ledger.trials(row.sweep, with_record=False)}
     snapshot, view, shown = Snapshot(session.made_home(), row.sweep), View(row.sweep), screen()
     told: set[str] = set()
+    interrupted = threading.Event()
+    # Not as an exception: one that is raised inside the display's lock would leave its refreshing thread waiting for it, and us for the thread.
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
     try:
-        while True:
+        while not interrupted.is_set():
             row = ledger.sweep(row.sweep)
             live = snapshot.load() if row.state in LIVE_SWEEP else {}
             view.state, view.phase = row.state, str(live.get("phase", ""))
@@ -47,14 +51,14 @@ def watch(session: Session, sweep: str | None, every: float) -> None:
             shown.show(view, urgent=ended)
             if ended:
                 break
-            time.sleep(every)
-    except KeyboardInterrupt:
+            interrupted.wait(every)
+    finally:
         shown.close()
+        signal.signal(signal.SIGINT, before)
+    if interrupted.is_set() and row.state in LIVE_SWEEP:
         say(f"stopped watching; {row.sweep} goes on")
         next_command(f"watch {row.sweep}")
         leave(130)
-    finally:
-        shown.close()
     code = exit_code(row)
     say(f"{row.sweep} is {row.state}: {view.headline()}")
     next_command(following(row))
