@@ -203,6 +203,7 @@ def test_memory_is_measured_in_passes_of_its_own(tmp_path: Path) -> None:
     assert "dense_peak_bytes" in memory
 
 
+@pytest.mark.slow
 def test_a_compiled_dense_net_is_a_candidate_and_the_choice_is_recorded(tmp_path: Path) -> None:
     """Whatever is chosen: each candidate has a time or a reason, exactly one of them is the baseline, and a later process takes it over."""
     request = request_for(spec_of(), tmp_path)
