@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -18,6 +19,8 @@ def _own_home(tmp_path_factory, monkeypatch):
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: our Ctrl-C tests' children would ignore it too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "SPARSEFLEET_TEST_CACHE" not in os.environ:
         import tempfile
 

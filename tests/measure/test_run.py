@@ -170,6 +170,7 @@ def test_a_twin_that_does_not_fit_is_a_value_and_the_small_net_is_still_a_rival(
     assert free is None or free > 0
 
 
+@pytest.mark.slow
 def test_three_processes_make_one_figure(tmp_path: Path) -> None:
     seen = []
 
@@ -186,6 +187,7 @@ def test_three_processes_make_one_figure(tmp_path: Path) -> None:
     assert [part[:2] for part in seen[3:]] == [("memory", "sparse"), ("memory", "dense")]
 
 
+@pytest.mark.slow
 def test_a_second_measurement_names_the_samples_of_the_first(tmp_path: Path) -> None:
     request = request_for(spec_of(), tmp_path)
     first = measured(request)
