@@ -19,7 +19,9 @@ def _own_home(tmp_path_factory, monkeypatch):
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: our Ctrl-C tests' children would ignore it too
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # started in the background of a shell: our Ctrl-C tests' children would ignore it too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "SPARSEFLEET_TEST_CACHE" not in os.environ:
         import tempfile
