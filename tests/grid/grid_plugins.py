@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sparsefleet.grid.load import load_text
@@ -69,3 +73,16 @@ CATALOGUE = catalogue()
 
 def grid_of(text: str, head: str = HEAD, set_: tuple[str, ...] = ()) -> Grid:
     return load_text(head + text, "g.yaml", set_=set_, catalog=CATALOGUE)
+
+
+@contextmanager
+def within(cpu_s: float) -> Iterator[None]:
+    """Asserts that the block takes less CPU time; what other tests left on the heap is not walked by the collector meanwhile."""
+    gc.freeze()
+    started = time.process_time()
+    try:
+        yield
+        spent = time.process_time() - started
+    finally:
+        gc.unfreeze()
+    assert spent < cpu_s

@@ -6,10 +6,9 @@ import contextlib
 import os
 import random
 import re
-import time
 
 import pytest
-from grid_plugins import CATALOGUE, HEAD, grid_of
+from grid_plugins import CATALOGUE, HEAD, grid_of, within
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from sparsefleet.errors import InvalidGrid, PluginError, UserError
@@ -124,10 +123,8 @@ NASTY: list[tuple[str, int, list[str]]] = [
 @pytest.mark.parametrize(("text", "line", "parts"), NASTY, ids=range(len(NASTY)))
 def test_a_nasty_file_is_refused_with_its_line_and_key(text: str, line: int, parts: list[str]) -> None:
     whole = text[1:] if text.startswith("!") else HEAD + text
-    started = time.process_time()
-    with pytest.raises((InvalidGrid, PluginError)) as caught:
+    with within(1.0), pytest.raises((InvalidGrid, PluginError)) as caught:
         load_text(whole, "g.yaml", catalog=CATALOGUE)
-    assert time.process_time() - started < 2.0  # the target is 1 s on a quiet machine
     message = str(caught.value)
     assert caught.value.exit_code == (3 if isinstance(caught.value, PluginError) else 2)
     at_line = [one for one in message.split("\n") if one.startswith(f"g.yaml:{line} ")]
@@ -187,14 +184,13 @@ def test_what_is_no_regular_file_is_never_read(tmp_path) -> None:
     big = tmp_path / "big.yaml"
     with big.open("wb") as stream:
         stream.truncate(10 * 2**30)  # sparse
-    started = time.process_time()
-    for path, match in ((tmp_path / "fifo", "regular"), (tmp_path, "directory"), (big, "bytes"), ("/dev/zero", "regular")):
-        with pytest.raises(UserError, match=match):
-            load_grid(str(path), catalog=CATALOGUE)
-    for name in ("nowhere.yaml", "a\0b", "x" * 5000):
-        with pytest.raises(UserError, match="no grid file"):
-            load_grid(name, catalog=CATALOGUE)
-    assert time.process_time() - started < 2.0  # the target is 1 s on a quiet machine
+    with within(1.0):
+        for path, match in ((tmp_path / "fifo", "regular"), (tmp_path, "directory"), (big, "bytes"), ("/dev/zero", "regular")):
+            with pytest.raises(UserError, match=match):
+                load_grid(str(path), catalog=CATALOGUE)
+        for name in ("nowhere.yaml", "a\0b", "x" * 5000):
+            with pytest.raises(UserError, match="no grid file"):
+                load_grid(name, catalog=CATALOGUE)
 
 
 def test_a_typo_of_a_shipped_name_gets_a_suggestion() -> None:

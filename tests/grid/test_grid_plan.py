@@ -3,11 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
 import pytest
-from grid_plugins import CATALOGUE, GIB, grid_of
+from grid_plugins import CATALOGUE, GIB, grid_of, within
 from hypothesis import given, settings, strategies as st
 
 from sparsefleet.errors import InvalidGrid, UserError
@@ -118,10 +117,9 @@ MILLION = f"method: {{rewirer: set}}\nseeds: 10\naxes:\n  optimizer.sgd.lr: [{_v
 
 
 def test_a_million_points_are_planned_exactly_in_a_second() -> None:
-    started = time.process_time()
-    grid = grid_of(MILLION.replace("[0.0001,", "[\n0.0001,").replace(", ", ",\n") + ARMS.replace(", ", ", "))
-    made = plan(grid, CATALOGUE)
-    assert time.process_time() - started < 2.0  # the target is 1 s on a quiet machine
+    with within(1.0):
+        grid = grid_of(MILLION.replace("[0.0001,", "[\n0.0001,").replace(", ", ",\n") + ARMS.replace(", ", ", "))
+        made = plan(grid, CATALOGUE)
     assert (made.points, made.totals.own, made.totals.twins) == (1_000_000, 1_000_000, 1_000)
     assert dict(made.totals.controls) == {"random-static": 1_000_000, "small-dense": 1_000_000}
     assert made.lines()[0].startswith(
@@ -133,15 +131,14 @@ def test_a_million_points_are_planned_exactly_in_a_second() -> None:
 def test_huge_grids_are_counted_and_refused(n_axes: int, n: int) -> None:
     names = ["optimizer.sgd.lr", "density", "train.weight_decay", "validation", "train.label_smoothing", "limits.timeout_s"][:n_axes]
     lines = "".join(f"  {name}:\n    [{_values(500, 1e-4)},\n    {_values(1000, 1e-4).split(', ', 500)[-1]}]\n" for name in names)
-    started = time.process_time()
-    grid = grid_of("method: {rewirer: set}\naxes:\n" + lines)
-    assert count(grid) == n
-    made = plan(grid, CATALOGUE)
-    with pytest.raises(
-        UserError, match=rf"^{n:,} trials = 1000( × 1000){{{n_axes - 1}}} × 1; at one second each .* on \d+ slots"
-    ) as caught:
-        refuse_too_many(grid)
-    assert time.process_time() - started < 2.0  # the target is 1 s on a quiet machine
+    with within(1.0):
+        grid = grid_of("method: {rewirer: set}\naxes:\n" + lines)
+        assert count(grid) == n
+        made = plan(grid, CATALOGUE)
+        with pytest.raises(
+            UserError, match=rf"^{n:,} trials = 1000( × 1000){{{n_axes - 1}}} × 1; at one second each .* on \d+ slots"
+        ) as caught:
+            refuse_too_many(grid)
     assert f"--max-trials {n}" in str(caught.value)
     refuse_too_many(grid, max_trials=n)
     assert made.points == n

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import time
-
 import pytest
-from grid_plugins import CATALOGUE, grid_of
+from grid_plugins import CATALOGUE, grid_of, within
 
 from sparsefleet.errors import InvalidGrid, UserError
 from sparsefleet.grid.arms import Judge
@@ -143,11 +141,10 @@ def test_a_tuned_dense_is_shown_by_the_plan() -> None:
 def test_a_million_tuned_points_are_counted_in_a_second() -> None:
     values = ",\n    ".join(f"{1e-4 * (k + 1):.4f}" for k in range(1000))
     text = f"method: {{rewirer: set}}\nseeds: 10\n{LR}train.weight_decay: {{select: [{values[:800].rsplit(',', 1)[0]}]}}\naxes:\n  density: [{values}]\n"
-    started = time.process_time()
-    grid = grid_of(text)
     n = len(values[:800].rsplit(",", 1)[0].split(","))
-    totals = Counted(grid, Judge(grid, Facts(CATALOGUE))).count()
-    assert time.process_time() - started < 2.0  # the target is 1 s on a quiet machine
+    with within(1.0):
+        grid = grid_of(text)
+        totals = Counted(grid, Judge(grid, Facts(CATALOGUE))).count()
     assert (totals.points, totals.own, totals.twins) == (1000 * 10 * 3 * n, 1000 * 10 * 3 * n, 10 * 3 * n)
     assert totals.points > 1_000_000
     assert totals.controls["small-dense"] == totals.own
