@@ -64,7 +64,8 @@ class Estimate:
         ci95: its percentile bootstrap interval; None below ``MIN_KEPT_FOR_INTERVAL`` kept rounds.
         rival_speedup: rival over sparse; None without a rival.
         rival_vs_dense: dense over rival; None without a rival.
-        aa_ratio: the first dense copy over the second: 1 on a quiet machine. From all rounds if none was kept.
+        aa_ratio: the first dense copy over the second: 1 on a quiet machine; of the process where it is furthest from 1, since opposite errors
+            of two processes must not cancel. From all rounds if none was kept.
         drift: median log-ratio of the last third of the kept rounds over that of the first third, as a ratio; of the process that drifted most.
         least_kept: kept rounds of the process that kept the fewest, and their share.
         between: largest over smallest speed-up of the processes, minus 1; None for one process.
@@ -79,7 +80,6 @@ class Estimate:
     rival_vs_dense: float | None
     rival_vs_dense_ci95: tuple[float, float] | None
     aa_ratio: float
-    aa_ci95: tuple[float, float] | None
     drift: float
     dense_s: dict[str, float]
     sparse_s: dict[str, float]
@@ -193,8 +193,7 @@ def recompute(*processes: Samples) -> Estimate:
         rival_ci95=bootstrap([one.rival for one in logs], f"{key}|rival") if has_rival else None,
         rival_vs_dense=math.exp(fmean(median(one.small) for one in logs)) if has_rival else None,
         rival_vs_dense_ci95=bootstrap([one.small for one in logs], f"{key}|rival vs dense") if has_rival else None,
-        aa_ratio=math.exp(fmean(median(one.control) for one in logs)),
-        aa_ci95=bootstrap([one.control for one in logs], f"{key}|control") if all_kept else None,
+        aa_ratio=math.exp(max((median(one.control) for one in logs), key=abs)),
         drift=math.exp(max((_drift(one.speedup) for one in logs), key=abs)),
         dense_s=summaries["dense"],
         sparse_s=summaries["sparse"],

@@ -244,3 +244,12 @@ def test_one_bad_process_of_three_is_enough_to_doubt() -> None:
     assert estimate.speedup is None
     assert judge(estimate, "publish")[0] == "NOT_TRUSTWORTHY"
     assert set(LEVELS) == {"screen", "publish"}
+
+
+def test_controls_that_are_off_in_opposite_ways_do_not_cancel() -> None:
+    """Two processes in which the second dense copy reads 5 % too slow and 5 % too fast, and an honest one: the machine is not to be believed."""
+    good = run(2.0)[1]
+    off = [replace(good, seconds={**good.seconds, "second": [v * by for v in good.seconds["second"]]}) for by in (1.05, 1 / 1.05)]
+    estimate = recompute(off[0], good, off[1])
+    assert abs(math.log(estimate.aa_ratio)) == pytest.approx(math.log(1.05))
+    assert any("dense against dense reads" in one for one in judge(estimate, "publish")[1])
