@@ -1,8 +1,8 @@
 """From trials to what is timed: a timing belongs to a configuration, not to a seed. Imports no torch.
 
-Two trials share a timing if nothing that decides the time differs: code, shapes, model, storage, asked connections of each layer, the method
-with its parameters (which decides how connections spread over units), activation, batch, dtype, device, threads, and for a training step the
-optimizer's kind. The lowest seed is timed for all; its realised connections stand in the record.
+Two trials share a timing if nothing that decides the time differs: the code of all that takes part (a rewirer or a connectivity decides where
+connections lie, and with that how long a gather takes), shapes, model, storage, asked connections of each layer, the method with its
+parameters, activation, batch, dtype, device, threads, and for a training step the optimizer's kind. The lowest seed is timed for all; its realised connections stand in the record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from sparsefleet.trial.spec import Method, Optimizer, PluginRef, TrialSpec, dige
 Op = Literal["forward", "step"]
 BASELINES = ("dense_eager", "dense_compiled")
 """Forms of a dense net that can be the baseline."""
-_DECIDING_CODE = ("core", "torch", "layer/", "model/", "activation/")
 
 
 class TrialLike(Protocol):
@@ -104,6 +103,7 @@ def groups(
         baselines: forms of the dense nets that are candidates.
     """
     rows = [row for row in trials if row.record and row.record.get("state") == "SUCCEEDED" and row.record.get("counts")]
+    code = {row.key: (row.record or {}).get("code", {}) for row in rows}
     specs = {row.key: TrialSpec.model_validate(row.spec) for row in rows}
     rivals = {row.rival_key for row in rows if specs[row.key].is_sparse and _enters_speedups(row)}
     jobs: dict[str, MeasureJob] = {}
@@ -112,13 +112,14 @@ def groups(
         twin = specs.get(row.twin_key or "") or twin_of(spec)
         rival = specs.get(row.rival_key or "") or rival_of(spec, twin)
         versus_dense = _enters_speedups(row)
+        used = {**code.get(row.rival_key or "", {}), **code.get(row.twin_key or "", {}), **code[row.key]}
         if row.key in rivals:
             continue
         if _architecture(spec) == _architecture(twin) or not (versus_dense or also_masked):
             continue
         for op in ops:
             for batch_size in dict.fromkeys(spec.train.batch_size if size == "train" else size for size in batch_sizes):
-                job = _job(row, (spec, twin, rival if versus_dense else None), (op, batch_size, tuple(baselines)))
+                job = _job(row, (spec, twin, rival if versus_dense else None), (op, batch_size, tuple(baselines)), used)
                 known = jobs.get(job.config_key)
                 if known:
                     job = known.model_copy(update={"keys": tuple(sorted({*known.keys, *job.keys}))})
@@ -155,16 +156,17 @@ _Specs = tuple[TrialSpec, TrialSpec, "TrialSpec | None"]
 _How = tuple[Op, int, tuple[str, ...]]
 
 
-def config_key(row: TrialLike, specs: _Specs, how: _How) -> str:
+def config_key(row: TrialLike, specs: _Specs, how: _How, code: Mapping[str, str]) -> str:
     """What the timing is stored under: the digest of everything that decides it.
 
     Args:
         specs: of the timed network, its dense twin and its rival.
         how: op, batch size, and forms of the dense nets.
+        code: digests of the code of all three.
     """
     op, batch_size, baselines = how
     record = row.record or {}
-    counts, device, code = record["counts"], record["device"], record.get("code", {})
+    counts, device = record["counts"], record["device"]
     spec, twin, rival = specs
     sides = [(spec, counts["layers"]), (twin, []), *([(rival, [])] if rival else [])]
     rewires = op == "step" and spec.method.rewirer is not None
@@ -172,7 +174,7 @@ def config_key(row: TrialLike, specs: _Specs, how: _How) -> str:
         {
             "protocol": PROTOCOL,
             "harness": module_digest("sparsefleet.measure.run"),
-            "code": {name: value for name, value in sorted(code.items()) if name.startswith(_DECIDING_CODE)},
+            "code": dict(sorted(code.items())),
             "data": spec.dataset.model_dump(mode="json"),
             "sides": [[*_architecture(side), [_layer(layer) for layer in layers]] for side, layers in sides],
             "topology": [spec.method.model_dump(mode="json"), spec.connectivity.model_dump(mode="json"), spec.density],
@@ -187,13 +189,13 @@ def config_key(row: TrialLike, specs: _Specs, how: _How) -> str:
     )
 
 
-def _job(row: TrialLike, specs: _Specs, how: _How) -> MeasureJob:
+def _job(row: TrialLike, specs: _Specs, how: _How, code: Mapping[str, str]) -> MeasureJob:
     record = row.record or {}
     op, batch_size, baselines = how
     execution, counts = execution_of(record), record["counts"]
     spec, twin, rival = specs
     return MeasureJob(
-        config_key=config_key(row, specs, how),
+        config_key=config_key(row, specs, how, code),
         keys=(row.key,),
         representative=row.key,
         spec=spec,

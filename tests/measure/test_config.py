@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sparsefleet.measure.config import MeasureJob, execution_of, groups
+from sparsefleet.measure.config import MeasureJob, Op, execution_of, groups
 from sparsefleet.trial.spec import Adam, PluginRef, Sgd, Train
 
 from .trained import Row, record_of, row_of, spec_of
@@ -69,11 +69,33 @@ def test_what_decides_the_time_separates(other: Row) -> None:
     assert len(keys([row_of(spec_of()), other])) == 2
 
 
+CODE = {
+    "core": "c",
+    "torch": "2.15",
+    **{f"{family}/x": family for family in ("dataset", "model", "activation", "layer", "pruner", "rewirer", "connectivity")},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+@pytest.mark.parametrize("op", ["forward", "step"])
+def test_every_plugin_that_takes_part_decides_the_time(name: str, op: Op) -> None:
+    """A rewirer is timed within a step, and decides where the connections of a forward pass lie; so does a connectivity or a pruner."""
+    one, same, other = (row_of(spec_of(seed=seed), code=code) for seed, code in enumerate((CODE, CODE, {**CODE, name: "changed"})))
+    assert len(groups([one, same], [32], [op])) == 1
+    assert len(groups([one, other], [32], [op])) == 2
+
+
+def test_the_code_of_the_dense_twin_decides_the_time() -> None:
+    """Its activation may be another plugin than that of the sparse net."""
+    twins = [row_of(spec_of("dense", density=1.0), code={"core": "c", "activation/relu": digest}) for digest in ("old", "new")]
+    old, new = (groups([twin, row_of(spec_of(), twin.key)], [32], ["step"]) for twin in twins)
+    assert old[0].config_key != new[0].config_key
+
+
 @pytest.mark.parametrize("other", [
     row_of(spec_of(seed=1), nnz=805),
     row_of(spec_of(seed=1, optimizer=Sgd(lr=0.5, momentum=0.5))),
     row_of(spec_of(seed=1, train=Train(epochs=9))),
-    row_of(spec_of(seed=1), code={"core": "c", "layer/csr": "l", "rewirer/static": "changed"}),
     uneven(0.31),
 ])  # fmt: skip
 def test_what_does_not_decide_the_time_does_not_separate(other: Row) -> None:
