@@ -42,7 +42,7 @@ class MeasureRequest(Frozen):
     Attributes:
         model: the representative's ``model.safetensors``.
         masks: the folder of its mask artifact; None for a dense network.
-        budget_s: the number of rounds is cut to this in advance (never below 20).
+        budget_s: the number of rounds is cut to this in advance, never below what the level's gates ask for.
         warmup_cap_s: the warm-up ends here even if the times have not settled.
         chosen: candidates of an earlier comparison with the same dense net, by role (``dense``, ``rival``).
         peaks: the machine's limits, for a time pass.

@@ -21,7 +21,7 @@ from sparsefleet.measure.estimate import Plan, compare
 from sparsefleet.measure.fingerprint import fingerprint
 from sparsefleet.measure.passes import MeasureRequest, PassResult
 from sparsefleet.measure.sides import Batch, Forward, Method, Step, batches, flags, set_flags, side
-from sparsefleet.measure.verdict import reason
+from sparsefleet.measure.verdict import LEVELS, reason
 from sparsefleet.plugin import Dataset, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.trial.build import Network, build_network, load_network
@@ -102,7 +102,7 @@ class _Comparison:
         method = self._method(loaded)
         sides = self._sides(loaded, method)
         key = f"{job.config_key}|{request.part.process}"
-        plan = Plan(key, budget_s=request.budget_s, warmup_cap_s=request.warmup_cap_s)
+        plan = Plan(key, min_rounds=LEVELS[request.level].rounds, budget_s=request.budget_s, warmup_cap_s=request.warmup_cap_s)
         audit = Audit(self.inputs, self.pool, sides.sparse, job.spec.train.precision, key, self.flags)
         if method and method.at_every_step:
             audit.skipped = "the weights move at every step; the layers are checked before and after"

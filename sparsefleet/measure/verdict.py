@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,6 +42,11 @@ class Gates:
     control: float
     drift: float
     between: float | None
+
+    @property
+    def rounds(self) -> int:
+        """Fewest rounds that can pass: with fewer, the share that may be dropped would already be too much."""
+        return math.ceil(self.kept / self.kept_share)
 
 
 SCREEN = Gates(kept_share=0.5, kept=20, half_width=0.05, control=0.04, drift=0.05, between=None)

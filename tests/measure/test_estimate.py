@@ -84,6 +84,19 @@ def test_rounds_are_fixed_by_the_budget_before_sampling_and_never_below_the_leas
     assert run(10.0, dense_s=1e-3, budget_s=20.0)[1].rounds_because == "as planned"
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_slow_net_gets_the_rounds_that_its_gates_ask_for(level: str) -> None:
+    """The budget cuts the rounds so far only that the share which may be dropped can be dropped and the figure still be trusted."""
+    gates = LEVELS[level]
+    estimate, samples, _ = run(2.0, dense_s=0.3, budget_s=0.1, min_rounds=gates.rounds)
+    assert samples.rounds == {"screen": 40, "publish": 43}[level]
+    hit = samples.rounds - gates.kept
+    cpu_s = {side: [v / (2 if i < hit else 1) for i, v in enumerate(values)] for side, values in samples.cpu_s.items()}
+    assert recompute(replace(samples, cpu_s=cpu_s)).kept == gates.kept
+    assert judge(recompute(replace(samples, cpu_s=cpu_s)), level) == ("FASTER", [])
+    assert judge(estimate, level) == ("FASTER", [])
+
+
 def test_warm_up_goes_on_until_steady_and_ends_at_its_cap() -> None:
     slow_start: Noise = lambda rng, now: 1.0 + max(0.0, 0.5 - now) * 4  # noqa: E731
     estimate, samples, _ = run(2.0, slow_start)

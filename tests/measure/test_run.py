@@ -274,6 +274,21 @@ def test_samples_with_more_method_work_give_a_smaller_speedup(tmp_path: Path) ->
     assert (slower.speedup or 0) == pytest.approx((plain.speedup or 0) / 2, rel=0.2)
 
 
+@pytest.mark.parametrize(("level", "rounds"), [("screen", 40), ("publish", 43)])
+def test_the_budget_leaves_the_rounds_that_the_levels_gates_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, rounds: int
+) -> None:
+    plans, compare = [], run.compare
+
+    def watched(*args: object, **kwargs: object) -> object:
+        plans.append(kwargs["plan"])
+        return compare(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "compare", watched)
+    assert child.run(request_for(spec_of(), tmp_path, level=level)).state == "SUCCEEDED"
+    assert [plan.min_rounds for plan in plans] == [rounds]
+
+
 def test_the_clock_is_told_the_jobs_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told, clock_for = [], run.clock_for
 
