@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from statistics import median
 from typing import Any
 
-from sparsefleet.measure.estimate import Estimate, recompute
 from sparsefleet.measure.limits import SLACK
 from sparsefleet.measure.passes import MeasureRequest, MeasureResult, PassResult
+from sparsefleet.measure.ratios import Estimate, Ratio, recompute
 from sparsefleet.measure.samples import PROTOCOL, Body, Samples, reference
-from sparsefleet.measure.verdict import LEVELS, doubts, interval_doubts, reason, word
+from sparsefleet.measure.verdict import LEVELS, Word, doubts, judge, reason, unsteady
 from sparsefleet.trial.record import Timing
 
 _NEEDED = ("cpu", "software")
@@ -22,8 +20,7 @@ def assemble(
     request: MeasureRequest, times: Sequence[PassResult], memory: Mapping[str, PassResult], earlier: Sequence[str] = ()
 ) -> MeasureResult:
     """The result of a job whose time passes all succeeded."""
-    processes = [Samples(**one.samples) for one in times if one.samples]
-    processes = [replace(samples, method_s=median(s.method_s for s in processes)) for samples in processes]
+    processes = [Samples.of(one.samples) for one in times if one.samples]
     first = times[0].facts
     facts = {
         **{name: first[name] for name in ("versus", "baseline", "tried", "rival_params", "rival_note", "notes", "theory")},
@@ -42,25 +39,26 @@ def assemble(
 
 def timing_of(body: Body, samples_ref: str) -> Timing:
     """The timing that a body says, to the last digit."""
-    facts, job = body.facts, body.job
-    estimate, gates = recompute(*body.processes), LEVELS[body.level]
-    versus = facts["versus"]
-    shared = [*facts["conditions"], *doubts(estimate, gates, job["threads"]), *_incomplete(body.fingerprint)]
+    facts, job, versus = body.facts, body.job, body.facts["versus"]
+    estimate = recompute(*body.processes)
     theory = _theory(facts["theory"], estimate, versus)
-    shared += _impossible(theory, estimate, versus)
-    speedup, ci95 = (estimate.speedup, estimate.ci95) if versus == "dense" else (None, None)
-    rival = {
-        "dense": (estimate.rival_speedup, estimate.rival_ci95),
-        "rival": (estimate.speedup, estimate.ci95),
-    }.get(versus, (None, None))
-    reasons = [*shared, *(interval_doubts(speedup, ci95, gates) if versus == "dense" else [])]
-    has_rival = versus == "rival" or bool(estimate.rival_s)
-    rival_reasons = [*shared, *interval_doubts(*rival, gates)] if has_rival else []
-    small = (estimate.rival_vs_dense, estimate.rival_vs_dense_ci95) if versus == "dense" and estimate.rival_s else (None, None)
-    small_reasons = [*shared, *interval_doubts(*small, gates)]
+    conditions = [*facts["conditions"], *_incomplete(body.fingerprint, theory), *_impossible(theory, estimate, versus)]
+
+    def judged(ratio: Ratio | None) -> tuple[Word, list[str]]:
+        return ("NONE", []) if ratio is None else judge(estimate, body.level, job["threads"], conditions, ratio)
+
+    main = estimate.vs_dense if versus == "dense" else None
+    rival = {"dense": estimate.vs_rival, "rival": estimate.vs_dense}.get(versus)
+    small = estimate.rival_vs_dense if versus == "dense" else None
+    verdict, reasons = judged(main)
+    rival_verdict, rival_reasons = judged(rival)
+    if main is None:  # the times themselves are doubted
+        gates = LEVELS[body.level]
+        reasons = rival_reasons or [*conditions, *doubts(estimate, gates, job["threads"]), *unsteady(estimate.vs_dense, gates)]
     prepare_s = facts["memory"].get("prepare_s")
     dense_s = estimate.dense_s if versus == "dense" else {}
-    remarks = [*facts["notes"], *dict.fromkeys(s.rounds_because for s in body.processes if s.rounds_because != "as planned")]
+    remarks = [*facts["notes"], _updates(estimate)]
+    remarks += dict.fromkeys(s.rounds_because for s in body.processes if s.rounds_because != "as planned")
     return Timing(
         protocol=PROTOCOL,
         level=body.level,
@@ -70,17 +68,17 @@ def timing_of(body: Body, samples_ref: str) -> Timing:
         dense_s=dense_s,
         sparse_s=estimate.sparse_s,
         rival_s=estimate.dense_s if versus == "rival" else estimate.rival_s,
-        speedup=speedup,
-        ci95=ci95,
-        verdict=word(ci95, reasons) if versus == "dense" else "NONE",
-        reasons=reasons if versus == "dense" else rival_reasons or shared,
-        rival_speedup=rival[0],
-        rival_ci95=rival[1],
-        rival_verdict=word(rival[1], rival_reasons) if has_rival else "NONE",
+        speedup=main and main.value,
+        ci95=main and main.ci95,
+        verdict=verdict,
+        reasons=reasons,
+        rival_speedup=rival and rival.value,
+        rival_ci95=rival and rival.ci95,
+        rival_verdict=rival_verdict,
         rival_reasons=rival_reasons,
-        rival_vs_dense=small[0],
-        rival_vs_dense_ci95=small[1],
-        rival_vs_dense_verdict=word(small[1], small_reasons) if versus == "dense" and estimate.rival_s else "NONE",
+        rival_vs_dense=small and small.value,
+        rival_vs_dense_ci95=small and small.ci95,
+        rival_vs_dense_verdict=judged(small)[0],
         rival_params=facts["rival_params"],
         rival_note=facts["rival_note"],
         aa_ratio=estimate.aa_ratio,
@@ -89,11 +87,11 @@ def timing_of(body: Body, samples_ref: str) -> Timing:
         kept=estimate.kept,
         dropped=estimate.dropped,
         processes=estimate.processes,
-        between=estimate.between,
+        between=estimate.vs_dense.between,
         warmup_s=sum(samples.warmup["seconds"] for samples in body.processes),
         prepare_s=prepare_s,
         breakeven_calls=_breakeven(prepare_s, dense_s, estimate.sparse_s),
-        method_share=body.processes[0].method_s / estimate.sparse_s["median"],
+        method_share=estimate.method_share,
         correctness=facts["correctness"],
         theory=theory,
         memory={name: value for name, value in facts["memory"].items() if name != "prepare_s"},
@@ -103,6 +101,12 @@ def timing_of(body: Body, samples_ref: str) -> Timing:
         attempt=1 + len(facts["earlier"]),
         note="; ".join(remark for remark in remarks if remark),
     )
+
+
+def _updates(estimate: Estimate) -> str:
+    if estimate.update_calls is None:
+        return ""
+    return f"an update takes as long as {estimate.update_calls:.1f} steps, and {100 * estimate.update_share:.2g} % of the steps have one"
 
 
 def _worst(found: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -132,7 +136,11 @@ def _theory(facts: Mapping[str, Any], estimate: Estimate, versus: str) -> dict[s
 
 def _impossible(theory: Mapping[str, float | str], estimate: Estimate, versus: str) -> list[str]:
     """A reason for each side that is faster than the machine can be, by more than the scatter of two measurements."""
-    sides = {"sparse": ("limit_s", estimate.sparse_s), "dense": ("dense_limit_s", estimate.dense_s if versus == "dense" else {})}
+    sides = {
+        "sparse": ("limit_s", estimate.sparse_s),
+        "dense": ("dense_limit_s", estimate.dense_s if versus == "dense" else {}),
+        "small-dense": ("rival_limit_s", estimate.dense_s if versus == "rival" else estimate.rival_s),
+    }
     found = []
     for side, (name, seconds) in sides.items():
         limit = theory.get(name)
@@ -147,6 +155,8 @@ def _breakeven(prepare_s: float | None, dense_s: Mapping[str, float], sparse_s: 
     return float(math.ceil(prepare_s / gain)) if prepare_s is not None and gain > 0 else None
 
 
-def _incomplete(fingerprint: Mapping[str, Any]) -> list[str]:
+def _incomplete(fingerprint: Mapping[str, Any], theory: Mapping[str, Any]) -> list[str]:
+    """Without its limits, nobody can tell whether a time is possible on this machine."""
     missing = [name for name in _NEEDED if not fingerprint.get("stable", {}).get(name)]
+    missing += [] if isinstance(theory.get("limit_s"), float) else ["the measurement of its limits"]
     return [reason("fingerprint", what=", ".join(missing))] if missing else []

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from sparsefleet.measure.audit import Audit, check_flags, facts as audit_facts
 from sparsefleet.measure.baseline import COMPILED, EAGER, Baseline, DenseNet, choose
 from sparsefleet.measure.clock import Clock, clock_for
 from sparsefleet.measure.correctness import Correctness, check_network
-from sparsefleet.measure.estimate import Plan, compare
+from sparsefleet.measure.estimate import Plan, compare, compare_updates
 from sparsefleet.measure.fingerprint import fingerprint
 from sparsefleet.measure.passes import MeasureRequest, PassResult
+from sparsefleet.measure.samples import Samples
 from sparsefleet.measure.sides import Batch, Forward, Method, Step, batches, flags, set_flags, side
 from sparsefleet.measure.verdict import LEVELS, reason
 from sparsefleet.plugin import Dataset, Rewirer
@@ -30,7 +30,8 @@ from sparsefleet.trial.spec import TrialSpec
 
 _MEMORY_SHARE = 0.8
 _POOL = 8
-_DUE_STEPS = 7
+_UPDATES, _LEAST_UPDATES = 20, 12
+"""Rounds that tell what an update of the topology costs; an update may take seconds, and its cost is spread over many steps."""
 _SAME_PARAMS = 0.01
 """The rival's trainable parameters equal the sparse net's within this share."""
 
@@ -116,7 +117,7 @@ class _Comparison:
             self.conditions.append(reason("method", why="its weights did not stay finite while it was timed"))
         theory = self._theory(loaded, sides) if request.part.process == 0 else {}
         if method and not method.at_every_step and isinstance(sides.sparse, Step):
-            samples = replace(samples, method_s=self._method_s(method, sides.sparse))
+            samples = self._with_updates(samples, method, sides.sparse)
         return PassResult(
             state="SUCCEEDED",
             samples=asdict(samples),
@@ -211,19 +212,18 @@ class _Comparison:
         method = Method(rewirer, loaded.sparse, loaded.shapes, job.steps)
         return method if method.acts else None
 
-    def _method_s(self, method: Method, sparse: Step) -> float:
-        """Seconds that an update of the topology adds to a step, spread over all steps of the training."""
+    def _with_updates(self, samples: Samples, method: Method, sparse: Step) -> Samples:
+        """The samples with what an update of the topology costs beside a step without one."""
         if not method.share:
-            return 0.0
-        extra, steps = [], []
-        for i in range(_DUE_STEPS):
-            plain = self.clock.time(sparse, self.inputs, i, 1).seconds
-            extra.append(self.clock.time(sparse.due, self.inputs, i, 1).seconds - plain)
-            steps.append(plain)
-            sparse(self.inputs[0])  # the first step after an update pays for what the update left behind
-        longer = 1 + median(extra) / median(steps)
-        self.notes.append(f"an update takes as long as {longer:.1f} steps, and {100 * method.share:.2g} % of the steps have one")
-        return max(0.0, median(extra)) * method.share
+            return samples
+
+        def update(batch: Batch) -> None:
+            sparse.due(batch)
+            sparse(batch)
+
+        plan = Plan(f"{samples.key}|updates", rounds=_UPDATES, min_rounds=_LEAST_UPDATES, budget_s=self.request.budget_s)
+        updates = compare_updates(sparse, update, inputs=self.inputs, plan=plan, clock=self.clock)
+        return replace(samples, updates=updates, update_share=method.share)
 
     def _theory(self, loaded: Network, sides: _Sides) -> dict[str, Any]:
         """What was counted, and the limits of the machine for it; empty where the limits are not known."""
@@ -239,8 +239,9 @@ class _Comparison:
         dense = cost(sides.dense.network, x, job.op, kinds[1], precision) if sides.versus == "dense" else None
         peaks = Peaks.from_json(self.request.peaks)
         values = theory(own, dense, peaks, job.op, None, None).values
-        if sides.rival:
-            small = cost(sides.rival.network, x, job.op, kinds[1], precision)
+        rival = sides.dense if sides.versus == "rival" else sides.rival
+        if rival:
+            small = cost(rival.network, x, job.op, kinds[1], precision)
             values |= {"flops_rival": float(small.flops), "rival_limit_s": limit(small, peaks, job.op).seconds}
         return values
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sparsefleet.errors import UserError
 
 PROTOCOL = "sf-measure/1"
-BODY_SCHEMA = "sf-samples/2"
+BODY_SCHEMA = "sf-samples/3"
+_OLDER = ("sf-samples/1", "sf-samples/2")
 SIDES = ("dense", "sparse", "second")
 """What every comparison times: dense, sparse, and a second copy of dense."""
 RIVAL = "rival"
 """A fourth side that a comparison may have: the small-dense net."""
-LETTERS = {"D": "dense", "S": "sparse", "E": "second", "R": RIVAL}
+PLAIN, UPDATE = "plain", "update"
+"""The sides of the samples that tell what an update of the topology costs: calls without one, and pairs of a call with one and the next."""
+LETTERS = {"D": "dense", "S": "sparse", "E": "second", "R": RIVAL, "P": PLAIN, "U": UPDATE}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Samples:
         dropped: per round, why it was dropped, or an empty string.
         rounds_because: why this many rounds, decided before the first of them.
         warmup: ``seconds``, ``steady`` (1 or 0) and calls and seconds per call of each side.
-        method_s: seconds per sparse call of work that happens at some calls only (rewiring), timed apart and spread over all.
+        updates: of what happens at some calls of the sparse side only (rewiring): ``PLAIN`` against ``UPDATE``; None where nothing does.
+        update_share: share of the training's steps at which it does.
     """
 
     key: str
@@ -56,7 +60,14 @@ class Samples:
     rounds_because: str
     warmup: dict[str, float]
     dropped: list[str] = field(default_factory=list)
-    method_s: float = 0.0
+    updates: Samples | None = None
+    update_share: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Samples:
+        """From JSON values."""
+        updates = values.get("updates")
+        return cls(**{**values, "updates": None if updates is None else cls.of(updates)})
 
     @property
     def rounds(self) -> int:
@@ -69,9 +80,8 @@ class Samples:
         return tuple(self.seconds)
 
     def per_call(self, side: str) -> list[float]:
-        """Seconds per call, one per round; of the sparse side with its share of ``method_s``."""
-        extra = self.method_s if side == "sparse" else 0.0
-        return [seconds / self.calls[side] + extra for seconds in self.seconds[side]]
+        """Seconds per call, one per round, without what ``updates`` adds."""
+        return [seconds / self.calls[side] for seconds in self.seconds[side]]
 
 
 @dataclass(frozen=True)
@@ -107,10 +117,17 @@ class Body:
             value = json.loads(data)
         except ValueError as error:
             raise UserError("not a file of raw samples", cause=str(error)) from error
-        if not isinstance(value, dict) or value.pop("schema", None) != BODY_SCHEMA:
+        schema = value.pop("schema", None) if isinstance(value, dict) else None
+        if schema in _OLDER:
+            raise UserError(
+                f"raw samples of an older version ({schema}), which this one cannot judge",
+                cause="they hold no raw times of updates of the topology, and were held against weaker gates",
+                fix="sparsefleet resume SWEEP --remeasure measures anew what an older version timed",
+            )
+        if schema != BODY_SCHEMA:
             raise UserError(f"not a file of raw samples of schema {BODY_SCHEMA!r}")
         try:
-            return cls(**{**value, "processes": [Samples(**one) for one in value["processes"]]})
+            return cls(**{**value, "processes": [Samples.of(one) for one in value["processes"]]})
         except (KeyError, TypeError) as error:
             raise UserError("a file of raw samples with unknown or missing keys", cause=str(error)) from error
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparsefleet.measure.estimate import Estimate, half_width
+from sparsefleet.measure.draws import MIN_KEPT_FOR_INTERVAL
+from sparsefleet.measure.ratios import Estimate, Ratio
 
 Word = Literal["FASTER", "SLOWER", "SAME", "INCONCLUSIVE", "NOT_TRUSTWORTHY", "NONE"]
+UNTRUSTED: Word = "NOT_TRUSTWORTHY"
 FASTER_ABOVE, SLOWER_BELOW = 1.03, 0.97
 """A difference of less than 3 % is none that anyone should act on."""
 CPUS_LIMIT = 1.1
@@ -62,7 +64,7 @@ def reason(code: str, **values: Any) -> str:
 
 
 def doubts(estimate: Estimate, gates: Gates = SCREEN, threads: int = 1) -> list[str]:
-    """What speaks against every figure of the estimate; empty if it passes its gates. The interval has its own gate, in ``word``."""
+    """What speaks against every figure of the estimate; empty if it passes its gates."""
     found = []
     kept, share = estimate.least_kept
     if kept < gates.kept or share < gates.kept_share:
@@ -70,27 +72,35 @@ def doubts(estimate: Estimate, gates: Gates = SCREEN, threads: int = 1) -> list[
         found.append(reason("kept", kept=estimate.kept, rounds=estimate.rounds, why=f" (dropped: {why})" if why else ""))
     if abs(estimate.aa_ratio - 1) > gates.control:
         found.append(reason("control", ratio=estimate.aa_ratio))
-    if abs(estimate.drift - 1) > gates.drift:
-        found.append(reason("drift", percent=100 * (estimate.drift - 1)))
-    if gates.between is not None and estimate.between is not None and estimate.between > gates.between:
-        found.append(reason("between", percent=100 * estimate.between))
     greedy = {side: cpus for side, cpus in estimate.cpus_used.items() if cpus > CPUS_LIMIT * threads}
     found += [reason("threads", side=side, cpus=cpus, threads=threads) for side, cpus in greedy.items()]
+    if estimate.least_updates is not None:
+        kept, rounds = estimate.least_updates
+        if kept < max(MIN_KEPT_FOR_INTERVAL, gates.kept_share * rounds):
+            found.append(reason("method", why=f"{kept} of {rounds} timed updates were undisturbed"))
     return found
 
 
-def interval_doubts(value: float | None, bounds: tuple[float, float] | None, gates: Gates = SCREEN) -> list[str]:
-    """What speaks against one speed-up by its interval."""
-    width = half_width(value, bounds)
-    if width is None:
+def unsteady(ratio: Ratio, gates: Gates = SCREEN) -> list[str]:
+    """What speaks against one ratio by how it moved, whatever its interval."""
+    found = []
+    if abs(ratio.drift - 1) > gates.drift:
+        found.append(reason("drift", percent=100 * (ratio.drift - 1)))
+    if gates.between is not None and ratio.between is not None and ratio.between > gates.between:
+        found.append(reason("between", percent=100 * ratio.between))
+    return found
+
+
+def _vague(ratio: Ratio, gates: Gates) -> list[str]:
+    if ratio.half_width is None:
         return [reason("no_interval")]
-    return [reason("interval", percent=100 * width)] if width > gates.half_width else []
+    return [reason("interval", percent=100 * ratio.half_width)] if ratio.half_width > gates.half_width else []
 
 
 def word(bounds: tuple[float, float] | None, reasons: Sequence[str]) -> Word:
     """The verdict on a speed-up with these bounds, if nothing in ``reasons`` speaks against it."""
     if reasons or bounds is None:
-        return "NOT_TRUSTWORTHY"
+        return UNTRUSTED
     low, high = bounds
     if low > FASTER_ABOVE:
         return "FASTER"
@@ -99,14 +109,32 @@ def word(bounds: tuple[float, float] | None, reasons: Sequence[str]) -> Word:
     return "SAME" if low >= SLOWER_BELOW and high <= FASTER_ABOVE else "INCONCLUSIVE"
 
 
-def judge(estimate: Estimate, level: str, threads: int = 1, conditions: Iterable[str] = ()) -> tuple[Word, list[str]]:
-    """The verdict on the estimate's speed-up, and why it is NOT_TRUSTWORTHY if it is.
+def judge(
+    estimate: Estimate, level: str, threads: int = 1, conditions: Iterable[str] = (), ratio: Ratio | None = None
+) -> tuple[Word, list[str]]:
+    """The verdict on one ratio of the estimate, and why it is NOT_TRUSTWORTHY if it is.
 
     Args:
         level: ``screen`` or ``publish``.
         threads: that the sides were given.
         conditions: reasons that the samples do not show.
+        ratio: default: dense over sparse.
     """
-    gates = LEVELS[level]
-    reasons = [*conditions, *doubts(estimate, gates, threads), *interval_doubts(estimate.speedup, estimate.ci95, gates)]
-    return word(estimate.ci95, reasons), reasons
+    gates, ratio = LEVELS[level], ratio or estimate.vs_dense
+    reasons = [*conditions, *doubts(estimate, gates, threads), *unsteady(ratio, gates), *_vague(ratio, gates)]
+    return word(ratio.ci95, reasons), reasons
+
+
+def trust(timing: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Which figures of a timing are trusted, the headline first: sparse against dense, against small-dense, and small-dense against dense.
+
+    A figure that does not exist is not doubted, unless something speaks against the whole measurement.
+    """
+    alone = timing.get("verdict") == "NONE" and bool(timing.get("reasons"))
+    found = [timing.get(name) != UNTRUSTED for name in ("verdict", "rival_verdict", "rival_vs_dense_verdict")]
+    return found[0] and not alone, *found[1:]
+
+
+def is_doubtful(timing: Mapping[str, Any]) -> bool:
+    """True if a figure of the timing is NOT_TRUSTWORTHY."""
+    return not all(trust(timing))

@@ -62,3 +62,21 @@ class SyntheticClock:
 
     def machine(self) -> Machine | None:
         return Machine(self.now, self.own, self.busy, self.steal)
+
+
+class CountingClock:
+    """Runs what it is given and says that every call took as long as ``cost`` has it, whatever else this machine does."""
+
+    kind, block_s, n_cpus, threads = "cpu-1", 5e-3, 2, 1
+
+    def __init__(self, cost: Callable[[Call], float] = lambda call: 1e-3) -> None:
+        self.cost = cost
+
+    def time(self, call: Call, inputs: Sequence[Any], first: int, calls: int) -> Reading:
+        for i in range(calls):
+            call(inputs[(first + i) % len(inputs)])
+        seconds = calls * self.cost(call)
+        return Reading(seconds, seconds, process_s=seconds)
+
+    def machine(self) -> Machine | None:
+        return None

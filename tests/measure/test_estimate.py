@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sparsefleet.errors import UserError
-from sparsefleet.measure.estimate import Plan, bootstrap, compare, draw_order, quantile, recompute
+from sparsefleet.measure.draws import bootstrap, draw_order, quantile
+from sparsefleet.measure.estimate import Plan, compare, compare_updates, recompute
 from sparsefleet.measure.samples import Body, Samples
 from sparsefleet.measure.verdict import LEVELS, PUBLISH, doubts, judge, word
 
@@ -226,16 +228,77 @@ def test_a_rival_is_timed_in_the_same_rounds() -> None:
     sides = {"second": Side("E", 1e-3), "rival": Side("R", 4e-4)}
     estimate, samples = compare(Side("D", 1e-3), Side("S", 5e-4), inputs=INPUTS, plan=Plan("k", rounds=24), clock=clock, **sides)
     assert estimate.speedup == pytest.approx(2.0)
-    assert estimate.rival_speedup == pytest.approx(0.8)
+    assert estimate.vs_rival is not None
+    assert estimate.rival_vs_dense is not None
+    assert estimate.vs_rival.value == pytest.approx(0.8)
+    assert estimate.rival_vs_dense.value == pytest.approx(2.5)
     assert len(set(samples.order)) == 24  # every order of the four sides once
-    assert run(2.0)[0].rival_speedup is None
+    assert run(2.0)[0].vs_rival is None
+
+
+def updates(cost: float, noise: Noise = quiet, *, hog: Callable[[int], float] = lambda block: 1.0, **plan: float) -> Samples:
+    """A step of 1 ms, and an update that takes as long as ``cost`` of them, with the step after it."""
+    plain, update = Side("P", 1e-3), Side("U", (cost + 1) * 1e-3)
+    clock = SyntheticClock(noise, hog=hog)
+    return compare_updates(plain, update, inputs=INPUTS, plan=Plan("k|updates", rounds=20, **plan), clock=clock)
+
+
+def with_updates(samples: Samples, timed: Samples, share: float) -> Samples:
+    return replace(samples, updates=timed, update_share=share)
 
 
 def test_the_methods_own_work_is_part_of_the_sparse_side() -> None:
-    _, samples, _ = run(2.0)  # dense 1 ms, sparse 0.5 ms
-    estimate = recompute(replace(samples, method_s=0.5e-3))
+    """Dense 1 ms, sparse 0.5 ms; every tenth step is followed by an update as long as 11 steps: 2 steps for 1 on the average."""
+    estimate = recompute(with_updates(run(2.0)[1], updates(11.0), 0.1))
     assert estimate.speedup == pytest.approx(1.0)
+    assert estimate.ci95 == pytest.approx((1.0, 1.0))
     assert estimate.sparse_s["median"] == pytest.approx(1e-3)
+    assert estimate.dense_s["median"] == pytest.approx(1e-3)
+    assert (estimate.update_calls, estimate.update_share, estimate.least_updates) == (pytest.approx(11.0), 0.1, (20, 20))
+    assert estimate.method_share == pytest.approx(0.5)
+    assert run(2.0)[0].method_share == 0.0
+
+
+def test_what_an_update_leaves_to_the_next_step_is_part_of_its_cost() -> None:
+    """The block of updates holds the step after each; a method that defers its work to that step gains nothing."""
+    timed = updates(11.0)
+    assert timed.calls["plain"] == 2 * timed.calls["update"]
+    assert set(timed.order) == {"PU", "UP"}
+
+
+def test_disturbed_updates_are_set_aside_and_too_few_are_a_doubt() -> None:
+    """Blocks 0 to 2 warm up; a neighbour then stretches the first block of every fourth round."""
+    stretched = updates(11.0, hog=lambda block: 3.0 if block >= 3 and (block - 3) % 8 == 0 else 1.0)
+    estimate = recompute(with_updates(run(2.0)[1], stretched, 0.1))
+    assert estimate.least_updates == (15, 20)
+    assert estimate.speedup == pytest.approx(1.0)
+    assert judge(estimate, "screen")[0] == "SAME"
+    busy = recompute(with_updates(run(2.0)[1], updates(11.0, hog=lambda block: 3.0 if (block - 3) % 8 >= 2 else 1.0), 0.1))
+    verdict, reasons = judge(busy, "screen")
+    assert verdict == "NOT_TRUSTWORTHY"
+    assert "the method's own work is not in this time: 5 of 20 timed updates were undisturbed" in reasons
+
+
+def test_the_scatter_of_updates_widens_the_interval() -> None:
+    quiet_one = recompute(with_updates(run(2.0, lognormal(0.01))[1], updates(11.0), 0.5))
+    noisy = recompute(with_updates(run(2.0, lognormal(0.01))[1], updates(11.0, lognormal(0.3)), 0.5))
+    assert (noisy.half_width or 0) > 3 * (quiet_one.half_width or 0)
+
+
+def test_processes_whose_updates_differ_are_told() -> None:
+    """Equal steps, but an update costs 5 steps in one process and 11 in the others: their figures differ by a third."""
+    one = run(2.0)[1]
+    estimate = recompute(*(with_updates(one, updates(cost), 0.1) for cost in (5.0, 11.0, 11.0)))
+    assert estimate.vs_dense.between == pytest.approx(2.0 / 1.4 - 1)
+    assert any("the processes differ by" in text for text in judge(estimate, "publish")[1])
+
+
+def test_noise_makes_no_update_a_gain() -> None:
+    assert recompute(with_updates(run(2.0)[1], updates(0.5), 0.1)).speedup == pytest.approx(2.0)
+
+
+def test_slow_updates_are_fewer_but_never_too_few_for_the_gates() -> None:
+    assert updates(11.0, budget_s=1e-6, min_rounds=12).rounds == 12
 
 
 def test_processes_that_differ_widen_the_interval_and_are_told() -> None:
@@ -243,7 +306,7 @@ def test_processes_that_differ_widen_the_interval_and_are_told() -> None:
     processes = [run(ratio, lognormal(0.01), key=str(ratio))[1] for ratio in (2.0, 2.2, 2.1)]
     estimate = recompute(*processes)
     assert estimate.speedup == pytest.approx((2.0 * 2.2 * 2.1) ** (1 / 3), rel=0.01)
-    assert estimate.between == pytest.approx(0.1, abs=0.01)
+    assert estimate.vs_dense.between == pytest.approx(0.1, abs=0.01)
     assert estimate.ci95 is not None
     assert estimate.ci95[1] - estimate.ci95[0] > 0.1
     assert (estimate.rounds, estimate.kept, estimate.processes) == (150, 150, 3)
