@@ -237,6 +237,10 @@ class Connectivity(Plugin):
     """Draws the first topology of a sparse layer."""
 
     family: ClassVar[str] = "connectivity"
+    topology: ClassVar[Literal["free", "constant-fan-in", "block", "row"]] = "free"
+    """What every draw has: constant fan-in (up to one), whole blocks, whole rows (the last of each may be a part); or nothing of these."""
+    reads_files: ClassVar[bool] = False
+    """What it draws also depends on ``files``; their bytes are part of the trial's key."""
 
     @abstractmethod
     def draw(self, shape: tuple[int, int], nnz: int, rng: Rng) -> Tensor:
@@ -245,6 +249,25 @@ class Connectivity(Plugin):
     def draw_for(self, layer: str, shape: tuple[int, int], nnz: int, rng: Rng) -> Tensor:
         """``draw``, for connectivities that must know which layer it is (given by the user, or from another trial)."""
         return self.draw(shape, nnz, rng)
+
+    def nnz_of(self, layer: str, shape: tuple[int, int], asked: int) -> int:
+        """How many connections the layer gets: what the density asks, unless the sites are given."""
+        return asked
+
+    def files(self, root: Path) -> Iterable[Path]:
+        """The files that it reads.
+
+        Args:
+            root: the folder of the data sets, where relative paths start.
+
+        Raises:
+            UserError: they are not there.
+        """
+        return ()
+
+    def located(self, root: Path) -> Connectivity:
+        """The same connectivity with its relative paths under ``root``."""
+        return self
 
 
 class Activation(Plugin):

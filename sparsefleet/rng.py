@@ -17,6 +17,7 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _CHUNK = 1 << 20
+_GROUPS = 1 << 16
 
 
 def key_of(*parts: object) -> int:
@@ -102,3 +103,45 @@ class Rng:
             fresh = torch.unique(self.integers(n - chosen.numel(), high, device))
             chosen = torch.unique(torch.cat([chosen, fresh]))
         return chosen
+
+    def distinct_in_groups(self, counts: Tensor, sizes: Tensor) -> Tensor:
+        """``(sum(counts),)`` int64 ascending: of every group ``counts[g]`` different places, every subset of a group equally likely.
+
+        The places of group g are numbered from the sum of the sizes before it on. Memory is O(sum(counts) + groups), whatever the sizes.
+
+        Args:
+            counts: ``(groups,)`` int64.
+            sizes: ``(groups,)`` int64, each at least its count.
+        """
+        if bool((counts < 0).any()) or bool((counts > sizes).any()):
+            raise ValueError("a group has fewer places than are asked of it")
+        upto = torch.cumsum(counts, 0)
+        parts, start, first, n = [torch.empty(0, dtype=torch.int64, device=counts.device)], 0, 0, counts.numel()
+        while start < n:  # bounded temporaries: at most _CHUNK draws, or those of one group, at a time
+            drawn = int(upto[start]) - int(counts[start])
+            end = max(start + 1, int(torch.searchsorted(upto, drawn + _CHUNK, right=True)))
+            part = slice(start, min(end, start + _GROUPS))
+            parts.append(first + self._distinct_in_groups(counts[part], sizes[part]))
+            start, first = part.stop, first + int(sizes[part].sum())
+        return torch.cat(parts)
+
+    def _distinct_in_groups(self, counts: Tensor, sizes: Tensor) -> Tensor:
+        crowded = 2 * counts > sizes  # there, what is left out is drawn, so that redrawing collisions comes to an end
+        drawn = torch.where(crowded, sizes - counts, counts)
+        chosen, lacking = torch.empty(0, dtype=torch.int64, device=counts.device), drawn
+        last = torch.cumsum(sizes, 0)
+        first = last - sizes
+        while bool(lacking.any()):
+            group = torch.repeat_interleave(lacking)
+            fresh = hash_positions(self.key, self._take(group.numel(), counts.device)) % sizes[group] + first[group]
+            chosen = torch.unique(torch.cat([chosen, fresh]))
+            lacking = drawn - torch.bincount(torch.searchsorted(last, chosen, right=True), minlength=counts.numel())
+        if not bool(crowded.any()):
+            return chosen
+        out = crowded[torch.searchsorted(last, chosen, right=True)]
+        full = torch.repeat_interleave(crowded * sizes)
+        begin = torch.cumsum(crowded * sizes, 0) - crowded * sizes
+        every = torch.arange(full.numel(), device=counts.device) - begin[full] + first[full]
+        stays = torch.ones(every.numel(), dtype=torch.bool, device=counts.device)
+        stays[torch.searchsorted(every, chosen[out])] = False
+        return torch.sort(torch.cat([chosen[~out], every[stays]])).values

@@ -59,3 +59,39 @@ def test_distinct_gives_every_subset_equally_often():
 def test_distinct_refuses_more_than_there_are():
     with pytest.raises(ValueError, match="cannot draw 6 different values of 5"):
         Rng("x").distinct(6, 5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [([0, 3, 5, 2], [4, 3, 10, 9]), ([0, 0], [3, 0]), ([], []), ([1] * 50, [10**12] * 50), ([999, 1], [1000, 1000])],
+)
+def test_distinct_in_groups_is_exact_in_every_group(counts, sizes):
+    drawn = Rng("g").distinct_in_groups(torch.tensor(counts, dtype=torch.int64), torch.tensor(sizes, dtype=torch.int64))
+    assert bool((drawn[1:] > drawn[:-1]).all())
+    ends = torch.cumsum(torch.tensor(sizes, dtype=torch.int64), 0)
+    assert torch.bincount(torch.searchsorted(ends, drawn, right=True), minlength=len(counts)).tolist() == counts
+
+
+def test_distinct_in_groups_gives_every_subset_equally_often():
+    """Of four places two, by drawing them, and of five places three, by drawing those left out."""
+    few: dict[tuple[int, ...], int] = {}
+    many: dict[tuple[int, ...], int] = {}
+    for i in range(3000):
+        drawn = Rng("gs", i).distinct_in_groups(torch.tensor([2, 3]), torch.tensor([4, 5])).tolist()
+        few[tuple(drawn[:2])] = few.get(tuple(drawn[:2]), 0) + 1
+        many[tuple(drawn[2:])] = many.get(tuple(drawn[2:]), 0) + 1
+    assert (len(few), len(many)) == (6, 10)
+    assert max(abs(c - 500) for c in few.values()) < 90  # 4.4 standard deviations
+    assert max(abs(c - 300) for c in many.values()) < 72
+
+
+def test_distinct_in_groups_draws_large_orders_in_parts():
+    counts = torch.full((3000,), 1000)
+    drawn = Rng("parts").distinct_in_groups(counts, torch.full((3000,), 10_000))
+    assert drawn.numel() == 3_000_000
+    assert bool((torch.bincount(drawn // 10_000, minlength=3000) == 1000).all())
+
+
+def test_distinct_in_groups_refuses_more_than_a_group_has():
+    with pytest.raises(ValueError, match="fewer places"):
+        Rng("x").distinct_in_groups(torch.tensor([1, 4]), torch.tensor([5, 3]))

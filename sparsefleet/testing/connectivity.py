@@ -16,9 +16,10 @@ _SHAPE = (12, 20)
 
 
 def draws_exactly(plugin: Connectivity) -> None:
-    """Exactly nnz different sites inside the layer, from none to all."""
-    for nnz in (0, 1, 7, 60, 239, 240):
-        sites = plugin.draw(_SHAPE, nnz, Rng("draw", nnz))
+    """Exactly nnz different sites inside the layer, from none to all; as many as are given, where they are."""
+    for asked in (0, 1, 7, 60, 239, 240):
+        nnz = plugin.nnz_of("layer", _SHAPE, asked)
+        sites = plugin.draw_for("layer", _SHAPE, nnz, Rng("draw", nnz))
         try:
             flat = check_sites(sites, _SHAPE, layer="layer")
         except InvalidMask as error:
@@ -31,14 +32,16 @@ def is_deterministic(plugin: Connectivity) -> None:
     drawn = []
     for seed in (1, 2):
         disturb_global_seeds(seed)
-        drawn.append(plugin.draw(_SHAPE, 60, Rng("draw")))
+        drawn.append(plugin.draw_for("layer", _SHAPE, plugin.nnz_of("layer", _SHAPE, 60), Rng("draw")))
     expect(torch.equal(*drawn), "equal topologies from equal streams", "they differ", "draw from the rng argument")
 
 
 def allocates_by_connections(plugin: Connectivity) -> None:
     """1,000 sites of 1,000,000 x 1,000,000 cost kilobytes."""
     for width, limit in ((SMALL_DENSE, SMALL_DENSE * SMALL_DENSE), (WIDE, 16 * 2**20 + 8 * 2 * WIDE)):
-        used = peak_bytes(lambda width=width: plugin.draw((width, width), 1000, Rng("wide")))  # type: ignore[misc]
+        shape = (width, width)
+        nnz = plugin.nnz_of("layer", shape, 1000)
+        used = peak_bytes(lambda shape=shape, nnz=nnz: plugin.draw_for("layer", shape, nnz, Rng("wide")))  # type: ignore[misc]
         expect(used < limit, f"less than {limit / 2**20:.0f} MiB at {width:,} x {width:,}", f"{used / 2**20:.1f} MiB", "use rng.distinct")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from sparsefleet.sparsity.distribute import distribute
 from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.spec import PluginRef, TrialSpec
 
+DENSITY_WITHIN = 0.01
+"""How far, relatively, the density of given sites may lie from the one that the trial names."""
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
@@ -54,10 +56,12 @@ def build_network(
     device: str = "cpu",
     sites: Mapping[str, Tensor] | None = None,
     storage: str | None = None,
+    data_root: Path | None = None,
 ) -> Network:
     """The network of ``spec`` before training.
 
     Args:
+        data_root: where a connectivity that reads files looks for them; not needed for a network that is loaded.
         sites: flat positions per layer, for a network that is loaded; default: the spec's connectivity draws them, or all sites for a
             pruner, which starts dense.
         storage: layer plugin to use in place of the one that training starts with.
@@ -75,25 +79,60 @@ def build_network(
     storage = storage or training_storage(spec)
     layer_ref = spec.layer if storage == spec.layer.name else PluginRef(name=storage)
     layer: Layer = registry.build("layer", layer_ref)
-    kind = spec.method.distribution
-    asked = {n: math.prod(s) for n, s in shapes.items()}
-    if spec.density < 1:
-        asked = distribute(shapes, spec.density, "uniform" if kind == "global" else kind)
-    modules: dict[str, tuple[Layer, Connections]] = {}
-    if layer.topology != "all":
-        connectivity: Connectivity | None = registry.build("connectivity", spec.connectivity) if spec.method.rewirer else None
-        for name, shape in shapes.items():
-            if sites is not None:
-                n_in = math.prod(shape[1:])
-                flat = sites[name].to(device)
-                modules[name] = layer, Connections(name, (shape[0], n_in), flat // n_in, flat % n_in, torch.empty(0))
-            else:
-                nnz = math.prod(shape) if spec.method.pruner else asked[name]
-                modules[name] = layer, draw_connections(name, shape, nnz, connectivity, spec.seed, torch.device(device))
+    connectivity: Connectivity | None = registry.build("connectivity", spec.connectivity) if spec.method.rewirer else None
+    if connectivity is not None and data_root is not None:
+        connectivity = connectivity.located(data_root)
+    asked = _budget(spec, shapes, connectivity if sites is None or data_root is not None else None)
+
+    def connected(name: str) -> tuple[Layer, Connections]:
+        shape = shapes[name]
+        if sites is None:
+            nnz = math.prod(shape) if spec.method.pruner else asked[name]
+            return layer, draw_connections(name, shape, nnz, connectivity, spec.seed, torch.device(device))
+        n_in, flat = math.prod(shape[1:]), sites[name].to(device)
+        return layer, Connections(name, (shape[0], n_in), flat // n_in, flat % n_in, torch.empty(0))
+
+    modules = _OneByOne([] if layer.topology == "all" else list(shapes), connected)
     sparse = materialise(module, modules, seed=spec.seed, fan_in=spec.init.fan_in, dtype=DTYPES[spec.train.precision], device=device)
     if names and names[-1] in sparse:
         sparse[names[-1]].is_last = True
     return Network(module, sparse, shapes, asked, n_params, factor, storage, kept)
+
+
+class _OneByOne(Mapping[str, tuple[Layer, Connections]]):
+    """Connections that exist only while their layer is built: drawn sites take several times the bytes of the layer that stores them."""
+
+    def __init__(self, names: list[str], make: Callable[[str], tuple[Layer, Connections]]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> tuple[Layer, Connections]:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _budget(spec: TrialSpec, shapes: Mapping[str, tuple[int, ...]], connectivity: Connectivity | None) -> dict[str, int]:
+    """Connections of every layer at the end: the density's, unless the connectivity has its sites from elsewhere."""
+    if spec.density >= 1:
+        return {name: math.prod(shape) for name, shape in shapes.items()}
+    kind = spec.method.distribution
+    asked = distribute(shapes, spec.density, "uniform" if kind == "global" else kind)
+    if connectivity is None:
+        return asked
+    given = {name: connectivity.nnz_of(name, (shape[0], math.prod(shape[1:])), asked[name]) for name, shape in shapes.items()}
+    other = [name for name in shapes if given[name] != asked[name]]
+    wanted, found = (sum(counts[name] for name in other) for counts in (asked, given))
+    if other and abs(found / wanted - 1) > DENSITY_WITHIN and abs(found - wanted) > len(other):
+        density = found / sum(math.prod(shapes[name]) for name in other)
+        raise UserError(
+            f"connectivity {connectivity.name!r} has {found:,} connections for {', '.join(other)}; density {spec.density:g} asks for {wanted:,}",
+            fix=f"density: {density:.4g}",
+        )
+    return given
 
 
 def training_storage(spec: TrialSpec) -> str:

@@ -13,7 +13,7 @@ from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.plugin import DataInfo, Dataset, TensorData
 from sparsefleet.registry import Catalog
 from sparsefleet.rng import Rng
-from sparsefleet.trial.identity import data_digest
+from sparsefleet.trial.identity import data_digest, data_of
 from sparsefleet.trial.request import TrialRequest
 
 
@@ -34,12 +34,13 @@ def load_splits(dataset: Dataset, request: TrialRequest, dtype: torch.dtype, plu
         IntegrityError: the files are not those of the trial key.
     """
     spec = request.spec
-    promised = request.data.get(spec.dataset.name)
-    if promised is not None:
-        found = data_digest(spec.dataset, plugins, request.data_root)
+    for name, family, ref in data_of(spec, plugins):
+        if name not in request.data:
+            continue
+        promised, found = request.data[name], data_digest(ref, plugins, request.data_root, family)
         if found != promised:
             raise IntegrityError(
-                f"dataset {spec.dataset.name!r} on this machine is not the one that the trial was submitted with",
+                f"{family} {ref.name!r} on this machine is not the one that the trial was submitted with",
                 cause=f"its digest is {found[:12]}, promised was {promised[:12]}",
                 fix="give every node the same files, or submit the grid again",
             )

@@ -60,7 +60,7 @@ class Keys:
         """What a trial depends on besides its spec; goes into the record."""
         return {
             "code": code_of(spec, self._catalog),
-            "data": {spec.dataset.name: self._data_of(spec.dataset)},
+            "data": {name: self._data_of(family, ref) for name, family, ref in data_of(spec, self._catalog)},
             "threads": threads,
             "device": device,
             "device_class": device_class(device),
@@ -79,10 +79,10 @@ class Keys:
             self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, "start": start_key, **depends})
         return self._known[asked]
 
-    def _data_of(self, dataset: PluginRef) -> str:
-        slot = digest(dataset.model_dump(mode="json"))
+    def _data_of(self, family: str, ref: PluginRef) -> str:
+        slot = digest([family, ref.model_dump(mode="json")])
         if slot not in self._data:
-            self._data[slot] = data_digest(dataset, self._catalog, self._data_root)
+            self._data[slot] = data_digest(ref, self._catalog, self._data_root, family)
         return self._data[slot]
 
 
@@ -95,24 +95,31 @@ def plugins_used(spec: TrialSpec, catalog: Catalog) -> list[PluginUsed]:
     return used
 
 
-def data_digest(dataset: PluginRef, catalog: Catalog, root: Path) -> str:
-    """sha256 over the files that hold the data; remembered by their sizes and times, so an unchanged file is not read again.
+def data_of(spec: TrialSpec, catalog: Catalog) -> Iterator[tuple[str, str, PluginRef]]:
+    """(name in the record, family, plugin) of everything that reads files."""
+    yield spec.dataset.name, "dataset", spec.dataset
+    if spec.method.rewirer and catalog.get("connectivity", spec.connectivity.name).facts.get("reads_files"):
+        yield f"connectivity/{spec.connectivity.name}", "connectivity", spec.connectivity
+
+
+def data_digest(reader: PluginRef, catalog: Catalog, root: Path, family: str = "dataset") -> str:
+    """sha256 over the files that a plugin reads; remembered by their sizes and times, so an unchanged file is not read again.
 
     Raises:
         UserError: the files are not there.
     """
-    entry = catalog.get("dataset", dataset.name)
-    slot = digest({"dataset": dataset.model_dump(), "code": entry.digest, "root": str(root)})
+    entry = catalog.get(family, reader.name)
+    slot = digest({family: reader.model_dump(), "code": entry.digest, "root": str(root)})
     store = cache_dir() / "data-digests"
     store.mkdir(exist_ok=True)
     path = store / f"{slot}.json"
     known = _read_json(path)
     if known and all(_stat(Path(name)) == stat for name, stat in known["files"].items()):
         return str(known["digest"])
-    files = [Path(file) for file in Registry(catalog).build("dataset", dataset).files(root)]
+    files = [Path(file) for file in Registry(catalog).build(family, reader).files(root)]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise UserError(f"dataset {dataset.name!r} is not complete under {root}", cause=f"missing: {', '.join(missing)}")
+        raise UserError(f"{family} {reader.name!r} is not complete under {root}", cause=f"missing: {', '.join(missing)}")
     sha = hashlib.sha256()
     for file in files:
         sha.update(file.name.encode() + b"\0")

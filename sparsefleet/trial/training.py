@@ -99,13 +99,14 @@ class Training:
         return self.pruner or self.rewirer
 
     def _network(self, checkpoint: Checkpoint | None) -> Network:
+        device, data_root = self.request.device, self.request.data_root
         if checkpoint:
             self.converted = checkpoint.facts["converted"]
             storage = self.spec.layer.name if self.converted else None
             return build_network(
-                self.spec, registry=self.registry, device=self.request.device, sites=checkpoint.group("sites"), storage=storage
+                self.spec, sites=checkpoint.group("sites"), storage=storage, registry=self.registry, device=device, data_root=data_root
             )
-        network = build_network(self.spec, registry=self.registry, device=self.request.device)
+        network = build_network(self.spec, registry=self.registry, device=device, data_root=data_root)
         if self.spec.start_from is not None:
             if self.request.start_weights is None:
                 raise SparsefleetError(f"the weights of trial {self.spec.start_from} were not delivered")
