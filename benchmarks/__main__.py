@@ -1,7 +1,7 @@
 """Runs benchmark suites and keeps their figures, per machine, in benchmarks/results/SUITE-MACHINE.json.
 
 Every figure is printed beside its target. "not run" (with the reason) is neither kept nor missed. What is left out with --only keeps its older
-value and date in the file; figures of --quick never replace those of a full run.
+value and date in the file; figures of --quick never replace those of a full run. ops has options of its own: ops --help.
 """
 
 from __future__ import annotations
@@ -45,8 +45,13 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """1 if a target is missed or a part broke."""
-    options = asked(arguments)
+    """1 if a target is missed or a part broke; of ``ops`` what its own command says."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["ops"]:
+        from benchmarks.ops.command import main as ops
+
+        return ops(given[1:])
+    options = asked(given)
     from sparsefleet.measure.fingerprint import fingerprint
 
     machine, talk = fingerprint(), sys.stderr if options.json else sys.stdout

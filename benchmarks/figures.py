@@ -75,11 +75,13 @@ class Run:
     """What a benchmark is told, and where it says how far it is.
 
     Attributes:
+        id: of the part.
         quick: fewer cells, to see that it works; its figures never replace those of a full run.
         raw: what ``keep`` was given.
     """
 
-    def __init__(self, *, quick: bool = False) -> None:
+    def __init__(self, id: str = "", *, quick: bool = False) -> None:
+        self.id = id
         self.quick = quick
         self.raw: Any = None
 

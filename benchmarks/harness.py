@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -63,20 +63,30 @@ def run_part(part: Part, *, quick: bool) -> Found:
     """The figures of a part, from a process of its own, which ends with this one; a part that fails is one broken figure."""
     with tempfile.TemporaryDirectory(prefix="sparsefleet-benchmark-") as folder:
         answer = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "benchmarks.part", part.function, part.title, str(answer), *(["--quick"] if quick else [])]
         begun = time.monotonic()
-        process = subprocess.Popen(command, stdout=2, start_new_session=True)
-        try:
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        code = run_module("benchmarks.part", [part.function, part.id, part.title, str(answer), *(["--quick"] if quick else [])])
         seconds = time.monotonic() - begun
         if not answer.exists():
             return Found([Figure(part.title, "", note=f"its process ended with {code}", broken=True)], seconds=seconds)
         found = json.loads(answer.read_text())
     return Found([Figure(**row) for row in found["figures"]], found["raw"], seconds)
+
+
+def run_module(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, timeout_s: float | None = None
+) -> int | None:
+    """How ``python -m module`` ended in a process of its own, which ends with this one; None if it took too long. Its stdout goes to stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], stdout=2, start_new_session=True, env={**os.environ, **(environment or {})}
+    )
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def merge(older: Sequence[Row], newer: Sequence[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""One part of a suite in this process: ``python -m benchmarks.part MODULE:FUNCTION TITLE ANSWER.json [--quick]``; see ``harness.run_part``."""
+"""One part of a suite in this process: ``python -m benchmarks.part MODULE:FUNCTION ID TITLE ANSWER.json [--quick]``; see ``harness.run_part``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def main(arguments: list[str]) -> int:
     """0 if there is an answer; what the benchmark raises goes to stderr, and there is none."""
     if sys.platform == "linux":
         die_with_parent(os.getppid())
-    function, title, answer = arguments[:3]
-    run = Run(quick="--quick" in arguments[3:])
+    function, name, title, answer = arguments[:4]
+    run = Run(name, quick="--quick" in arguments[4:])
     try:
-        module, _, name = function.partition(":")
-        figures: list[Figure] = getattr(import_module(module), name)(run)
+        module, _, called = function.partition(":")
+        figures: list[Figure] = getattr(import_module(module), called)(run)
     except NotRun as reason:
         figures = [Figure(title, "", note=str(reason))]
     except ModuleNotFoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness import Part
+from benchmarks.ops.cases import CASES
 
 SUITES: dict[str, tuple[Part, ...]] = {
     "cli": (
@@ -26,10 +27,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("MT-12", "seconds per cell, and what is not samples", "benchmarks.trust.overhead:figures", 2),
         Part("accuracy", "coverage of the accuracy intervals", "benchmarks.trust.coverage:figures", 0.7),
     ),
-    "ops": (
-        Part("forward", "csr against its peers, forward", "benchmarks.ops.layers:forward", 3),
-        Part("step", "csr against its peers, forward and backward", "benchmarks.ops.layers:step", 6),
-    ),
+    "ops": tuple(Part(case.id, case.title, "benchmarks.ops.command:case_part", case.minutes) for case in CASES.values()),
 }
 
 
@@ -38,5 +36,5 @@ def listing() -> str:
     lines = []
     for suite, parts in SUITES.items():
         lines.append(f"  {suite} (about {max(1, round(sum(part.minutes for part in parts)))} minutes on two cores)")
-        lines += [f"    {part.id:9} {part.title}" for part in parts]
+        lines += [f"    {part.id:10} {part.title}" for part in parts]
     return "\n".join(lines)
