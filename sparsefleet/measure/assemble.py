@@ -124,7 +124,10 @@ def _memory(found: Mapping[str, PassResult]) -> dict[str, float | str]:
 
 
 def _theory(facts: Mapping[str, Any], estimate: Estimate, versus: str) -> dict[str, float | str]:
-    """What was counted, and what of it was reached."""
+    """What was counted, and what of it was reached.
+
+    ``realised_fraction`` is the measured speed-up over that of the two limits; above 1 it says that dense is further from its limit.
+    """
     found: dict[str, float | str] = dict(facts)
     limit, roofline = found.get("limit_s"), found.get("roofline_speedup")
     if isinstance(limit, float):

@@ -238,7 +238,7 @@ class _Comparison:
         own = cost(loaded.module, x, job.op, kinds[0], precision)
         dense = cost(sides.dense.network, x, job.op, kinds[1], precision) if sides.versus == "dense" else None
         peaks = Peaks.from_json(self.request.peaks)
-        values = theory(own, dense, peaks, job.op, None, None).values
+        values = theory(own, dense, peaks, job.op)
         rival = sides.dense if sides.versus == "rival" else sides.rival
         if rival:
             small = cost(rival.network, x, job.op, kinds[1], precision)
