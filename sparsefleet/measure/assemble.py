@@ -17,13 +17,23 @@ _NEEDED = ("cpu", "software")
 
 
 def assemble(
-    request: MeasureRequest, times: Sequence[PassResult], memory: Mapping[str, PassResult], earlier: Sequence[str] = ()
+    request: MeasureRequest,
+    times: Sequence[PassResult],
+    memory: Mapping[str, PassResult],
+    earlier: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> MeasureResult:
-    """The result of a job whose time passes all succeeded."""
+    """The result of a job whose time passes all succeeded.
+
+    Args:
+        earlier: raw samples of other measurements of it, by reference.
+        notes: what the reader of the timing has to know besides.
+    """
     processes = [Samples.of(one.samples) for one in times if one.samples]
     first = times[0].facts
     facts = {
-        **{name: first[name] for name in ("versus", "baseline", "tried", "rival_params", "rival_note", "notes", "theory")},
+        **{name: first[name] for name in ("versus", "baseline", "tried", "rival_params", "rival_note", "theory")},
+        "notes": [*first["notes"], *notes],
         "correctness": _worst([one.facts["correctness"] for one in times]),
         "conditions": list(dict.fromkeys(text for one in times for text in one.facts["conditions"])),
         "memory": _memory(memory),

@@ -29,11 +29,13 @@ class Pass(Frozen):
     Attributes:
         side: of a memory pass: ``sparse`` or ``dense``.
         process: of a time pass, from 0.
+        refresh: of a peaks pass: the limits are taken again although they are known.
     """
 
     kind: Literal["peaks", "time", "memory"]
     side: Literal["", "sparse", "dense"] = ""
     process: int = 0
+    refresh: bool = False
 
 
 class MeasureRequest(Frozen):
@@ -45,6 +47,7 @@ class MeasureRequest(Frozen):
         budget_s: the number of rounds is cut to this in advance, never below what the level's gates ask for.
         warmup_cap_s: the warm-up ends here even if the times have not settled.
         chosen: candidates of an earlier comparison with the same dense net, by role (``dense``, ``rival``).
+        versus: what the figure's first process was timed against, which the others take over; empty: decide.
         peaks: the machine's limits, for a time pass.
     """
 
@@ -56,6 +59,7 @@ class MeasureRequest(Frozen):
     budget_s: float = Field(15.0, gt=0)
     warmup_cap_s: float = Field(3.0, gt=0)
     chosen: dict[str, list[BaselineTried]] = Field(default_factory=dict)
+    versus: Literal["", "dense", "rival", "none"] = ""
     peaks: dict[str, Any] | None = None
 
 
@@ -93,11 +97,18 @@ Runner = Callable[[MeasureRequest], "PassResult | None"]
 
 @dataclass
 class Memo:
-    """What later jobs of the same phase need not find out again: limits by device and threads, choices and memory by dense net."""
+    """What later jobs of the same phase need not find out again: limits by device and threads, choices and memory by dense net.
+
+    Only what succeeded is here, and a second measurement starts with an empty one: nothing that the first one found spoils it too.
+
+    Attributes:
+        refresh: the machine's limits are taken again although its cache knows them, since a figure beat them.
+    """
 
     peaks: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     chosen: dict[str, list[BaselineTried]] = field(default_factory=dict)
     memory: dict[str, PassResult] = field(default_factory=dict)
+    refresh: bool = False
 
 
 def run_passes(request: MeasureRequest, run: Runner, memo: Memo, earlier: Sequence[str] = ()) -> MeasureResult | None:
@@ -109,36 +120,86 @@ def run_passes(request: MeasureRequest, run: Runner, memo: Memo, earlier: Sequen
     from sparsefleet.measure.assemble import assemble
 
     job = request.job
-    place = (job.device, job.threads)
-    if place not in memo.peaks:
-        found = run(request.model_copy(update={"part": Pass(kind="peaks")}))
-        if found is None:
-            return None
-        memo.peaks[place] = found.facts if found.state == "SUCCEEDED" else {}
+    limits = limits_of(request, run, memo)
+    if limits is None:
+        return None
     keys = dense_keys(job)
     chosen = {role: memo.chosen[key] for role, key in keys.items() if key in memo.chosen}
-    request = request.model_copy(update={"peaks": memo.peaks[place] or None, "chosen": chosen})
+    request = request.model_copy(update={"peaks": limits.facts or None, "chosen": chosen})
     times: list[PassResult] = []
     for process in range(PROCESSES[request.level]):
         one = run(request.model_copy(update={"part": Pass(kind="time", process=process)}))
         if one is None:
             return None
         times.append(one)
-        if one.state != "SUCCEEDED":
-            return MeasureResult(config_key=job.config_key, keys=job.keys, state=one.state, reason=one.reason, took_s=one.took_s)
+        state, why = one.state, one.reason
+        if state == "SUCCEEDED" and (mixed := _mixed(times, limits)):
+            memo.peaks.pop((job.device, job.threads), None)
+            state, why = "INFRA_FAILED", mixed
+        if state != "SUCCEEDED":
+            took = sum(done.took_s for done in times)
+            return MeasureResult(config_key=job.config_key, keys=job.keys, state=state, reason=why, took_s=took)
         tried = {role: [BaselineTried.model_validate(row) for row in rows] for role, rows in one.facts["tried"].items()}
         memo.chosen.update({keys[role]: rows for role, rows in tried.items() if role in keys and rows})
-        request = request.model_copy(update={"chosen": {**request.chosen, **tried}})
-    memory: dict[str, PassResult] = {}
-    for side in ("sparse", "dense") if times[0].facts["versus"] == "dense" else ("sparse",):
-        found = memo.memory.get(keys["dense"]) if side == "dense" else None
-        found = found or run(request.model_copy(update={"part": Pass(kind="memory", side=side)}))
-        if found is None:
+        request = request.model_copy(update={"chosen": {**request.chosen, **tried}, "versus": times[0].facts["versus"]})
+    memory = _memory(request, run, memo, times[0])
+    if memory is None:
+        return None
+    beside = {"this machine's limits": limits, **{f"the memory of the {side} side": one for side, one in memory.items()}}
+    notes = [f"{what} could not be measured: {one.state}, {one.reason}" for what, one in beside.items() if one.state != "SUCCEEDED"]
+    return assemble(request, times, memory, earlier, notes)
+
+
+def limits_of(request: MeasureRequest, run: Runner, memo: Memo) -> PassResult | None:
+    """The machine's limits, without facts if they could not be measured; None if someone asked to stop."""
+    place = (request.job.device, request.job.threads)
+    if place in memo.peaks:
+        return PassResult(state="SUCCEEDED", facts=memo.peaks[place])
+    found = run(request.model_copy(update={"part": Pass(kind="peaks", refresh=memo.refresh)}))
+    if found is None or found.state != "SUCCEEDED":
+        return found and found.model_copy(update={"facts": {}})
+    memo.peaks[place] = found.facts
+    return found
+
+
+def _memory(request: MeasureRequest, run: Runner, memo: Memo, first: PassResult) -> dict[str, PassResult] | None:
+    """What came of the memory passes, by side; None if someone asked to stop."""
+    found: dict[str, PassResult] = {}
+    slot = f"{dense_keys(request.job)['dense']} {first.facts['baseline']}"
+    for side in ("sparse", "dense") if first.facts["versus"] == "dense" else ("sparse",):
+        known = memo.memory.get(slot) if side == "dense" else None
+        one = known or run(request.model_copy(update={"part": Pass(kind="memory", side=side)}))
+        if one is None:
             return None
-        memory[side] = found
-    if "dense" in memory:
-        memo.memory[keys["dense"]] = memory["dense"]
-    return assemble(request, times, memory, earlier)
+        found[side] = one
+        if side == "dense" and one.state == "SUCCEEDED":
+            memo.memory[slot] = one
+    return found
+
+
+def _mixed(times: Sequence[PassResult], limits: PassResult) -> str:
+    """Why the newest process cannot stand in one figure with the first one and with these limits, or an empty string."""
+    first, newest = (_setting(one) for one in (times[0], times[-1]))
+    for what, wanted in first.items():
+        if newest[what] != wanted:
+            return f"the processes of one figure differ in {what}: {wanted} and {newest[what]}"
+    machine = limits.facts.get("machine", newest["the machine"])
+    if machine != newest["the machine"]:
+        return f"the limits were measured on another machine ({machine}) than the times ({newest['the machine']})"
+    return ""
+
+
+def _setting(one: PassResult) -> dict[str, Any]:
+    """What must be the same in all processes of a figure."""
+    samples, facts = one.samples or {}, one.facts
+    return {
+        "the machine": (one.fingerprint or {}).get("id"),
+        "what they are timed against": facts["versus"],
+        "the baseline": facts["baseline"],
+        "the sides": sorted(samples.get("seconds", ())),
+        "the form of the small-dense net": [row["name"] for row in facts["tried"].get("rival", ()) if not row["why_not"]],
+        "the share of steps with an update": samples.get("update_share"),
+    }
 
 
 def dense_keys(job: MeasureJob) -> dict[str, str]:

@@ -48,7 +48,7 @@ def run_pass(request: MeasureRequest) -> PassResult:
     if kind == "peaks":
         from sparsefleet.measure.peaks import peaks
 
-        return PassResult(state="SUCCEEDED", facts=peaks(job.device, job.threads).to_json())
+        return PassResult(state="SUCCEEDED", facts=peaks(job.device, job.threads, refresh=request.part.refresh).to_json())
     check_files(request)
     if kind == "memory":
         from sparsefleet.measure.footprint import footprint
@@ -183,6 +183,8 @@ class _Comparison:
         job = self.job
         if not job.versus_dense:
             return f"{job.execution} never enters a speed-up"
+        if self.request.versus:  # decided by the figure's first process, which says why
+            return "" if self.request.versus == "dense" else "as in the first process"
         values_per_parameter = 1 if job.op == "forward" else 4  # weight, gradient and up to two slots of the optimizer
         needed = 3 * job.dense_params * values_per_parameter * (8 if job.spec.train.precision == "fp64" else 4)
         free = memory_free(job.device)

@@ -16,7 +16,7 @@ from sparsefleet.measure import child, run
 from sparsefleet.measure.clock import Clock
 from sparsefleet.measure.config import groups
 from sparsefleet.measure.fingerprint import fingerprint
-from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, run_passes
+from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, Pass, PassResult, run_passes
 from sparsefleet.measure.peaks import ROW_BYTES
 from sparsefleet.measure.rates import Level
 from sparsefleet.measure.recheck import recheck
@@ -193,6 +193,27 @@ def test_a_twin_that_does_not_fit_is_a_value_and_the_small_net_is_still_a_rival(
     assert "dense_limit_s" not in timing.theory
     free = memory_free("cpu")
     assert free is None or free > 0
+
+
+def test_a_later_process_takes_over_what_the_first_one_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The free memory may change between two processes of a figure; what they are timed against may not."""
+    monkeypatch.setattr(run, "memory_free", lambda device: 50_000)
+    request = request_for(spec_of(density=NARROWS), tmp_path)
+    decided = [child.run(request.model_copy(update={"versus": versus})).facts["versus"] for versus in ("", "dense")]
+    assert decided == ["rival", "dense"]
+    monkeypatch.setattr(run, "memory_free", lambda device: None)
+    assert child.run(request.model_copy(update={"versus": "rival"})).facts["versus"] == "rival"
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_peaks_pass_takes_the_limits_again_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refresh: bool) -> None:
+    from sparsefleet.measure import peaks
+
+    asked = []
+    monkeypatch.setattr(peaks, "peaks", lambda device, threads, *, refresh: asked.append((device, threads, refresh)) or HAND)
+    request = request_for(spec_of(), tmp_path)
+    assert child.run(request.model_copy(update={"part": Pass(kind="peaks", refresh=refresh)})).facts == HAND.to_json()
+    assert asked == [("cpu", 1, refresh)]
 
 
 @pytest.mark.slow
