@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 BIN = Path(sys.executable).parent  # the tools of the environment that runs this script
 SLOW = "slow or ray or browser"
+EXTRA = "torch_sparse"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def checks(everything: bool) -> list[Check]:
         Check("tests", (PYTHON, "-m", "pytest", "-q", "-m", f"not ({SLOW} or gpu)")),
     ]
     if everything:
+        quick_extra = f"{EXTRA} and not ({SLOW} or gpu)"
+        found.append(Check("torch-sparse tests", (PYTHON, "-m", "pytest", "-q", "-m", quick_extra)))
         found.append(Check("slow tests", (PYTHON, "-m", "pytest", "-q", "-m", f"({SLOW}) and not gpu", "--durations=15")))
     return found
 
@@ -76,7 +79,7 @@ def main() -> int:
         passed, seconds = run(check)
         failed = failed or not passed
         fix = f"  fix: {check.fix}" if check.fix and not passed else ""
-        lines.append(f"{'ok' if passed else 'FAILED':<7} {check.name:<11} {seconds:6.1f} s{fix}\n")
+        lines.append(f"{'ok' if passed else 'FAILED':<7} {check.name:<18} {seconds:6.1f} s{fix}\n")
     sys.stdout.writelines(["\n", *lines])
     return 1 if failed else 0
 

@@ -29,6 +29,29 @@ def pytest_configure(config):
         os.environ["SPARSEFLEET_TEST_CACHE"] = tempfile.mkdtemp(prefix="sparsefleet-test-cache-")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that is skipped for want of something that ``SPARSEFLEET_REQUIRE`` names fails instead."""
+    return _required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a whole module."""
+    return _required((yield))
+
+
+def _required(report):
+    """``report``, failed if it skipped with a reason that holds a word of ``SPARSEFLEET_REQUIRE``, e.g. ``kernels,torch-sparse``."""
+    words = [word for word in os.environ.get("SPARSEFLEET_REQUIRE", "").split(",") if word]
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        lacking = [word for word in words if word in reason.replace("_", "-")]
+        if lacking:
+            report.outcome, report.longrepr = "failed", f"SPARSEFLEET_REQUIRE asks for {', '.join(lacking)}: {reason}"
+    return report
+
+
 @pytest.fixture
 def plugin_distribution(tmp_path, monkeypatch):
     """Installs modules as a distribution of their own: ``plugin_distribution("dist", {"module": source})`` → its folder."""
