@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from sparsefleet.fleet.pool import Message, Pool
 from sparsefleet.fleet.queue import Shape
 from sparsefleet.fleet.untimed import untimed
 from sparsefleet.ledger import Ledger, TrialRow
+from sparsefleet.ledger.rows import TimingRow
+from sparsefleet.measure.assemble import beside
 from sparsefleet.measure.config import MeasureJob
-from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, run_passes
+from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, limits_of, run_passes
+from sparsefleet.measure.verdict import beats_limit, is_doubtful, trust
 from sparsefleet.trial import files
 
 _WAIT_S = 0.2
@@ -26,7 +29,8 @@ class MeasurePhase:
     """Times what the sweep's networks ask for and what no sweep has timed before.
 
     The supervisors of the trials are ended first: one remains, so that nothing of ours runs beside a measurement. What was not trustworthy
-    is measured once more after all others, when the machine may be quieter.
+    is measured once more after all others, when the machine may be quieter: with the machine's limits and the baselines chosen anew. Of two
+    measurements the one whose headline can be trusted counts (then its other figures, then the newer one); its timing names the others.
     """
 
     def __init__(
@@ -36,44 +40,70 @@ class MeasurePhase:
         self._settings, self._interrupts, self._emit = settings, interrupts, emit
         self._asked = settings.measure
         self._rows: dict[str, TrialRow] = {}
+        self._known: dict[str, TimingRow] = {}
         self._memo = Memo()
         self._forget: list[str] = []
 
     def run(self) -> None:
         """Until all are timed or someone asked to stop."""
-        jobs = untimed(self._ledger, self._sweep, self._asked, again=self._settings.remeasure)
+        jobs = self._untimed()
         if not jobs:
             return
         self._rows = {row.key: row for row in self._ledger.trials(self._sweep)}
         self._pool.close()
-        doubtful: list[tuple[MeasureJob, MeasureResult]] = []
-        for done, job in enumerate(jobs):
-            result = self._one(job, done, len(jobs))
-            if result is None:
-                return
-            if _is_doubtful(result):
-                doubtful.append((job, result))
-        for done, (job, first) in enumerate(doubtful):
-            if self._one(job, done, len(doubtful), first) is None:
-                return
-        for key in self._forget:
-            shutil.rmtree(Path(self._ledger.home) / "work" / key, ignore_errors=True)
+        limits = limits_of(self._request(jobs[0]), self._pass, self._memo)
+        if limits is None:
+            return
+        jobs = self._untimed(limits.facts.get("machine"))
+        again = self._round(jobs)
+        if again:
+            beaten = any(beats_limit(timing.model_dump()) for _, result in again for timing in result.timings)
+            self._memo = Memo(refresh=beaten)
+            again = self._round([job for job, _ in again], again=True)
+        if again is not None:
+            for key in self._forget:
+                shutil.rmtree(Path(self._ledger.home) / "work" / key, ignore_errors=True)
 
-    def _one(self, job: MeasureJob, done: int, total: int, first: MeasureResult | None = None) -> MeasureResult | None:
-        """The committed result of one job; None if someone asked to stop."""
-        again = first is not None
-        self._tell(job, "RUNNING", done, total, again=again)
-        request = MeasureRequest(job=job, model=Path(files.MODEL), level=self._asked["level"])
-        earlier = [timing.samples_ref for timing in first.timings] if first else []
-        result = run_passes(request, self._pass, self._memo, earlier)
-        self._forget.append(f"measure-{job.config_key}")
-        if result is None:
-            return None
-        if first is None or result.timings:  # a second measurement that failed takes nothing away
+    def _untimed(self, machine: str | None = None) -> list[MeasureJob]:
+        return untimed(self._ledger, self._sweep, self._asked, again=self._settings.remeasure, machine=machine)
+
+    def _round(self, jobs: Sequence[MeasureJob], *, again: bool = False) -> list[tuple[MeasureJob, MeasureResult]] | None:
+        """Measures and commits all; those worth another try; None if someone asked to stop."""
+        self._known = {row.config_key: row for row in self._ledger.timings(self._sweep)}
+        found = []
+        for done, job in enumerate(jobs):
+            self._tell(job, "RUNNING", done, len(jobs), again=again)
+            result = run_passes(self._request(job), self._pass, self._memo, self._earlier(job))
+            self._forget.append(f"measure-{job.config_key}")
+            if result is None:
+                return None
+            self._settle(job, result)
+            verdict = result.timings[0].verdict if result.timings else result.state
+            self._tell(job, result.state, done + 1, len(jobs), reason=result.reason, verdict=verdict, again=again)
+            if result.state == "INFRA_FAILED" or any(is_doubtful(timing.model_dump()) for timing in result.timings):
+                found.append((job, result))
+        return found
+
+    def _request(self, job: MeasureJob) -> MeasureRequest:
+        return MeasureRequest(job=job, model=Path(files.MODEL), level=self._asked["level"])
+
+    def _earlier(self, job: MeasureJob) -> list[str]:
+        """The raw samples of all measurements of the job that the ledger knows of, by reference."""
+        known = self._known.get(job.config_key)
+        return [ref for timing in (known.timings if known else ()) for ref in (*timing.get("earlier", ()), timing["samples_ref"])]
+
+    def _settle(self, job: MeasureJob, result: MeasureResult) -> None:
+        """Commits the measurement, or the one before it if that can be trusted in more: a busy machine takes no figure away."""
+        known = self._known.get(job.config_key)
+        if known is None or not known.timings or result.state == "INCORRECT":  # what computes something wrong has no time
             self._commit(job, result)
-        trust = result.timings[0].verdict if result.timings else result.state
-        self._tell(job, result.state, done + 1, total, reason=result.reason, verdict=trust, again=again)
-        return result
+        elif result.timings:
+            newer = result.timings[0]
+            with self._ledger.batch():
+                self._commit(job, result)
+                if trust(known.timings[0]) > trust(newer.model_dump()):
+                    older, body = beside(self._ledger.samples(str(known.samples_ref)), [newer.samples_ref])
+                    self._commit(job, result.model_copy(update={"timings": [older], "body": body.decode()}))
 
     def _pass(self, request: MeasureRequest) -> PassResult | None:
         """The result of one pass in a fresh child; None if someone asked to stop."""
@@ -123,7 +153,3 @@ class MeasurePhase:
     def _tell(self, job: MeasureJob, state: str, done: int, total: int, **more: Any) -> None:
         data = {"config_key": job.config_key, "state": state, "done": done, "total": total, "reason": None, **more}
         self._emit(Event("measure", {**data, "op": job.op, "batch_size": job.batch_size, "spec_id": job.spec.spec_id}))
-
-
-def _is_doubtful(result: MeasureResult) -> bool:
-    return any("NOT_TRUSTWORTHY" in (timing.verdict, timing.rival_verdict) for timing in result.timings)

@@ -8,33 +8,36 @@ from typing import Any
 from sparsefleet.ledger import Ledger
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.measure.config import MeasureJob, groups
+from sparsefleet.measure.verdict import is_doubtful
 
 DEFAULT_BATCH_SIZES: Mapping[str, tuple[Any, ...]] = {"screen": ("train",), "publish": ("train", 1, 32, 256)}
 """Batch sizes that are timed where the grid names none."""
-_KEPT_STATES = ("SUCCEEDED", "INCORRECT", "OOM")
-"""Ends that are a fact of the configuration: another sweep need not find them out again."""
-_DOUBT = "NOT_TRUSTWORTHY"
+_SHARED = ("SUCCEEDED", "INCORRECT")
+"""Ends that another sweep need not find out again; memory that was not free once may be free now."""
+_AGAIN = ("TIMEOUT", "CRASHED", "INFRA_FAILED")
+"""Ends that say nothing of the configuration: the next driver of the sweep tries again."""
 
 
-def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool = False) -> list[MeasureJob]:
-    """The configurations that no sweep has timed yet; timings that another sweep took are entered for this one too.
+def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool = False, machine: str | None = None) -> list[MeasureJob]:
+    """The configurations that are still to be timed; timings that another sweep took on this machine are entered for this one too.
 
     A timing that did not pass its gates, on a busy machine say, is taken over by no other sweep: it is tried again.
 
     Args:
         asked: the grid's ``measure:`` block.
-        again: timings of this sweep that were not trusted count as not taken.
+        again: timings of this sweep that were not trusted, or failed, count as not taken.
+        machine: the fingerprint's id of the machine that measures; None if not known yet: then nothing is taken over.
     """
     if asked.get("level", "none") == "none":
         return []
     names = ("ops", "baselines")
     batch_sizes = asked.get("batch_sizes") or DEFAULT_BATCH_SIZES[asked["level"]]
     wanted = groups(ledger.trials(sweep), batch_sizes, **{name: asked[name] for name in names if name in asked})
-    have = {row.config_key: row for row in ledger.timings(sweep) if not again or _trusted(row)}
+    have = {row.config_key: row for row in ledger.timings(sweep) if _is_taken(row, again)}
     left: list[MeasureJob] = []
     with ledger.batch():
         for job in wanted:
-            known = have.get(job.config_key) or _good_enough(ledger.timing(job.config_key, _KEPT_STATES), str(asked["level"]))
+            known = have.get(job.config_key) or _good_enough(ledger.timing(job.config_key, _SHARED), str(asked["level"]), machine)
             if known is None:
                 left.append(job)
             elif known.config_key not in have or set(known.keys) != set(job.keys):
@@ -42,12 +45,15 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
     return left
 
 
-def _good_enough(row: TimingRow | None, level: str) -> TimingRow | None:
-    """The timing, if it is trusted and was taken at the asked level or a stricter one."""
-    strict = row is not None and all(timing.get("level") in (level, "publish") for timing in row.timings)
-    return _trusted(row) if strict else None
+def _is_taken(row: TimingRow, again: bool) -> bool:
+    if again:
+        return row.state == "INCORRECT" or (bool(row.timings) and not any(map(is_doubtful, row.timings)))
+    return row.state not in _AGAIN
 
 
-def _trusted(row: TimingRow | None) -> TimingRow | None:
-    doubtful = row is not None and any(_DOUBT in (timing.get("verdict"), timing.get("rival_verdict")) for timing in row.timings)
-    return None if doubtful else row
+def _good_enough(row: TimingRow | None, level: str, machine: str | None) -> TimingRow | None:
+    """The timing, if it is trusted and was taken on this machine, at the asked level or a stricter one."""
+    if row is None or machine is None or any(map(is_doubtful, row.timings)):
+        return None
+    same = all(timing.get("level") in (level, "publish") and timing.get("fingerprint") == machine for timing in row.timings)
+    return row if same else None

@@ -17,6 +17,7 @@ FASTER_ABOVE, SLOWER_BELOW = 1.03, 0.97
 CPUS_LIMIT = 1.1
 """CPUs that a side may use, over its threads."""
 
+_BEATEN = "faster than this machine's limit"
 REASONS = {
     "kept": "{kept} of {rounds} rounds kept{why}",
     "interval": "the interval is ±{percent:.1f} %",
@@ -25,7 +26,7 @@ REASONS = {
     "drift": "drifted by {percent:+.1f} % while it was measured",
     "between": "the processes differ by {percent:.1f} %",
     "threads": "the {side} side used {cpus:.1f} CPUs with {threads} thread(s) set",
-    "limit": "the {side} side is faster than this machine's limit ({percent:.0f} % of it): the count of its work or the measurement is wrong",
+    "limit": "the {side} side is " + _BEATEN + " ({percent:.0f} % of it): the count of its work or the measurement is wrong",
     "shared_device": "another process used the device: {who}",
     "fingerprint": "the machine is not fully described: {what} is missing",
     "hot": "the device was still throttled: {what}",
@@ -138,3 +139,8 @@ def trust(timing: Mapping[str, Any]) -> tuple[bool, ...]:
 def is_doubtful(timing: Mapping[str, Any]) -> bool:
     """True if a figure of the timing is NOT_TRUSTWORTHY."""
     return not all(trust(timing))
+
+
+def beats_limit(timing: Mapping[str, Any]) -> bool:
+    """True if a side was faster than the machine can be: then its limits may have been taken beside a neighbour, and are taken again."""
+    return any(_BEATEN in text for name in ("reasons", "rival_reasons") for text in timing.get(name, ()))

@@ -1,50 +1,67 @@
-"""A timing that was not trusted is taken over by no other sweep."""
+"""What is still to be timed: a timing serves another sweep only if it is trusted and of this machine."""
 
 import pytest
 
 from sparsefleet.fleet.untimed import untimed
-from sparsefleet.ledger import SweepTrial, open_ledger
-from sparsefleet.trial.run import run_trial
 
 ASKED = {"level": "screen", "batch_sizes": [64], "ops": ["step"]}
+HERE = "fp:here"
+TIMING = {"op": "step", "level": "screen", "verdict": "FASTER", "fingerprint": HERE}
 
 
-@pytest.fixture
-def ledger(tmp_path, digits_request):
-    request = digits_request(
-        layer={"name": "csr"}, density=0.2, method={"rewirer": {"name": "static"}}, train={"epochs": 1, "batch_size": 64}
-    )
-    record = run_trial(request).to_json()
-    row = SweepTrial(
-        ordinal=0,
-        key=request.trial_key,
-        spec_id=request.spec.spec_id,
-        spec=request.spec.to_json(),
-        arm="random-static",
-        twin_key=None,
-        rival_key=None,
-        depends_on=None,
-        resources={"cpus": 1},
-        limits={},
-        request={},
-    )
-    with open_ledger(tmp_path / "home") as found:
-        for sweep in ("a-1", "b-2"):
-            found.create_sweep(sweep, sweep[0], sweep, "", {}, [row])
-        attempt = found.lease(row.key, "a-1", "here")
-        assert found.commit(row.key, attempt, record)
-        yield found
+def commit(ledger, state="SUCCEEDED", **changes):
+    (job,) = untimed(ledger, "a-1", ASKED, again=True)
+    timings = [TIMING | changes] if state == "SUCCEEDED" else []
+    ledger.commit_timing("a-1", job.config_key, job.keys, state, timings, samples=b"1" if timings else None)
 
 
-@pytest.mark.parametrize(("verdict", "left"), [("FASTER", 0), ("INCONCLUSIVE", 0), ("NOT_TRUSTWORTHY", 1)])
-def test_only_a_trusted_timing_serves_another_sweep(ledger, verdict, left):
-    (job,) = untimed(ledger, "a-1", ASKED)
-    timing = {"op": "step", "level": ASKED["level"], "verdict": verdict}
-    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [timing], samples=b"1")
-    assert untimed(ledger, "a-1", ASKED) == []  # its own is there, whatever it is worth
-    assert len(untimed(ledger, "a-1", ASKED, again=True)) == left
-    assert len(untimed(ledger, "b-2", ASKED)) == left
-    assert len(ledger.timings("b-2")) == 1 - left
+def left(ledger, sweep, **options):
+    return len(untimed(ledger, sweep, options.pop("asked", ASKED), **options))
+
+
+@pytest.mark.parametrize(
+    ("changes", "n"),
+    [
+        ({}, 0),
+        ({"verdict": "INCONCLUSIVE"}, 0),
+        ({"verdict": "NONE", "rival_verdict": "SLOWER"}, 0),
+        ({"verdict": "NOT_TRUSTWORTHY"}, 1),
+        ({"rival_verdict": "NOT_TRUSTWORTHY"}, 1),
+        ({"rival_vs_dense_verdict": "NOT_TRUSTWORTHY"}, 1),
+        ({"verdict": "NONE", "reasons": ["dense against dense reads 1.061"]}, 1),
+    ],
+)
+def test_only_a_timing_that_is_trusted_in_every_figure_serves_another_sweep(ledger, changes, n):
+    commit(ledger, **changes)
+    assert left(ledger, "a-1") == 0  # its own is there, whatever it is worth
+    assert left(ledger, "a-1", again=True) == n
+    assert left(ledger, "b-2", machine=HERE) == n
+    assert len(ledger.timings("b-2")) == 1 - n
+
+
+@pytest.mark.parametrize("machine", ["fp:other", None])
+def test_a_timing_of_another_machine_serves_no_other_sweep(ledger, machine):
+    commit(ledger)
+    assert left(ledger, "b-2", machine=machine) == 1
+    assert ledger.timings("b-2") == []
+    assert left(ledger, "a-1", machine=machine) == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "own", "again", "other"),
+    [
+        ("TIMEOUT", 1, 1, 1),
+        ("CRASHED", 1, 1, 1),
+        ("INFRA_FAILED", 1, 1, 1),
+        ("OOM", 0, 1, 1),
+        ("PLUGIN_ERROR", 0, 1, 1),
+        ("INCORRECT", 0, 0, 0),
+    ],
+)
+def test_ends_without_a_timing(ledger, state, own, again, other):
+    """What says nothing of the configuration is tried again; what lies at this moment's memory is asked again on request, and by others."""
+    commit(ledger, state)
+    assert (left(ledger, "a-1"), left(ledger, "a-1", again=True), left(ledger, "b-2", machine=HERE)) == (own, again, other)
 
 
 def test_no_level_asks_for_no_timing(ledger):
@@ -52,9 +69,8 @@ def test_no_level_asks_for_no_timing(ledger):
 
 
 def test_a_screening_does_not_serve_a_sweep_that_is_to_be_published(ledger):
-    (job,) = untimed(ledger, "a-1", ASKED)
-    timing = {"op": "step", "level": "screen", "verdict": "FASTER"}
-    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [timing], samples=b"1")
-    assert len(untimed(ledger, "b-2", {**ASKED, "level": "publish"})) == 1
-    ledger.commit_timing("a-1", job.config_key, job.keys, "SUCCEEDED", [{**timing, "level": "publish"}], samples=b"1")
-    assert untimed(ledger, "b-2", {**ASKED, "level": "screen"}) == []
+    commit(ledger)
+    assert left(ledger, "b-2", asked={**ASKED, "level": "publish"}, machine=HERE) == 1
+    (row,) = ledger.timings("a-1")
+    ledger.commit_timing("a-1", row.config_key, row.keys, "SUCCEEDED", [TIMING | {"level": "publish"}], samples=b"1")
+    assert left(ledger, "b-2", machine=HERE) == 0
