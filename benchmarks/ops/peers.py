@@ -103,7 +103,7 @@ def torch_csr_sddmm(conn: Connections) -> Peer:
 
 def torch_csr(conn: Connections) -> Peer:
     """``torch.sparse.mm`` of a CSR tensor, with torch's own gradient."""
-    coo = torch.sparse_coo_tensor(_index(conn), conn.weight, conn.shape, is_coalesced=True, check_invariants=False)
+    coo = torch.sparse_coo_tensor(_index(conn), conn.weight.clone(), conn.shape, is_coalesced=True, check_invariants=False)
     weight = coo.to_sparse_csr().requires_grad_()
     return Peer(lambda x: torch.sparse.mm(weight, x.t()).t(), weight, lambda grad: _at(grad, conn))
 
