@@ -227,6 +227,8 @@ class Layer(Plugin):
     """``all``: every site is stored, density is 1."""
     stores_dense: ClassVar[bool] = False
     """Holds a value at absent sites too."""
+    index_bytes: ClassVar[float] = 16.0
+    """Bytes of indices that a stored connection takes, the transpose's included: for estimates before anything is built."""
 
     @abstractmethod
     def build(self, template: nn.Module, conn: Connections, bias: Tensor | None) -> SparseModule:
@@ -296,6 +298,10 @@ class Model(Plugin):
     """A network, dense: the core replaces its prunable modules. Built on the meta device."""
 
     family: ClassVar[str] = "model"
+    chain: ClassVar[tuple[str, ...]] = ("input", "hidden", "outputs")
+    """Widths from input to output where the model is a chain of Linear layers, for estimates of memory before it is built: ``input`` and
+    ``outputs`` are the data's, other names are parameters, ``a*b`` is a product, ``a[-1]`` the last of several, and ``a:name=value`` stands only
+    where the parameter has the value. A model without these parameters has no estimate."""
 
     @abstractmethod
     def build(self, data: DataInfo, act: Callable[[int], nn.Module]) -> nn.Module:

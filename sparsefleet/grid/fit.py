@@ -1,24 +1,24 @@
 """Whether a combination can run: what the plugins declare of themselves, and whether the weights fit into memory.
 
-Byte estimates need the data set's shapes and a model whose parameter ``hidden`` lists the widths of a chain; for other models there is no estimate, and a
-trial that does not fit ends as OOM. Nothing here knows a plugin by name.
+Byte estimates need the data set's shapes and a model that declares its chain of widths; for other models there is no estimate, and a trial that does not
+fit ends as OOM. Nothing here knows a plugin by name.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from sparsefleet.grid import need
+from sparsefleet.grid.need import Chain, Need, chain_of, size_text
 from sparsefleet.grid.settings import State
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
 
-MOST_BYTES_PER_WEIGHT = 24
-"""No estimate of this module charges more per weight, batch aside."""
+_CHAIN = ["input", "hidden", "outputs"]
 _CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -35,32 +35,6 @@ def machine_memory() -> int:
         if text.isdigit():
             total = min(total, int(text))
     return total
-
-
-def size_text(n_bytes: float) -> str:
-    """``3.6 TiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if n_bytes < 1024 or unit == "PiB":
-            return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    raise AssertionError("unreachable")
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A chain of linear layers: its widths from input to output."""
-
-    widths: tuple[int, ...]
-
-    @property
-    def n_weights(self) -> int:
-        """Weights if every layer is dense."""
-        return sum(a * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
-
-    @property
-    def widest(self) -> int:
-        """The widest layer."""
-        return max(self.widths)
 
 
 class Facts:
@@ -88,42 +62,58 @@ class Facts:
     def chain(self, state: State) -> Chain | None:
         """The widths of the network of ``state``, or None where they cannot be known without building it."""
         info = self.of("dataset", state.get("dataset")).get("info")
-        ((_, parameters),) = state["model"].items()
-        hidden = parameters.get("hidden")
-        if not isinstance(info, dict) or not isinstance(hidden, (list, tuple)) or not all(isinstance(width, int) for width in hidden):
+        if not isinstance(info, dict):
             return None
-        return Chain((prod(info["input_shape"]), *hidden, info["n_outputs"]))
+        ((_, parameters),) = state["model"].items()
+        items = self.of("model", state["model"]).get("chain", _CHAIN)
+        return chain_of(items, {"input": prod(info["input_shape"]), "outputs": info["n_outputs"]}, parameters)
 
 
-def optimizer_slots(state: State) -> int:
-    """Tensors that the optimizer keeps per weight."""
-    ((kind, parameters),) = state["optimizer"].items()
-    if kind == "sgd":
-        return int(parameters.get("momentum", 0) > 0)
-    return 1 + int(parameters.get("momentum", 0) > 0) if kind == "rmsprop" else 2
+def _estimable(state: State, facts: Facts) -> Chain | None:
+    """The widths of a trial whose memory is this machine's; a GPU has its own."""
+    return None if state["resources"]["gpus"] > 0 else facts.chain(state)
 
 
 def dense_need(state: State, facts: Facts, *, masked: bool = False) -> str | None:
     """Why the dense weights of ``state`` cannot be trained in this machine's memory, or None if they can."""
-    chain = facts.chain(state)
-    if chain is None or state["resources"]["gpus"] > 0:  # the device's memory is not this machine's
+    chain = _estimable(state, facts)
+    if chain is None:
         return None
     has = f"this machine has {size_text(facts.memory)}"
     weight = 4 * chain.n_weights
     if weight > facts.memory:
         return f"dense weight needs {size_text(weight)}, {has}"
-    training = chain.n_weights * (4 * (2 + optimizer_slots(state)) + (5 if masked else 0))  # mask and masked product
+    training = need.dense(state, chain, masked=masked).total
     return f"training the dense weight needs {size_text(training)}, {has}" if training > facts.memory else None
 
 
 def sparse_need(state: State, facts: Facts) -> str | None:
     """Why the connections of ``state`` cannot be trained in this machine's memory, or None if they can."""
-    chain = facts.chain(state)
-    if chain is None or state["resources"]["gpus"] > 0:
+    chain = _estimable(state, facts)
+    if chain is None:
         return None
-    per_connection = 4 * (2 + optimizer_slots(state)) + 8  # an index forwards and one backwards
-    need = chain.n_weights * state["density"] * per_connection + 8 * chain.widest * state["train"]["batch_size"]
-    return f"its connections need {size_text(need)}, this machine has {size_text(facts.memory)}" if need > facts.memory else None
+    takes = need.sparse(state, chain, _index_bytes(state, facts)).total
+    return f"its connections need {size_text(takes)}, this machine has {size_text(facts.memory)}" if takes > facts.memory else None
+
+
+def _index_bytes(state: State, facts: Facts) -> float:
+    return float(facts.of("layer", state["layer"]).get("index_bytes", 16.0))
+
+
+def memory_of(state: State, facts: Facts) -> Need | None:
+    """What the resolved state takes while it trains, or None where that cannot be told."""
+    chain = _estimable(state, facts)
+    if chain is None:
+        return None
+    if state.get("narrow_to_density") is not None:
+        return need.small_dense({**state, "density": state["narrow_to_density"]}, chain)
+    if state["density"] >= 1:
+        return need.dense(state, chain)
+    if facts.of("layer", state["layer"]).get("stores_dense") or state["method"].get(
+        "pruner"
+    ):  # pruning trains on masked before it converts
+        return need.dense(state, chain, masked=True)
+    return need.sparse(state, chain, _index_bytes(state, facts))
 
 
 def unfit(state: State, facts: Facts) -> str | None:
@@ -148,11 +138,11 @@ def unfit(state: State, facts: Facts) -> str | None:
         takes = f" ({size_text(4 * chain.n_weights)} if it were dense)" if chain else ""
         return f"{name} needs values at absent sites, which layer={layer} does not store{takes}; use masked"
     if of_layer.get("stores_dense") or family == "pruner":  # pruning trains on masked before it converts
-        need = dense_need(state, facts, masked=True)
+        why = dense_need(state, facts, masked=True)
         stored = layer if of_layer.get("stores_dense") else f"masked (until {name} hands over to {layer})"
-        return f"layer={stored} at width {chain.widest:,}: {need}" if need and chain else None
-    need = sparse_need(state, facts)
-    return f"layer={layer} at width {chain.widest:,}, density {state['density']:g}: {need}" if need and chain else None
+        return f"layer={stored} at width {chain.widest:,}: {why}" if why and chain else None
+    why = sparse_need(state, facts)
+    return f"layer={layer} at width {chain.widest:,}, density {state['density']:g}: {why}" if why and chain else None
 
 
 def _pattern_misfit(state: State, layer: str, topology: str) -> str | None:

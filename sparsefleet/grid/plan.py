@@ -16,6 +16,7 @@ from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.fit import Facts
 from sparsefleet.grid.load import name_of
 from sparsefleet.grid.model import Grid
+from sparsefleet.grid.need import Need, size_text
 from sparsefleet.grid.totals import Counted, Totals, expanded
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TRIALS = 10_000
 """What the grid names; the twins and control arms that the product adds are not counted against it."""
+_MOST_KINDS = 6
 EXPANDED_UP_TO = 1_000
 """Grids of more points are counted without expansion."""
 
@@ -109,6 +111,7 @@ class Plan:
         width = max(len(f"{n:,}") for _, n, _ in rows)
         lines = [text, *(f"  {what:<6} {n:>{width},}  {why}" for what, n, why in rows)]
         lines += [f"  note   no small-dense for {n:,}: {why}" for why, n in totals.no_rival.most_common()]
+        lines += [f"  {text}" for text in memory_lines(totals)]
         lines += [f"  note   Dense infeasible for {n:,}: {why}" for why, n in totals.infeasible.most_common()]
         lines += [f"  note   the dense twin differs: {why}" for why, _ in totals.budgets.most_common(3)]
         more = len(totals.budgets) - 3
@@ -137,6 +140,7 @@ class Plan:
             "dense_infeasible": [{"n": n, "reason": reason} for reason, n in totals.infeasible.most_common()] if totals else None,
             "no_small_dense": [{"n": n, "reason": reason} for reason, n in totals.no_rival.most_common()] if totals else None,
             "twin_differs": sorted(totals.budgets) if totals else None,
+            "memory": memory_json(totals) if totals else None,
             "cached": self.cached,
             "run": self.to_run,
             "estimate_s": self.estimate.seconds if self.estimate else None,
@@ -183,6 +187,27 @@ def plan(
         cached=cached,
         estimate=estimate,
     )
+
+
+def memory_lines(totals: Totals) -> list[str]:
+    """What the largest trial of each kind takes, the largest first."""
+    if totals.memory_bound is not None:
+        return [f"memory every trial takes less than {size_text(totals.memory_bound)}, data and torch aside"]
+    alike: dict[tuple[str, int, Need], list[str]] = {}
+    for (arm, layer, widest), takes in totals.memory.items():
+        alike.setdefault((layer, widest, takes), []).append(arm)
+    largest = sorted(alike.items(), key=lambda item: -item[0][2].total)
+    lines = [f"memory {' and '.join(arms)}, layer={layer}, width {wide:,}: {takes}" for (layer, wide, takes), arms in largest[:_MOST_KINDS]]
+    more = len(largest) - len(lines)
+    return [*lines, *([f"memory … and {_n(more, 'kind')} of trials that take less"] if more > 0 else [])]
+
+
+def memory_json(totals: Totals) -> list[dict[str, Any]]:
+    """The same as JSON values; bytes by what they hold."""
+    return [
+        {"arm": arm, "layer": layer, "widest": widest, "total": round(takes.total), **{name: round(n) for name, n in takes.parts.items()}}
+        for (arm, layer, widest), takes in totals.memory.items()
+    ]
 
 
 def formula_of(grid: Grid) -> tuple[tuple[int, str], ...]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from sparsefleet.grid.arms import Judge, Verdict
 from sparsefleet.grid.counting import TooTangled, count_points
 from sparsefleet.grid.expand import compose, lenient, stands
-from sparsefleet.grid.fit import Facts, size_text
+from sparsefleet.grid.fit import Facts
 from sparsefleet.grid.model import Choice, Grid
+from sparsefleet.grid.need import size_text
 from sparsefleet.grid.selecting import Select, first_candidate
 from sparsefleet.grid.selections import selection_problems
 from sparsefleet.grid.settings import ROOT, Assignment, Path, Slot, Unplaced

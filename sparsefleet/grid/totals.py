@@ -15,8 +15,9 @@ from sparsefleet.grid.arms import Judge, Verdict
 from sparsefleet.grid.budgets import budget_difference
 from sparsefleet.grid.counting import Cell, Factor, classes_of, combinations_of, factors_of, ordered
 from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_of
-from sparsefleet.grid.fit import MOST_BYTES_PER_WEIGHT
+from sparsefleet.grid.fit import memory_of
 from sparsefleet.grid.model import Choice, Grid, default_layer
+from sparsefleet.grid.need import Need, most
 from sparsefleet.grid.selecting import candidates, first_candidate, picks_of
 from sparsefleet.grid.settings import Path, State, Unplaced, value_at
 from sparsefleet.trial.spec import canonical_json
@@ -37,6 +38,8 @@ class Totals:
         infeasible: points whose dense twin cannot be trained, by reason.
         no_rival: points beside which no small-dense can stand, by reason.
         budgets: how twins differ from their trials.
+        memory: what the largest trial of each kind takes, by (arm, layer, widest layer).
+        memory_bound: what no trial exceeds, where the kinds are not told apart.
     """
 
     points: int = 0
@@ -47,6 +50,8 @@ class Totals:
     infeasible: Counter[str] = field(default_factory=Counter)
     no_rival: Counter[str] = field(default_factory=Counter)
     budgets: Counter[str] = field(default_factory=Counter)
+    memory: dict[tuple[str, str, int], Need] = field(default_factory=dict)
+    memory_bound: float | None = None
 
     @property
     def trials(self) -> int:
@@ -63,12 +68,30 @@ def _note(totals: Totals, judge: Judge, verdict: Verdict, n: int) -> None:
     no_rival = judge.no_small_dense(verdict.state) if verdict.kind in ("sparse", "static") else None
     if no_rival and "small-dense" in judge.grid.control_arms:
         totals.no_rival[no_rival] += n
+    _note_memory(totals, judge, verdict)
     if verdict.infeasible:
         totals.infeasible[verdict.infeasible] += n
     elif verdict.kind != "dense":
         difference = budget_difference(judge.twin(verdict.state), verdict.state)
         if difference:
             totals.budgets[difference] += n
+
+
+def _note_memory(totals: Totals, judge: Judge, verdict: Verdict) -> None:
+    state, arms = verdict.state, judge.grid.control_arms
+    acts = verdict.kind in ("sparse", "static")
+    there = [("dense" if verdict.kind == "dense" else "sparse" if acts else "active", state)]
+    if verdict.kind != "dense" and not verdict.infeasible:
+        there.append(("dense", judge.twin(state)))
+    if acts and "random-static" in arms:
+        there.append(("random-static", judge.random_static(state)))
+    if acts and "small-dense" in arms and not judge.no_small_dense(state):
+        there.append(("small-dense", judge.small_dense(state)))
+    for arm, one in there:
+        takes, chain = memory_of(first_candidate(one), judge.facts), judge.facts.chain(state)
+        if takes is not None and chain is not None:
+            key = (arm, next(iter(one["layer"])), chain.widest)
+            totals.memory[key] = max(takes, totals.memory.get(key, takes), key=lambda need: need.total)
 
 
 def expanded(grid: Grid, judge: Judge) -> Totals:
@@ -141,7 +164,7 @@ class Counted:
             "train": {
                 "epochs": "epochs" in state["train"],
                 "lr_schedule": next(iter(state["train"]["lr_schedule"])),
-                "batch_size": state["train"]["batch_size"] if self._tight else 0,
+                **{key: state["train"][key] for key in ("batch_size", "precision") if self._tight},
             },
             "resources": {"gpus": state["resources"]["gpus"] > 0},
         }
@@ -154,7 +177,9 @@ class Counted:
         datasets = {canonical_json(s["dataset"]): s["dataset"] for s in states if "dataset" in s}
         chains = [self.judge.facts.chain({"model": m, "dataset": d}) for m in models.values() for d in datasets.values()]
         batch = max(s["train"]["batch_size"] for s in states)
-        return any(c is not None and c.n_weights * MOST_BYTES_PER_WEIGHT + 8 * c.widest * batch > self.judge.facts.memory for c in chains)
+        bounds = [most(chain, batch) for chain in chains if chain is not None]
+        self.bound = max(bounds) if bounds and not any(s["resources"]["gpus"] > 0 for s in states) else None
+        return any(bound > self.judge.facts.memory for bound in bounds)
 
     def count(self) -> Totals:
         """The totals.
@@ -177,6 +202,8 @@ class Counted:
             _note(totals, self.judge, verdict, n)
             self.verdicts[numbers] = verdict
         self._arms()
+        if not self._tight:  # trials of different densities were not told apart
+            totals.memory, totals.memory_bound = {}, self.bound
         return totals
 
     def _choices(self, numbers: Sequence[int]) -> tuple[Choice, ...]:
@@ -310,7 +337,7 @@ def _at(state: State, paths: Sequence[Path]) -> str:
 def _matters(path: Path) -> bool:
     """Whether ``_features`` looks at a place."""
     if path[0] == "train":
-        return path[1] in ("epochs", "lr_schedule", "batch_size")
+        return path[1] in ("epochs", "lr_schedule", "batch_size", "precision")
     return path[0] not in ("init", "validation", "limits") and not (path[0] == "optimizer" and path[-1] == "lr")
 
 

@@ -214,7 +214,7 @@ def test_memory_is_estimated_before_anything_is_allocated() -> None:
     (start,) = skips("density: 1e-8\nlayer: csr\nmethod: {rewirer: set, start: twin}\n", head=head)
     assert "start: twin" in start.reason
     (full,) = skips("density: 0.5\nlayer: csr\nmethod: {rewirer: set}\n", head=head)
-    assert "its connections need 9.1 TiB" in full.reason
+    assert "its connections need 12.7 TiB" in full.reason
 
 
 def test_a_dotted_name_may_fit_some_points_only() -> None:
