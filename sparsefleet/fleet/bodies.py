@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparsefleet.measure.lease import device_lease
+from sparsefleet.errors import BackendUnreachable
+from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
 from sparsefleet.trial import files
 from sparsefleet.trial.request import TrialRequest
-
-LEASE_WAIT_S = 600.0
 
 
 def trial(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -27,11 +26,14 @@ def trial(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> di
 def measure(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """One pass of a measurement, under the device's lease; its result as JSON."""
     from sparsefleet.measure.child import run
-    from sparsefleet.measure.passes import MeasureRequest
+    from sparsefleet.measure.passes import MeasureRequest, PassResult
 
     folder = Path(job["workdir"])
     masks = folder if (folder / files.MASKS).exists() else None
     request = MeasureRequest.model_validate({**job["measure"], "model": folder / files.MODEL, "masks": masks})
-    with device_lease(request.job.device, LEASE_WAIT_S):
-        result = run(request)
+    try:
+        with device_lease(request.job.device, LEASE_WAIT_S):
+            result = run(request)
+    except BackendUnreachable as error:  # nothing is wrong with what was to be timed
+        result = PassResult(state="INFRA_FAILED", reason=str(error))
     return result.model_dump(mode="json")

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sparsefleet.ledger import TrialRow
+from sparsefleet.measure.lease import LEASE_WAIT_S
 from sparsefleet.trial import files
 
 TRIAL = "sparsefleet.fleet.bodies:trial"
 MEASURE = "sparsefleet.fleet.bodies:measure"
 START = "start.safetensors"
 """In the work folder, the model of the trial that this one starts from. Not an artifact."""
-MEASURE_LIMIT_S = 900.0
+MEASURE_LIMIT_S = 900.0 + LEASE_WAIT_S
 _NO_LIMIT_GRACE_S = 15.0
 
 

@@ -52,6 +52,8 @@ class Clock(Protocol):
     """The least length of a block."""
     n_cpus: int
     threads: int
+    mhz_rated: float | None
+    """The SM clock that the GPU is set to run at; None for a CPU, or where it cannot be read."""
 
     def time(self, call: Call, inputs: Sequence[Any], first: int, calls: int) -> Reading:
         """One block: ``call(inputs[(first + i) % len(inputs)])`` for i below ``calls``."""
@@ -64,6 +66,7 @@ class CpuClock:
     """Wall time, with the CPU time that tells whether the thread was kept from running."""
 
     block_s = 5e-3
+    mhz_rated: float | None = None
 
     def __init__(self, threads: int) -> None:
         self.kind = "cpu-1" if threads == 1 else "cpu-n"
@@ -97,7 +100,10 @@ class CudaClock:
     def __init__(self, device: str) -> None:
         import torch
 
+        from sparsefleet.measure.gpu import rated_mhz
+
         self._device = torch.device(device)
+        self.mhz_rated: float | None = rated_mhz(device)
         self.threads = torch.get_num_threads()
         self.n_cpus = len(cpus_allowed())
 

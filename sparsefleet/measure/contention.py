@@ -15,7 +15,7 @@ FOREIGN_LIMIT = 0.02
 WINDOW_S = 1.0
 """The system's counters tick every 10 ms, so a share of 2 % needs a window much longer than a round."""
 CLOCK_LIMIT = 0.75
-"""GPU: SM clock over the fastest one seen in the samples."""
+"""GPU: SM clock over the one it is set to run at, or where that cannot be read, over the fastest one seen in the samples."""
 
 
 def drop_reasons(samples: Samples) -> list[str]:
@@ -74,9 +74,7 @@ def windows(walls: list[float]) -> list[tuple[int, int]]:
 
 
 def _slow_gpu(samples: Samples) -> list[str]:
-    fastest = max((mhz for side in samples.sides for mhz in samples.mhz.get(side, [])), default=0.0)
-    if not fastest:
+    if not samples.mhz:
         return [""] * samples.rounds
-    return [
-        "gpu_clock" if any(samples.mhz[side][i] < CLOCK_LIMIT * fastest for side in samples.sides) else "" for i in range(samples.rounds)
-    ]
+    least = CLOCK_LIMIT * (samples.mhz_rated or max(mhz for side in samples.sides for mhz in samples.mhz[side]))
+    return ["gpu_clock" if any(samples.mhz[side][i] < least for side in samples.sides) else "" for i in range(samples.rounds)]

@@ -132,6 +132,7 @@ def _take(sides: Mapping[str, Call], inputs: Sequence[Any], clock: Clock, plan: 
         cpu_s=_column(readings, "cpu_s"),
         process_s=_column(readings, "process_s"),
         mhz=_column(readings, "mhz"),
+        mhz_rated=clock.mhz_rated,
         machine=[[row.wall_s, row.own_s, row.busy_s, row.steal_s] for row in machine if row is not None],
         rounds_because=because,
         warmup=warmup,

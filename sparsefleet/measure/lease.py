@@ -13,17 +13,19 @@ from pathlib import Path
 
 from sparsefleet.errors import BackendUnreachable
 
+LEASE_WAIT_S = 600.0
+"""How long a measurement waits for another one to end: it takes minutes, and its time limit begins after that."""
 _POLL_S = 0.1
 
 
 @contextmanager
 def device_lease(device: str, wait_s: float) -> Iterator[None]:
-    """Held while entered; the kernel frees it when the process dies.
+    """Held while entered; the kernel frees it when the process dies. A GPU's is named by its UUID, since two processes may number it differently.
 
     Raises:
         BackendUnreachable: someone else measured for longer than ``wait_s``.
     """
-    name = re.sub(r"[^A-Za-z0-9]+", "-", device)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", _known_to_all(device))
     path = Path(tempfile.gettempdir()) / f"sparsefleet-measure-{name}.lock"
     fd = _open(path)
     try:
@@ -41,6 +43,14 @@ def device_lease(device: str, wait_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _known_to_all(device: str) -> str:
+    if not device.startswith("cuda"):
+        return device
+    from sparsefleet.measure.gpu import uuid_of
+
+    return uuid_of(device) or device
 
 
 def _open(path: Path) -> int:

@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sparsefleet.measure.lease import device_lease
+from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
 from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, run_passes, write
 
-LEASE_WAIT_S = 600.0
 _TAIL = 400
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from sparsefleet.measure.clock import Clock, clock_for
 from sparsefleet.measure.correctness import Correctness, check_network
 from sparsefleet.measure.estimate import Plan, compare, compare_updates
 from sparsefleet.measure.fingerprint import fingerprint
+from sparsefleet.measure.gpu import conditions as gpu_conditions, look, look_when_cool
 from sparsefleet.measure.passes import MeasureRequest, PassResult
 from sparsefleet.measure.samples import Samples
 from sparsefleet.measure.sides import Batch, Forward, Method, Step, batches, flags, set_flags, side
@@ -82,6 +84,7 @@ class _Comparison:
 
     def __init__(self, request: MeasureRequest) -> None:
         self.request, self.job, self.flags = request, request.job, flags()
+        self.gpu = look_when_cool(self.job.device) if self.job.device.startswith("cuda") else None  # before anything touches the GPU
         self.registry = Registry()
         self.dataset: Dataset = self.registry.build("dataset", self.job.spec.dataset)
         pool = batches(self.dataset, self.job.spec, self.job.batch_size, self.job.device, _POOL)
@@ -110,6 +113,10 @@ class _Comparison:
         _, samples = compare(
             sides.dense, sides.sparse, second=sides.second, rival=sides.rival, inputs=self.inputs, plan=plan, clock=self.clock, watch=audit
         )
+        if self.gpu:
+            now = look(self.job.device)
+            self.conditions += gpu_conditions(self.gpu, now, os.getpid())
+            self.notes += [] if now.pids else ["whether another process used the GPU cannot be read here"]
         after = self._check(loaded.module, self.inputs[:1])
         if not after.ok:
             return PassResult(state="INCORRECT", reason=f"after the clock stopped, {after.reason}")

@@ -36,6 +36,7 @@ class Samples:
         cpu_s: CPU time of the blocks, by side; empty where the clock has none.
         process_s: CPU time of the whole process during the blocks, by side; empty where the clock has none.
         mhz: SM clock of the blocks, by side; empty where not readable.
+        mhz_rated: what it ought to be; None where not readable.
         machine: counters before the first round and after every round, ``[wall, own, busy, steal]`` in seconds; empty where none.
         dropped: per round, why it was dropped, or an empty string.
         rounds_because: why this many rounds, decided before the first of them.
@@ -60,6 +61,7 @@ class Samples:
     rounds_because: str
     warmup: dict[str, float]
     dropped: list[str] = field(default_factory=list)
+    mhz_rated: float | None = None
     updates: Samples | None = None
     update_share: float = 0.0
 

@@ -34,6 +34,7 @@ def lognormal(sigma: float) -> Noise:
 class SyntheticClock:
     block_s = 5e-3
     n_cpus = 2
+    mhz_rated = None
 
     def __init__(
         self, noise: Noise = quiet, *, kind: str = "cpu-1", seed: int = 0, hog: Callable[[int], float] = lambda block: 1.0
@@ -67,7 +68,7 @@ class SyntheticClock:
 class CountingClock:
     """Runs what it is given and says that every call took as long as ``cost`` has it, whatever else this machine does."""
 
-    kind, block_s, n_cpus, threads = "cpu-1", 5e-3, 2, 1
+    kind, block_s, n_cpus, threads, mhz_rated = "cpu-1", 5e-3, 2, 1, None
 
     def __init__(self, cost: Callable[[Call], float] = lambda call: 1e-3) -> None:
         self.cost = cost
