@@ -26,6 +26,8 @@ examples:
   python -m benchmarks ops --case a --peers dense,torch-csr-sddmm --threads 1
   python -m benchmarks ops --case b1 --json > b1.json           the figures as JSON on stdout
   python -m benchmarks ops --in 1024 --out 4096 --density 0.05 --batch 32
+  python -m benchmarks ops --case b64 c64 c256 --peers dense,dense-tf32,dense-bf16,torch-csr-sddmm,torch_sparse.spmm
+                                                                on a GPU, in less than 10 minutes
   python -m benchmarks ops --case mid --quick --results out     few rounds: shows that it works, not how well
 
 exit codes: 0 measured, whatever the targets say; 1 a correctness check failed; 2 bad usage"""

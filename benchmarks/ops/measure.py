@@ -109,7 +109,7 @@ def _point(case: Case, shape: Shape, how: How, job: Job) -> dict[str, Any]:
             matters = peer == OURS or any(target.against == peer for target in case.targets)
             why_not = refusal(peer, shape, case.batch, job.device)
             job.say(f"  {n}/{len(names)} {peer}{f': {why_not}' if why_not else ''}")
-            asked = {"problem": where, "peer": peer, "key": f"ops|{about}|{peer}", "effort": _effort(case, matters=matters)}
+            asked = {"problem": where, "peer": peer, "key": f"ops|{about}|{peer}", "effort": _effort(case, job.device, matters=matters)}
             row = {"not_run": why_not} if why_not else job.run(folder, job="time", **asked)
             if not row.keys() & {"not_run", "wrong"}:
                 row["memory"] = job.run(folder, job="peak", **asked)
@@ -126,9 +126,11 @@ def _point(case: Case, shape: Shape, how: How, job: Job) -> dict[str, Any]:
     }
 
 
-def _effort(case: Case, *, matters: bool) -> dict[str, float]:
-    """Peers without a target get less patience, and each point of a case of several less time."""
+def _effort(case: Case, device: str, *, matters: bool) -> dict[str, float]:
+    """Peers without a target get less patience, each point of a case of several less time, and a GPU needs little of either."""
     effort = {} if matters else {"patience_s": 30.0}
+    if device != "cpu":
+        return effort | {"budget_s": 4.0, "warmup_s": 1.0}
     return effort | ({"budget_s": 8.0} if len(case.shapes) > 1 else {})
 
 

@@ -75,34 +75,10 @@ def make(shape: Shape, batch: int) -> Problem:
 def connections(shape: Shape) -> Connections:
     """Fixed fan-in, every choice of columns equally likely, with normal weights."""
     rng = Rng(0, "ops", str(shape))
-    col = fixed_fan_in(shape, rng)  # (n_out, fan_in)
-    row = torch.arange(shape.n_out).repeat_interleave(shape.fan_in)
+    counts, sizes = torch.full((shape.n_out,), shape.fan_in), torch.full((shape.n_out,), shape.n_in)
+    flat = rng.distinct_in_groups(counts, sizes)  # (nnz,) int64
     weight = rng.normal(shape.nnz).float() * shape.fan_in**-0.5
-    return Connections("layer", (shape.n_out, shape.n_in), row, col.reshape(-1), weight)
-
-
-def fixed_fan_in(shape: Shape, rng: Rng) -> Tensor:
-    """``(n_out, fan_in)`` int64 different columns of each row, ascending.
-
-    Drawn with repetition, repeated ones drawn again until there is none: no column is treated unlike another, so every set of columns is
-    equally likely. Above half of the columns, the ones that are left out are drawn instead.
-    """
-    n_out, n_in, fan_in = shape.n_out, shape.n_in, shape.fan_in
-    if 2 * fan_in > n_in:
-        absent = torch.zeros(n_out, n_in, dtype=torch.bool)
-        absent.scatter_(1, _different(n_out, n_in, n_in - fan_in, rng), True)
-        return torch.nonzero(~absent)[:, 1].view(n_out, fan_in)
-    return _different(n_out, n_in, fan_in, rng)
-
-
-def _different(n_rows: int, high: int, n: int, rng: Rng) -> Tensor:
-    drawn = rng.integers(n_rows * n, high).view(n_rows, n)
-    while True:
-        drawn = drawn.sort(dim=1).values
-        row, place = torch.nonzero(drawn[:, 1:] == drawn[:, :-1], as_tuple=True)
-        if not row.numel():
-            return drawn
-        drawn[row, place + 1] = rng.integers(row.numel(), high)
+    return Connections("layer", (shape.n_out, shape.n_in), flat // shape.n_in, flat % shape.n_in, weight)
 
 
 def reference(conn: Connections, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

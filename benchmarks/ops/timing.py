@@ -68,7 +68,7 @@ class Effort:
         )
 
 
-QUICK = Effort(budget_s=1.0, patience_s=2.0, rounds=FEW_ROUNDS, warmup_s=0.3)
+QUICK = Effort(budget_s=1.0, patience_s=2.0, rounds=3, warmup_s=0.3)
 
 
 def against(problem: Problem, kind: Kind, clock: Clock, key: str, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
@@ -91,14 +91,11 @@ def against(problem: Problem, kind: Kind, clock: Clock, key: str, effort: Effort
     second = _second(problem, kind, peer)
     found: dict[str, Any] = {"layout": peer.inputs.layout, "errors": errors, "ops": {}}
     for op in OPS:
+        sides, plan = (peer, kept, second, rival), effort.plan(key, op, 2 * once)
         is_slow = once > SLOW_CALL_S and op in ("backward", "step")
-        say(f"{op}, {2 * FEW_CALLS * once if is_slow else 2 * ENOUGH_ROUNDS * once:.0f} s at most" if once > 1 else op)
-        sides = (peer, kept, second, rival)
-        if is_slow:
-            found["ops"][op] = _few_calls(op, sides)
-        else:
-            plan = effort.plan(key, op, 2 * once)
-            found["ops"][op] = _compared(op, sides, plan, clock)
+        rounds = FEW_CALLS / 2 if is_slow else plan.min_rounds
+        say(f"{op}, about {2 * rounds * once:.0f} s" if once > 1 else op)
+        found["ops"][op] = _few_calls(op, sides) if is_slow else _compared(op, sides, plan, clock)
         for side in (peer, kept, second, rival):
             if side is not None:
                 side.forget()
