@@ -53,7 +53,7 @@ def _again(ledger: Ledger, row: TimingRow, timing: dict[str, Any]) -> dict[str, 
     if row.samples_ref is None:
         return {**named, "differences": ["there are no raw samples"]}
     try:
-        return {**named, "differences": recheck(timing, ledger.samples(row.samples_ref))}
+        return {**named, "differences": recheck(timing, ledger.samples(row.samples_ref), ledger.samples)}
     except (IntegrityError, UserError) as error:  # the samples are gone, altered, or of another version
         return {**named, "differences": [error.what]}
 

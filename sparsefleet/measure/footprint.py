@@ -1,7 +1,11 @@
-"""Memory of one side, alone in a fresh process: what it holds, what it needs at its peak, and what the conversion to it costs."""
+"""Memory of one side, alone in a fresh process: what it holds, what it needs at its peak, and what the conversion to it costs.
+
+The dense side is measured in the form that is the baseline of the time, eager or compiled.
+"""
 
 from __future__ import annotations
 
+from sparsefleet.measure.baseline import COMPILED, EAGER, compiled
 from sparsefleet.measure.memory import conversion, peak_of
 from sparsefleet.measure.passes import MeasureRequest
 from sparsefleet.measure.sides import Step, batches, side
@@ -28,7 +32,10 @@ def footprint(request: MeasureRequest) -> dict[str, float | str]:
     else:
         network = build_network(spec, registry=registry, device=job.device)
     inputs = batches(dataset, spec, job.batch_size, job.device)
-    call = side(job.op, network.module, spec, dataset.info)
+    form = next((one.name for one in request.chosen.get("dense", ()) if not one.why_not), EAGER)
+    call = side(
+        job.op, network.module, spec, dataset.info, compiled(network.module, job.threads) if not sparse and form == COMPILED else None
+    )
     for i in range(_WARM_CALLS):
         call(inputs[i])
     call.last = None

@@ -106,6 +106,25 @@ def meminfo() -> dict[str, int]:
     return {words[0]: int(words[1]) * 1024 for words in found if len(words) == 3}
 
 
+def memory_free() -> int | None:
+    """Bytes that could be allocated now: what the machine has left, or the container if that is less; None where neither shows it."""
+    found = [meminfo().get("MemAvailable"), _cgroup_free()]
+    return min((n for n in found if n is not None), default=None)
+
+
+def _cgroup_free() -> int | None:
+    """What the container's limit leaves; files that the kernel keeps only because nobody wanted the memory count as free."""
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        most, now = text(CGROUP / limit), text(CGROUP / used)
+        if most and now and most.isdigit() and now.isdigit():
+            stat = dict(line.split() for line in lines((CGROUP / used).with_name("memory.stat")))
+            return max(0, int(most) - int(now) + int(stat.get(cache, 0)))
+    return None
+
+
 def watch(seconds: float = 0.1) -> Window:
     """What the machine does in the next ``seconds``."""
     before, cpu_before, start = _spent(), _cpu_ticks(), time.perf_counter()

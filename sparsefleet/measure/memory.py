@@ -177,7 +177,7 @@ class _Source:
 
 def _sources(network: Network, device: str) -> list[_Source]:
     n_sites = sum(module.matrix_shape[0] * module.matrix_shape[1] for module in network.sparse.values())
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else machine.meminfo().get("MemAvailable", 0)
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else machine.memory_free() or 0
     is_dense = n_sites * _BYTES_PER_SITE <= _MASKED_SHARE * free
     found = []
     for name, module in network.sparse.items():

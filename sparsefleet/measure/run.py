@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sparsefleet.errors import UserError
+from sparsefleet.measure import machine
 from sparsefleet.measure.audit import Audit, check_flags, facts as audit_facts
 from sparsefleet.measure.baseline import COMPILED, EAGER, Baseline, DenseNet, choose
 from sparsefleet.measure.clock import Clock, clock_for
@@ -257,11 +258,4 @@ class _Comparison:
 
 def memory_free(device: str) -> int | None:
     """Bytes that could be allocated on ``device`` now, or None where the system does not say."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if len(line.split()) >= 2}
-    return kib["MemAvailable"] * 1024 if "MemAvailable" in kib else None
+    return int(torch.cuda.mem_get_info(torch.device(device))[0]) if device.startswith("cuda") else machine.memory_free()

@@ -148,8 +148,8 @@ class Method:
         self._total, self._per_epoch = steps
         due = [step for step in range(1, self._total + 1) if rewirer.due(Progress(step, self._total, self._per_epoch))]
         self.share = len(due) / self._total
-        """Share of the training's steps at which the topology is updated."""
-        self.at_every_step = self.share >= 0.5
+        """Share of the training's steps at which the topology is updated; below 1 an update is timed apart and charged by this share."""
+        self.at_every_step = self.share == 1.0
         self._progress = Progress(due[len(due) // 2], self._total, self._per_epoch) if due else None
         self._step = 0
         self._topology: Topology | None = None

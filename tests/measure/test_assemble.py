@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sparsefleet.errors import UserError
-from sparsefleet.measure.samples import Body
+from sparsefleet.measure.assemble import timing_of
+from sparsefleet.measure.recheck import recheck
+from sparsefleet.measure.samples import Body, reference
 
 from .bodies import MACHINE, ROUNDS, THEORY, body, disturbed, samples, timing, updates
 
@@ -171,3 +174,28 @@ def test_older_bodies_are_refused_with_what_to_do(schema: str) -> None:
     with pytest.raises(UserError, match=f"older version .{schema}.") as error:
         Body.from_bytes(body().to_bytes().replace(b"sf-samples/3", schema.encode()))
     assert "--remeasure" in str(error.value.fix)
+
+
+def stored(**options: Any) -> tuple[dict[str, Any], bytes]:
+    data = body(*options.pop("processes", [RIVAL]), **options).to_bytes()
+    return timing_of(Body.from_bytes(data), reference(data)).model_dump(mode="json"), data
+
+
+def test_the_recheck_holds_the_other_measurements_against_the_one_that_counts() -> None:
+    busy, better, other = (
+        data for _, data in (stored(processes=[disturbed(RIVAL, 40)]), stored(), stored(level="publish", processes=[disturbed(RIVAL, 40)]))
+    )
+    known = {hashlib.sha256(data).hexdigest(): data for data in (busy, better, other)}
+
+    def said(timing: dict[str, Any], data: bytes) -> list[str]:
+        return recheck(timing, data, known.__getitem__)
+
+    assert said(*stored(earlier=[reference(busy)])) == []
+    (cherry,) = said(*stored(processes=[disturbed(RIVAL, 41)], earlier=[reference(better)]))
+    assert "which can be trusted where the one that counts cannot" in cherry
+    (level,) = said(*stored(earlier=[reference(other)]))
+    assert level.endswith("whose level is 'publish'")
+    known[hashlib.sha256(busy).hexdigest()] = better
+    (altered,) = said(*stored(earlier=[reference(busy)]))
+    assert "the samples are" in altered
+    assert recheck(*stored(earlier=[reference(busy)])) == []  # without a way to load them, only its own samples are asked

@@ -103,3 +103,42 @@ def test_no_tool_or_a_broken_one_is_not_readable(tmp_path: Path, script: str | N
         tool.chmod(0o755)
     assert nvidia.query(nvidia.NOW, str(tool)) == []
     assert nvidia.compute_processes(str(tool)) is None
+
+
+GIB = 2**30
+
+
+def container(folder: Path, limit: str, used: int, cached: int) -> None:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon {used - cached}\ninactive_file {cached}\n")
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "free"),
+    [
+        (str(4 * GIB), 3 * GIB, GIB, 2 * GIB),  # the page cache goes when it is asked to
+        (str(64 * GIB), 3 * GIB, 0, 8 * GIB),  # the machine has less than the container may use
+        ("max", 3 * GIB, 0, 8 * GIB),
+        (str(2 * GIB), 3 * GIB, 0, 0),
+    ],
+)
+def test_free_memory_is_what_the_machine_and_the_container_both_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: int, cached: int, free: int
+) -> None:
+    container(tmp_path, limit, used, cached)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "meminfo", lambda: {"MemAvailable": 8 * GIB})
+    assert machine.memory_free() == free
+
+
+def test_free_memory_of_an_older_container_and_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "meminfo", dict)
+    assert machine.memory_free() is None
+    old = tmp_path / "memory"
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text(str(4 * GIB))
+    (old / "memory.usage_in_bytes").write_text(str(GIB))
+    (old / "memory.stat").write_text(f"total_inactive_file {GIB // 2}\n")
+    assert machine.memory_free() == 3.5 * GIB

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparsefleet.measure import child, run
+from sparsefleet.measure import child, footprint, run
 from sparsefleet.measure.clock import Clock
 from sparsefleet.measure.config import groups
 from sparsefleet.measure.fingerprint import fingerprint
@@ -22,9 +22,10 @@ from sparsefleet.measure.rates import Level
 from sparsefleet.measure.recheck import recheck
 from sparsefleet.measure.run import memory_free
 from sparsefleet.measure.samples import Body
-from sparsefleet.measure.sides import Forward, Step
+from sparsefleet.measure.sides import Forward, Method as TimedMethod, Step
+from sparsefleet.registry import Registry
 from sparsefleet.trial.build import build_network
-from sparsefleet.trial.record import Timing
+from sparsefleet.trial.record import BaselineTried, Timing
 from sparsefleet.trial.spec import Method, PluginRef, Sgd, TrialSpec
 
 from .synthetic import CountingClock
@@ -311,6 +312,36 @@ def test_what_an_update_costs_is_in_the_raw_samples(tmp_path: Path) -> None:
     assert (samples.updates.rounds, samples.update_share) == (20, 0.049)
     assert all(seconds > 0 for side in ("plain", "update") for seconds in samples.updates.seconds[side])
     assert recheck(result.timings[0].model_dump(mode="json"), body) == []
+
+
+@pytest.mark.parametrize(
+    ("rewirer", "share", "at_every_step"),
+    [
+        (PluginRef(name="set", params={"every": 20}), 0.049, False),
+        (PluginRef(name="set", params={"every": 2}), 0.499, False),
+        (PluginRef(name="rigl", params={"every": 1, "stop": 0.75}), 0.749, False),
+        (PluginRef(name="deep-r"), 1.0, True),
+    ],
+)
+def test_only_what_happens_at_every_step_is_timed_at_every_step(rewirer: PluginRef, share: float, at_every_step: bool) -> None:
+    """A step in two, or three in four, are not all of them: timed as if they were, the method would seem slower than it is."""
+    method = TimedMethod(Registry().build("rewirer", rewirer), {}, {}, (1000, 100))
+    assert (method.share, method.at_every_step) == (share, at_every_step)
+
+
+def test_the_dense_peak_is_that_of_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(footprint, "compiled", lambda network, threads: asked.append(threads) or network)
+    request = request_for(spec_of(), tmp_path)
+    part = Pass(kind="memory", side="dense")
+    for name in ("dense_eager", "dense_compiled"):
+        chosen = [BaselineTried(name=form, why_not="" if form == name else "slower") for form in ("dense_eager", "dense_compiled")]
+        assert child.run(request.model_copy(update={"part": part, "chosen": {"dense": chosen}})).facts["held_bytes"] > 0
+        assert asked == [] if name == "dense_eager" else [1]
+    assert (
+        child.run(request.model_copy(update={"part": Pass(kind="memory", side="sparse"), "chosen": {"dense": chosen}})).state == "SUCCEEDED"
+    )
+    assert asked == [1]
 
 
 def test_work_at_every_step_is_timed_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
