@@ -7,6 +7,12 @@ from typing import Literal
 
 Measure = Literal["ratio", "forward_ratio", "row_major_ratio", "peak_ratio", "limit_forward", "limit_backward", "break_even"]
 
+ROW_MAJOR, FEATURE_MAJOR = "row-major", "feature-major"
+"""Layouts of activations: logical (batch, features) with strides (features, 1), or (1, batch)."""
+MAIN = "forward+backward"
+"""The operation that ratios are by."""
+OPS = ("forward", "backward", MAIN, "step")
+
 
 @dataclass(frozen=True)
 class Shape:

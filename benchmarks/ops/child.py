@@ -71,7 +71,7 @@ def timed(job: dict[str, Any]) -> dict[str, Any]:
 def memory(job: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of a training step."""
     _settings(job["threads"])
-    return peak(Path(job["problem"]), _kind(job["peer"]), job["device"])
+    return peak(Path(job["problem"]), _kind(job["peer"]), job["layout"], job["device"])
 
 
 def _kind(name: str) -> peers.Kind:

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.harness import run_module
 from benchmarks.ops import cases
-from benchmarks.ops.cases import Case, Shape
+from benchmarks.ops.cases import FEATURE_MAJOR, MAIN, ROW_MAJOR, Case, Shape
 
 OURS = "ours"
 _MOST_OF_FREE = 0.85
@@ -112,7 +112,8 @@ def _point(case: Case, shape: Shape, how: How, job: Job) -> dict[str, Any]:
             asked = {"problem": where, "peer": peer, "key": f"ops|{about}|{peer}", "effort": _effort(case, job.device, matters=matters)}
             row = {"not_run": why_not} if why_not else job.run(folder, job="time", **asked)
             if not row.keys() & {"not_run", "wrong"}:
-                row["memory"] = job.run(folder, job="peak", **asked)
+                layouts = (FEATURE_MAJOR, ROW_MAJOR) if peer == OURS else (row["layout"],)
+                row["memory"] = {layout: _peak(job.run(folder, job="peak", layout=layout, **asked)) for layout in layouts}
             row["seconds"] = round(time.monotonic() - begun, 1)
             if peer == OURS and (row.get("wrong") or row.get("not_run")):
                 raise Broken(f"{about}: ours: {row.get('wrong') or row['not_run']}")
@@ -153,10 +154,9 @@ def _ours(row: dict[str, Any]) -> dict[str, Any]:
     ops = row["ops"]
     return {
         **{f"{short}_ms": ops[op]["ours_ms"] for short, op in SHORT.items()},
-        "peak_bytes": row["memory"].get("peak_bytes"),
-        "build_bytes": row["memory"].get("build_bytes"),
+        **row["memory"][FEATURE_MAJOR],
         "limit": row["limit"],
-        "row_major": {f"{short}_ms": ops[op]["ms"] for short, op in SHORT.items()},
+        "row_major": {f"{short}_ms": ops[op]["ms"] for short, op in SHORT.items()} | row["memory"][ROW_MAJOR],
         "row_major_over_kept": ops[MAIN]["ratio"],
         "verdict": ops[MAIN]["verdict"],
         "reasons": ops[MAIN]["reasons"],
@@ -165,7 +165,11 @@ def _ours(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-MAIN = "forward+backward"
+def _peak(answer: dict[str, Any]) -> dict[str, Any]:
+    """Peak bytes, or None and why not."""
+    return {"peak_bytes": None, "build_bytes": None, "peak_why_not": "".join(answer.values())} if "peak_bytes" not in answer else answer
+
+
 SHORT = {"fwd": "forward", "bwd": "backward", "fwd_bwd": MAIN, "step": "step"}
 
 
@@ -176,8 +180,7 @@ def _peer(row: dict[str, Any]) -> dict[str, Any]:
     main = row["ops"][MAIN]
     return {
         **{f"{short}_ms": row["ops"][op]["ms"] for short, op in SHORT.items()},
-        "peak_bytes": row["memory"].get("peak_bytes"),
-        "build_bytes": row["memory"].get("build_bytes"),
+        **row["memory"][row["layout"]],
         "ratio_vs_ours": main["ratio"],
         "ci": main["ci"],
         "verdict": main["verdict"],

@@ -11,19 +11,18 @@ from benchmarks.figures import NotRun
 from benchmarks.ops.cases import Shape
 from benchmarks.ops.peers import Kind
 from benchmarks.ops.problem import Problem, make
-from benchmarks.ops.sides import FEATURE_MAJOR, ROW_MAJOR, Inputs, Side
+from benchmarks.ops.sides import Inputs, Side
 from benchmarks.ops.timing import side_of
 from sparsefleet.measure.memory import Peak, peak_of
 
 _SMALL, _SMALL_BATCH = Shape(64, 64, 0.5), 16
 
 
-def peak(path: Path, kind: Kind, device: str) -> dict[str, Any]:
+def peak(path: Path, kind: Kind, layout: str, device: str) -> dict[str, Any]:
     """``peak_bytes`` of two steps, above what the process held before the layer was made; ``build_bytes``, at most held while it was made.
 
     A small layer takes a step first, so that what libraries keep from their first call on is not counted.
     """
-    layout = FEATURE_MAJOR if FEATURE_MAJOR in kind.layouts else ROW_MAJOR
     side_of(make(_SMALL, _SMALL_BATCH).on(device), kind, layout).step(0)
     problem = Problem.load(path, device)
     inputs = Inputs(problem, kind, layout)
@@ -37,7 +36,7 @@ def peak(path: Path, kind: Kind, device: str) -> dict[str, Any]:
 
     resident = _held(device) - before
     stepped = peak_of(steps, device)[1]
-    return {"peak_bytes": resident + _known(stepped), "build_bytes": _known(built), "layout": layout}
+    return {"peak_bytes": resident + _known(stepped), "build_bytes": _known(built)}
 
 
 def _known(peak: Peak) -> int:

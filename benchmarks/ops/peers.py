@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.figures import NotRun
 from benchmarks.ops import cases
-from benchmarks.ops.cases import Shape
+from benchmarks.ops.cases import FEATURE_MAJOR, ROW_MAJOR, Shape
 from sparsefleet.connections import Connections
 from sparsefleet.ops.csr import csr_linear, csr_pattern
 
@@ -46,7 +46,7 @@ class Kind:
 
     make: Callable[[Connections], Peer]
     needs: Callable[[Shape, int], int]
-    layouts: tuple[str, ...] = ("row-major", "feature-major")
+    layouts: tuple[str, ...] = (ROW_MAJOR, FEATURE_MAJOR)
     precision: str = "fp32"
     device: str = ""
 
@@ -159,19 +159,19 @@ def kinds() -> dict[str, Kind]:
     from benchmarks.ops import outside
 
     found = {
-        cases.DENSE: Kind(dense, _dense_bytes(12), ("row-major",)),  # weight, gradient, momentum
-        cases.DENSE_COMPILED: Kind(dense_compiled, _dense_bytes(12), ("row-major",)),
-        cases.DENSE_TF32: Kind(dense_tf32, _dense_bytes(12), ("row-major",), "tf32", "cuda"),
-        cases.DENSE_BF16: Kind(dense_bf16, _dense_bytes(10), ("row-major",), "bf16", "cuda"),
-        cases.MASKED: Kind(masked, _dense_bytes(21), ("row-major",)),  # and mask, product and the product's gradient
+        cases.DENSE: Kind(dense, _dense_bytes(12), (ROW_MAJOR,)),  # weight, gradient, momentum
+        cases.DENSE_COMPILED: Kind(dense_compiled, _dense_bytes(12), (ROW_MAJOR,)),
+        cases.DENSE_TF32: Kind(dense_tf32, _dense_bytes(12), (ROW_MAJOR,), "tf32", "cuda"),
+        cases.DENSE_BF16: Kind(dense_bf16, _dense_bytes(10), (ROW_MAJOR,), "bf16", "cuda"),
+        cases.MASKED: Kind(masked, _dense_bytes(21), (ROW_MAJOR,)),  # and mask, product and the product's gradient
         cases.TORCH_SDDMM: Kind(torch_csr_sddmm, _sparse_bytes(80)),
         cases.TORCH_CSR: Kind(torch_csr, lambda shape, batch: _dense_bytes(8)(shape, batch) + _sparse_bytes(120)(shape, batch)),
         cases.TORCH_COO: Kind(torch_coo, lambda shape, batch: _dense_bytes(4)(shape, batch) + _sparse_bytes(120)(shape, batch)),
         cases.SPMM: Kind(outside.spmm, _sparse_bytes(60, 16)),  # gathered and multiplied rows, forward and backward
         cases.SPARSE_TENSOR: Kind(outside.sparse_tensor, _sparse_bytes(120)),
         cases.SPARSE_TENSOR_NEW: Kind(outside.sparse_tensor_new, _sparse_bytes(120)),
-        cases.SPARSEPROP: Kind(outside.sparseprop, _sparse_bytes(40), ("feature-major",), device="cpu"),
-        cases.SPARSEPROP_MODULE: Kind(outside.sparseprop_module, _sparse_bytes(40), ("row-major",), device="cpu"),
+        cases.SPARSEPROP: Kind(outside.sparseprop, _sparse_bytes(40), (FEATURE_MAJOR,), device="cpu"),
+        cases.SPARSEPROP_MODULE: Kind(outside.sparseprop_module, _sparse_bytes(40), (ROW_MAJOR,), device="cpu"),
     }
     assert found.keys() == cases.NAMES.keys()
     return found

@@ -11,12 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.ops.cases import FEATURE_MAJOR
 from benchmarks.ops.peers import Kind, Peer
 from benchmarks.ops.problem import Problem
 from sparsefleet.measure.correctness import FLOOR, relative_error
-
-ROW_MAJOR, FEATURE_MAJOR = "row-major", "feature-major"
-OPS = ("forward", "backward", "forward+backward", "step")
 
 
 class Inputs:

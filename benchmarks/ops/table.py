@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.figures import Figure
 from benchmarks.ops import cases
-from benchmarks.ops.cases import Case, Target
-from benchmarks.ops.measure import MAIN, fastest_dense
+from benchmarks.ops.cases import MAIN, Case, Target
+from benchmarks.ops.measure import fastest_dense
 
 _MIB = 2**20
 _WORDS = {

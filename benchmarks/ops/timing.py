@@ -15,16 +15,15 @@ from typing import Any
 import torch
 
 from benchmarks.figures import NotRun
-from benchmarks.ops.cases import Shape
+from benchmarks.ops.cases import FEATURE_MAJOR, MAIN, OPS, ROW_MAJOR, Shape
 from benchmarks.ops.peers import OURS, Kind
 from benchmarks.ops.problem import N_INPUTS, Problem
-from benchmarks.ops.sides import FEATURE_MAJOR, OPS, ROW_MAJOR, Inputs, Side
+from benchmarks.ops.sides import Inputs, Side
 from sparsefleet.measure.clock import Clock
 from sparsefleet.measure.estimate import Plan, compare
 from sparsefleet.measure.ratios import Estimate, Ratio
 from sparsefleet.measure.verdict import judge
 
-MAIN = "forward+backward"
 LONGEST_CALL_S = 30.0
 SLOW_CALL_S = 3.0
 """From here on only forward and forward + backward are compared; the rest is the median of a few calls."""

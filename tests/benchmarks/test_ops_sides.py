@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.figures import NotRun
 from benchmarks.ops import cases
-from benchmarks.ops.cases import Shape
+from benchmarks.ops.cases import FEATURE_MAJOR, ROW_MAJOR, Shape
 from benchmarks.ops.peers import OURS, Kind, kinds
 from benchmarks.ops.problem import Problem, make
-from benchmarks.ops.sides import FEATURE_MAJOR, ROW_MAJOR, Inputs, Side
+from benchmarks.ops.sides import Inputs, Side
 from benchmarks.ops.timing import QUICK, Wrong, against, right, side_of
 from sparsefleet.measure.clock import clock_for
 
