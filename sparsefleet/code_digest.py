@@ -1,7 +1,7 @@
 """Digests of code: what a result depends on, so that changed code means a new trial key.
 
 The digest of a module covers the source of that module and of every module of the same top-level package that it imports, directly or not,
-found by reading the import statements. Nothing is imported.
+found by reading the import statements, and the C sources that lie in a package of theirs. Nothing is imported.
 """
 
 from __future__ import annotations
@@ -113,5 +113,6 @@ def module_digest(module: str) -> str:
     for name in modules_of(module):
         path = source_of(name)
         assert path is not None  # modules_of lists modules that have one
-        sha.update(f"{name}\0".encode() + _read(path) + b"\0")
+        for source in (path, *(sorted(path.parent.glob("*.c")) if path.name == "__init__.py" else ())):
+            sha.update(f"{name}\0".encode() + _read(source) + b"\0")
     return sha.hexdigest()

@@ -18,8 +18,8 @@ def wheel(tmp_path_factory):
     """The wheel of a copy of the checkout: building in place would leave files there, and take stale ones in."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("sparsefleet", "plugins"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     command = [
         sys.executable,
@@ -44,11 +44,16 @@ def test_every_source_file_is_in_the_wheel(wheel):
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in SOURCES.items()
         for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == expected
+    assert packed - {"sparsefleet/ops/_kernels.so"} == expected
     assert {"sparsefleet/grids/quickstart.yaml", "sparsefleet/py.typed", "sparsefleet_plugins/pruning/magnitude.py"} <= packed
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="kernels: no C compiler")
+def test_the_kernels_are_built_where_a_compiler_is(wheel):
+    assert "sparsefleet/ops/_kernels.so" in wheel.namelist()
 
 
 def test_entry_points_name_modules_of_the_wheel(wheel):

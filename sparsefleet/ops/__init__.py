@@ -1,1 +1,7 @@
-"""Sparse kernels behind plain functions."""
+"""Sparse kernels behind ``torch.library``: C on the CPU, Triton on CUDA, plain torch where neither is."""
+
+from sparsefleet.ops.linear import Engine, engine, feature_major, sparse_linear
+from sparsefleet.ops.norm import layer_norm
+from sparsefleet.ops.pattern import Pattern, pattern_from, pattern_of
+
+__all__ = ["Engine", "Pattern", "engine", "feature_major", "layer_norm", "pattern_from", "pattern_of", "sparse_linear"]

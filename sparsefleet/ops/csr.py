@@ -70,26 +70,44 @@ def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]
     return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)  # the layer checked its connections once
 
 
+def multiply(x: Tensor, values: Tensor, pattern: CsrPattern) -> Tensor:
+    """``(n_out, batch)``: W x for a feature-major ``(n_in, batch)`` x."""
+    return csr_tensor(pattern.crow, pattern.col, values, pattern.shape) @ x
+
+
+def gradients(
+    grad: Tensor, x: Tensor, values: Tensor, pattern: CsrPattern, needs: tuple[bool, bool] = (True, True)
+) -> tuple[Tensor | None, Tensor | None]:
+    """``(n_in, batch)`` gradient by x and ``(nnz,)`` gradient by the values, those that are needed.
+
+    Args:
+        grad: ``(n_out, batch)``.
+        x: ``(n_in, batch)``.
+    """
+    by_x = by_values = None
+    if needs[0]:
+        transposed = csr_tensor(pattern.t_crow, pattern.t_col, values[pattern.t_order], (pattern.shape[1], pattern.shape[0]))
+        by_x = transposed @ grad
+    if needs[1]:
+        zeros = csr_tensor(pattern.crow, pattern.col, torch.zeros_like(values), pattern.shape)
+        by_values = torch.sparse.sampled_addmm(zeros, grad, x.t(), beta=0.0).values()
+    return by_x, by_values
+
+
 class _CsrLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, pattern: CsrPattern) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.pattern = pattern
-        return (csr_tensor(pattern.crow, pattern.col, values, pattern.shape) @ x.t()).t()
+        return multiply(x.t(), values, pattern).t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
-        pattern: CsrPattern = ctx.pattern
-        grad_x = grad_values = None
-        if ctx.needs_input_grad[0]:
-            transposed = csr_tensor(pattern.t_crow, pattern.t_col, values[pattern.t_order], (pattern.shape[1], pattern.shape[0]))
-            grad_x = (transposed @ grad.t()).t()
-        if ctx.needs_input_grad[1]:
-            zeros = csr_tensor(pattern.crow, pattern.col, torch.zeros_like(values), pattern.shape)
-            grad_values = torch.sparse.sampled_addmm(zeros, grad.t(), x, beta=0.0).values()
-        return grad_x, grad_values, None
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        by_x, by_values = gradients(grad.t(), x.t(), values, ctx.pattern, needs)
+        return None if by_x is None else by_x.t(), by_values, None
 
 
 def csr_linear(x: Tensor, values: Tensor, pattern: CsrPattern, bias: Tensor | None = None) -> Tensor:

@@ -158,14 +158,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def device_class(device: str) -> str:
     """``cpu:<model>`` or ``cuda:<name>``: devices of one class give the same results for the same key.
 
-    ``ATEN_CPU_CAPABILITY`` chooses other kernels on the same processor, so it belongs to the class where it is set.
+    ``ATEN_CPU_CAPABILITY`` chooses other kernels on the same processor, so it belongs to the class where it is set; so does the lack of our own.
     """
     if device == "cpu":
         chosen = os.environ.get("ATEN_CPU_CAPABILITY")
-        return f"cpu:{_cpu_model()}" + (f"/{chosen}" if chosen else "")
+        return f"cpu:{_cpu_model()}" + (f"/{chosen}" if chosen else "") + ("" if _has_kernels() else "/no-kernels")
     import torch
 
     return f"cuda:{torch.cuda.get_device_name(torch.device(device))}"
+
+
+def _has_kernels() -> bool:
+    """Whether ``sparsefleet.ops`` computes with its C kernels, told without importing torch."""
+    return os.environ.get("SPARSEFLEET_KERNELS") != "off" and (Path(__file__).parent.parent / "ops" / "_kernels.so").exists()
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,172 @@
+"""y = x Wᵀ + b for a sparse W, as ``torch.library`` operators: traced, compiled and differentiated like torch's own.
+
+Activations are feature-major: logically ``(batch, features)``, in memory one row a feature. What comes out is so, and what goes in is
+transposed only if it is not; a chain of sparse layers therefore transposes at its entry alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import Library, impl, register_autograd, register_fake
+
+from sparsefleet.ops import csr, native
+from sparsefleet.ops.pattern import Pattern
+
+_LIBRARY = Library("sparsefleet", "DEF")
+_INDEX = "Tensor crow, Tensor col, Tensor t_ptr, Tensor t_row, Tensor t_pos, int n_in, int fan_in, int panels"
+_LIBRARY.define(f"linear(Tensor x, Tensor values, Tensor? bias, {_INDEX}) -> Tensor")
+_LIBRARY.define(f"linear_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool need_x, bool need_values) -> (Tensor, Tensor)")
+
+
+class Engine(NamedTuple):
+    """What computes on a device, and why.
+
+    Attributes:
+        name: ``native`` (the C kernels), ``triton``, or ``torch``.
+        reason: why not a faster one; empty if there is none.
+    """
+
+    name: str
+    reason: str
+
+
+def engine(device: torch.device | str) -> Engine:
+    """What multiplies on ``device``."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        why_not = native.why_not()
+        return Engine("torch", why_not) if why_not else Engine("native", "")
+    if kind == "cuda":
+        from sparsefleet.ops import triton_linear
+
+        why = triton_linear.available(torch.device(device))
+        return Engine("torch", why) if why else Engine("triton", "")
+    return Engine("torch", f"no kernels for {kind}")
+
+
+def feature_major(x: Tensor) -> Tensor:
+    """``(features, batch)`` contiguous, from ``(batch, features)`` of any strides; a view where it is feature-major already."""
+    turned = x.t()
+    if turned.is_contiguous():
+        return turned
+    if x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and native.library() is not None:
+        return native.transposed(x)
+    return turned.contiguous()
+
+
+def _pattern(index: tuple[Any, ...], n_out: int) -> Pattern:
+    crow, col, t_ptr, t_row, t_pos, n_in, fan_in, panels = index
+    return Pattern((n_out, n_in), None if fan_in < 0 else fan_in, crow, col, panels, t_ptr, t_row, t_pos)
+
+
+def _csr(pattern: Pattern) -> csr.CsrPattern:
+    crow = pattern.crow
+    if pattern.fan_in is not None:
+        crow = torch.arange(0, pattern.nnz + 1, pattern.fan_in, dtype=torch.int32, device=pattern.col.device)
+    return csr.CsrPattern(pattern.shape, crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos)
+
+
+def _n_out(crow: Tensor, col: Tensor, fan_in: int) -> int:
+    return crow.shape[0] - 1 if fan_in < 0 else col.shape[0] // fan_in
+
+
+def _forward(x: Tensor, values: Tensor, bias: Tensor | None, *index: Any) -> Tensor:
+    pattern = _pattern(index, _n_out(index[0], index[1], index[6]))
+    name = engine(x.device).name
+    turned = feature_major(x)
+    if name == "native":
+        return native.forward(turned, values, bias, pattern).t()
+    if name == "triton":
+        from sparsefleet.ops import triton_linear
+
+        return triton_linear.triton_forward(turned, values, pattern, bias).t()
+    y = csr.multiply(turned, values, _csr(pattern))
+    return (y if bias is None else y.add_(bias[:, None])).t()
+
+
+def _backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *index, need_x, need_values = rest
+    pattern = _pattern(tuple(index), grad.shape[1])
+    name = engine(x.device).name
+    turned, turned_grad = feature_major(x), feature_major(grad)
+    by_x: Tensor | None
+    by_values: Tensor | None
+    if name == "native":
+        by_x, by_values = native.backward(turned_grad, turned, values, pattern)
+    elif name == "triton":
+        from sparsefleet.ops import triton_linear
+
+        by_x, by_values = triton_linear.triton_backward(turned_grad, turned, values, pattern, need_x, need_values)
+    else:
+        by_x, by_values = csr.gradients(turned_grad, turned, values, _csr(pattern), (need_x, need_values))
+    none = values.new_empty(0)
+    return by_x.t() if by_x is not None and need_x else none, by_values if by_values is not None and need_values else none.clone()
+
+
+for _device in ("CPU", "CUDA"):
+    impl(_LIBRARY, "linear", _device)(_forward)
+    impl(_LIBRARY, "linear_backward", _device)(_backward)
+
+
+@register_fake("sparsefleet::linear", lib=_LIBRARY)
+def _fake(x: Tensor, values: Tensor, bias: Tensor | None, *index: Any) -> Tensor:
+    return x.new_empty(_n_out(index[0], index[1], index[6]), x.shape[0]).t()
+
+
+@register_fake("sparsefleet::linear_backward", lib=_LIBRARY)
+def _fake_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    need_x, need_values = rest[-2:]
+    by_x = x.new_empty(x.shape[1], x.shape[0]).t() if need_x else values.new_empty(0)
+    return by_x, torch.empty_like(values) if need_values else values.new_empty(0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _, *index = inputs
+    ctx.save_for_backward(x, values, *index[:5])
+    ctx.sizes = index[5:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, values, *index = ctx.saved_tensors
+    need_x, need_values, need_bias = ctx.needs_input_grad[:3]
+    by_x = by_values = None
+    if need_x or need_values:
+        found = torch.ops.sparsefleet.linear_backward(grad, x, values, *index, *ctx.sizes, need_x, need_values)
+        by_x, by_values = (part if needed else None for part, needed in zip(found, (need_x, need_values), strict=True))
+    return by_x, by_values, grad.sum(0) if need_bias else None, *[None] * 8
+
+
+register_autograd("sparsefleet::linear", _differentiate, setup_context=_keep, lib=_LIBRARY)
+
+
+def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + bias``, with gradients for x, values and bias.
+
+    float32 and float64 are computed as they are; half precisions are multiplied in float32 on the CPU, and come out as they went in.
+
+    Args:
+        x: ``(..., n_in)``.
+        values: ``pattern.nnz`` of them, in its order, of any shape.
+        bias: ``(n_out,)``.
+
+    Returns:
+        ``(..., n_out)``, feature-major.
+    """
+    n_out, n_in = pattern.shape
+    flat, values = x.reshape(-1, n_in), values.reshape(-1)
+    if flat.shape[0] == 0 or pattern.nnz == 0:
+        out = flat.new_zeros((flat.shape[0], n_out)) + (flat.sum() + values.sum()).to(x.dtype) * 0
+        return (out if bias is None else out + bias.to(out.dtype)).reshape(*x.shape[:-1], n_out)
+    wide = torch.float64 if torch.float64 in (x.dtype, values.dtype) else torch.float32
+    half = torch.get_autocast_dtype(flat.device.type) if torch.is_autocast_enabled(flat.device.type) else x.dtype
+    index = (pattern.crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos, n_in, -1 if pattern.fan_in is None else pattern.fan_in)
+    with torch.autocast(flat.device.type, enabled=False):
+        wide_bias = None if bias is None else bias.to(wide)
+        kept = flat if flat.device.type == "cuda" and flat.dtype == torch.bfloat16 else flat.to(wide)
+        out = torch.ops.sparsefleet.linear(kept, values.to(wide), wide_bias, *index, pattern.panels).to(
+            half if wide == torch.float32 else wide
+        )
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], n_out)

@@ -1,0 +1,173 @@
+"""The C kernels: found, loaded and called.
+
+The library is loaded after torch, so that its OpenMP is torch's own: one pool of threads, ``torch.set_num_threads`` holds for both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sparsefleet.ops.pattern import Pattern
+
+LIBRARY = Path(__file__).parent / "_kernels.so"
+TILE = 64
+"""Columns of the batch that are computed together."""
+FEW = 4
+"""Batches up to this size have kernels of their own."""
+_WHOLE_TILES = (16, 32, 64)
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n_out", "n_in", "fan_in", "panels")),
+        *((name, ctypes.c_void_p) for name in ("crow", "col", "t_ptr", "t_row", "t_pos")),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The loaded kernels, or None where they were not built, cannot be loaded, or ``SPARSEFLEET_KERNELS=off``."""
+    return None if why_not() else _load()
+
+
+@functools.cache
+def why_not() -> str:
+    """Why the kernels are not used; empty where they are."""
+    if os.environ.get("SPARSEFLEET_KERNELS") == "off":
+        return "SPARSEFLEET_KERNELS=off"
+    if not LIBRARY.exists():
+        return "the CPU kernels were not built: install a C compiler and reinstall sparsefleet"
+    try:
+        _load()
+    except OSError as error:
+        return f"the CPU kernels do not load: {error}"
+    return ""
+
+
+@functools.cache
+def _load() -> ctypes.CDLL:
+    kernels = ctypes.CDLL(str(LIBRARY))
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.restype = None
+        function.argtypes = [_TYPES[kind] for kind in arguments]
+    return kernels
+
+
+_TYPES = {"m": ctypes.POINTER(_Matrix), "l": ctypes.c_int64, "p": ctypes.c_void_p, "i": ctypes.c_int, "f": ctypes.c_float}
+_SIGNATURES = {
+    "sf_forward": "mlpppppi",
+    "sf_backward": "mlppppppi",
+    "sf_forward_few": "mlppppi",
+    "sf_backward_few": "mlppppppi",
+    "sf_forward_f64": "mlppppi",
+    "sf_backward_f64": "mlpppppi",
+    "sf_transpose_index": "mlpppi",
+    "sf_transpose": "pplli",
+    "sf_norm_forward": "llpppppppfii",
+    "sf_norm_backward": "ll" + "p" * 11 + "ii",
+}
+"""m: matrix, l: int64, p: pointer, i: int, f: float."""
+
+
+def _call(name: str, *arguments: object) -> None:
+    getattr(library(), name)(*arguments, torch.get_num_threads())
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _matrix(pattern: Pattern) -> _Matrix:
+    crow = None if pattern.fan_in is not None else pattern.crow
+    arrays = (crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos)
+    return _Matrix(*pattern.shape, pattern.fan_in or 0, pattern.panels, *map(_at, arrays))
+
+
+def transpose_index(pattern: Pattern) -> None:
+    """Fills ``t_ptr``, ``t_row`` and ``t_pos`` by a counting sort, a panel a thread."""
+    from sparsefleet.ops.pattern import panel_rows
+
+    _call("sf_transpose_index", _matrix(pattern), panel_rows(pattern), _at(pattern.t_ptr), _at(pattern.t_row), _at(pattern.t_pos))
+
+
+def transposed(x: Tensor) -> Tensor:
+    """``(cols, rows)`` contiguous copy of a contiguous float32 ``(rows, cols)``."""
+    out = x.new_empty(x.shape[1], x.shape[0])
+    _call("sf_transpose", _at(x), _at(out), *x.shape)
+    return out
+
+
+def forward(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """``(n_out, batch)`` W x + bias.
+
+    Args:
+        x: ``(n_in, batch)`` contiguous, float32 or float64, as ``values`` and ``bias``.
+    """
+    batch = x.shape[1]
+    y = x.new_empty(pattern.shape[0], batch)
+    common = (_matrix(pattern), batch, _at(values), _at(bias), _at(x), _at(y))
+    if x.dtype == torch.float64:
+        _call("sf_forward_f64", *common)
+    elif batch <= FEW:
+        _call("sf_forward_few", *common)
+    else:
+        scratch = None if batch in _WHOLE_TILES else x.new_empty(pattern.shape[1] * TILE)
+        _call("sf_forward", *common, _at(scratch))
+    return y
+
+
+def backward(grad: Tensor, x: Tensor, values: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """``(n_in, batch)`` gradient by x and ``(nnz,)`` gradient by the values.
+
+    Args:
+        grad: ``(n_out, batch)`` contiguous.
+        x: ``(n_in, batch)`` contiguous.
+    """
+    batch = x.shape[1]
+    by_x, by_values = torch.empty_like(x), torch.empty_like(values)
+    common = (_matrix(pattern), batch, _at(values), _at(x), _at(grad), _at(by_x), _at(by_values))
+    if x.dtype == torch.float64:
+        _call("sf_backward_f64", *common)
+    elif batch <= FEW:
+        _call("sf_backward_few", *common, _at(x.new_empty((torch.get_num_threads() - 1) * x.numel())))
+    else:
+        scratch = None if batch in _WHOLE_TILES else x.new_empty(pattern.shape[0] * TILE)
+        _call("sf_backward", *common, _at(scratch))
+    return by_x, by_values
+
+
+def norm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """``(features, batch)`` normalised over the features, and the mean and the reciprocal deviation ``(batch,)``.
+
+    Args:
+        x: ``(features, batch)`` contiguous float32.
+        weight: ``(features,)``.
+        bias: ``(features,)``.
+        relu: whether negative results become zero.
+    """
+    batch = x.shape[1]
+    y, mean, rstd = torch.empty_like(x), x.new_empty(batch), x.new_empty(batch)
+    partial = x.new_empty(torch.get_num_threads() * batch, dtype=torch.float64)
+    _call("sf_norm_forward", *x.shape, *map(_at, (x, weight, bias, y, mean, rstd, partial)), eps, relu)
+    return y, mean, rstd
+
+
+def norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by x, by the weight and by the bias; shapes as in ``norm_forward``."""
+    batch = x.shape[1]
+    by_x, by_weight, by_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    partial = x.new_empty(torch.get_num_threads() * 2 * batch, dtype=torch.float64)
+    tensors = (x, weight, bias, mean, rstd, grad, by_x, by_weight, by_bias, partial, x.new_empty(2 * batch))
+    _call("sf_norm_backward", *x.shape, *map(_at, tensors), relu)
+    return by_x, by_weight, by_bias
