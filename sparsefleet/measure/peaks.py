@@ -3,11 +3,12 @@
 Every figure is the best of several kernels and repetitions: a limit that a busy neighbour lowered would make honest kernels look impossible.
 
 * *read*: a sum. *stream*: a sum, a copy or an update in place, whichever is best; bytes read and bytes written both count.
-* *gather*: ``embedding_bag`` with ``sum``, 64 rows a bag. Its access is that of a sparse product: rows fetched by index are added in
-  registers, and a 64th of what is read is written. Rows of 4 bytes are fetched by a CSR product with a vector, which does nothing else.
+* *gather*: our own kernel, which fetches rows by index as our products do and adds them up in registers, and ``embedding_bag`` with ``sum``,
+  64 rows a bag. Rows of 4 bytes are fetched by a CSR product with a vector, which does nothing else.
   ``index_select`` is tried too, but it writes everything that it reads. Indices (and CSR's values) count as bytes, as they do in the limit
   model's Q_G + Q_D. A call fetches so many rows that a DRAM buffer does not end up in the cache.
-* *product*: square matrix products, also in other precisions where they run.
+* *product*: square matrix products, also in other precisions where they run, and in fp32 our own multiply-adds in registers: a matrix product
+  may reach half of what the processor can, and a sparse one must not look impossible beside it.
 * *launch*: the smallest operation, as called from Python.
 """
 
@@ -31,6 +32,7 @@ from sparsefleet.measure.clock import Machine, read_machine
 from sparsefleet.measure.cpus import cpus_allowed
 from sparsefleet.measure.fingerprint import fingerprint
 from sparsefleet.measure.rates import PROTOCOL, Level as Level, Peaks as Peaks, better, faster, index_bytes_of
+from sparsefleet.ops import native
 from sparsefleet.ops.csr import csr_tensor
 from sparsefleet.trial.spec import digest
 
@@ -43,6 +45,7 @@ _LAUNCHES = 100
 _DISTURBED = 0.05
 _MOST_TAKES = 5
 _PRODUCTS = (1024, 2048)
+_ROUNDS = 10**5
 _PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 Call = Callable[[], object]
@@ -209,6 +212,8 @@ def _gather(clock: _Clock, buffer: Tensor, row_bytes: int) -> float:
         calls = [partial(torch.mv, matrix, table[:, 0]), partial(torch.mm, matrix, table)]
     else:
         calls = [partial(torch.nn.functional.embedding_bag, order, table, bags, mode="sum")]
+        if clock.device.type == "cpu" and native.library() is not None:
+            calls.append(partial(native.gather, table, order))
         if order.numel() * row_bytes <= 2**24:
             out = torch.empty(order.numel(), row_bytes // 4, device=clock.device)
             calls.append(partial(torch.index_select, table, 0, order, out=out))
@@ -221,6 +226,8 @@ def _products(clock: _Clock) -> Iterator[tuple[str, float]]:
         for size in _PRODUCTS if name == "fp32" or clock.device.type == "cuda" else _PRODUCTS[:1]:
             left, right = (torch.randn(size, size, device=clock.device).to(dtype) for _ in range(2))
             best = max(best, 2 * size**3 / clock.best(partial(torch.mm, left, right)))
+        if name == "fp32" and clock.device.type == "cpu" and native.library() is not None:
+            best = max(best, native.multiply_add(1) * _ROUNDS / clock.best(partial(native.multiply_add, _ROUNDS)))
         yield name, best
     if clock.device.type == "cuda":
         torch.set_float32_matmul_precision("high")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsefleet.trial.spec import digest
 
-PROTOCOL = "sf-peaks/1"
+PROTOCOL = "sf-peaks/2"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Peaks:
     Attributes:
         machine: the fingerprint's id.
         levels: fastest first, DRAM last.
-        flops: per second of a matrix product, by precision.
+        flops: per second of a matrix product or of multiply-adds in registers, whichever is more, by precision.
         launch_s: the shortest time of any operation.
         disturbed: share of the CPU time that went to others meanwhile.
         takes: measurements that the figures are the best of.

@@ -542,3 +542,48 @@ void sf_norm_backward(int64_t features, int64_t batch, const float *x, const flo
         norm_inputs(&a, first, last, average);
     }
 }
+
+/* Sums of `n` rows of 16, 64 or 256 floats, fetched by index as the products fetch them and left in registers: what a gather can reach. */
+INLINE void gather_rows(const float *table, const int32_t *index, int64_t first, int64_t last, int nv, int parts, float *out) {
+    vec sum[4] = {{0}, {0}, {0}, {0}};
+    int64_t final = last - 1;
+    for (int64_t p = first; p < last; p++) {
+        int64_t ahead = p + AHEAD_ROWS < final ? p + AHEAD_ROWS : final;
+        for (int part = 0; part < parts; part++) {
+            const float *row = table + ((int64_t)index[p] * parts + part) * nv * LANES;
+            fetch(table + ((int64_t)index[ahead] * parts + part) * nv * LANES, nv);
+            _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) sum[c] += AT(row + c * LANES);
+        }
+    }
+    _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) AT(out + c * LANES) = sum[c];
+}
+
+CLONES static void gather_range(const float *table, const int32_t *index, int64_t first, int64_t last, int width, float *out) {
+    if (width == 16) gather_rows(table, index, first, last, 1, 1, out);
+    else if (width == 64) gather_rows(table, index, first, last, 4, 1, out);
+    else gather_rows(table, index, first, last, 4, width / 64, out);
+}
+
+/* out: threads * 64 floats. */
+void sf_gather(const float *table, const int32_t *index, int64_t n, int64_t width, float *out, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int me = omp_get_thread_num(), all = omp_get_num_threads();
+        gather_range(table, index, n * me / all, n * (me + 1) / all, width, out + me * 64);
+    }
+}
+
+/* `rounds` of 16 independent multiply-adds of whole vectors in registers: what the arithmetic can reach. out: threads * 64 floats. */
+CLONES static void multiply_add(int64_t rounds, float *out) {
+    vec sum[16], by = {0};
+    by += 0.999f + out[0] * 0;
+    _Pragma("GCC unroll 16") for (int c = 0; c < 16; c++) sum[c] = by * (float)c;
+    for (int64_t r = 0; r < rounds; r++) _Pragma("GCC unroll 16") for (int c = 0; c < 16; c++) sum[c] = sum[c] * by + by;
+    _Pragma("GCC unroll 16") for (int c = 1; c < 16; c++) sum[0] += sum[c];
+    AT(out) = sum[0];
+}
+
+void sf_multiply_add(int64_t rounds, float *out, int threads) {
+#pragma omp parallel num_threads(threads)
+    multiply_add(rounds, out + omp_get_thread_num() * 64);
+}

@@ -72,6 +72,8 @@ _SIGNATURES = {
     "sf_backward_f64": "mlpppppi",
     "sf_transpose_index": "mlpppi",
     "sf_transpose": "pplli",
+    "sf_gather": "ppllpi",
+    "sf_multiply_add": "lpi",
     "sf_norm_forward": "llpppppppfii",
     "sf_norm_backward": "ll" + "p" * 11 + "ii",
 }
@@ -79,7 +81,9 @@ _SIGNATURES = {
 
 
 def _call(name: str, *arguments: object) -> None:
-    getattr(library(), name)(*arguments, torch.get_num_threads())
+    """Tensors go as they are, not as addresses: here they stay alive until the kernel returns."""
+    plain = (_at(argument) if isinstance(argument, Tensor) else argument for argument in arguments)
+    getattr(library(), name)(*plain, torch.get_num_threads())
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -96,13 +100,13 @@ def transpose_index(pattern: Pattern) -> None:
     """Fills ``t_ptr``, ``t_row`` and ``t_pos`` by a counting sort, a panel a thread."""
     from sparsefleet.ops.pattern import panel_rows
 
-    _call("sf_transpose_index", _matrix(pattern), panel_rows(pattern), _at(pattern.t_ptr), _at(pattern.t_row), _at(pattern.t_pos))
+    _call("sf_transpose_index", _matrix(pattern), panel_rows(pattern), pattern.t_ptr, pattern.t_row, pattern.t_pos)
 
 
 def transposed(x: Tensor) -> Tensor:
     """``(cols, rows)`` contiguous copy of a contiguous float32 ``(rows, cols)``."""
     out = x.new_empty(x.shape[1], x.shape[0])
-    _call("sf_transpose", _at(x), _at(out), *x.shape)
+    _call("sf_transpose", x, out, *x.shape)
     return out
 
 
@@ -114,14 +118,14 @@ def forward(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) ->
     """
     batch = x.shape[1]
     y = x.new_empty(pattern.shape[0], batch)
-    common = (_matrix(pattern), batch, _at(values), _at(bias), _at(x), _at(y))
+    common = (_matrix(pattern), batch, values, bias, x, y)
     if x.dtype == torch.float64:
         _call("sf_forward_f64", *common)
     elif batch <= FEW:
         _call("sf_forward_few", *common)
     else:
         scratch = None if batch in _WHOLE_TILES else x.new_empty(pattern.shape[1] * TILE)
-        _call("sf_forward", *common, _at(scratch))
+        _call("sf_forward", *common, scratch)
     return y
 
 
@@ -134,14 +138,14 @@ def backward(grad: Tensor, x: Tensor, values: Tensor, pattern: Pattern) -> tuple
     """
     batch = x.shape[1]
     by_x, by_values = torch.empty_like(x), torch.empty_like(values)
-    common = (_matrix(pattern), batch, _at(values), _at(x), _at(grad), _at(by_x), _at(by_values))
+    common = (_matrix(pattern), batch, values, x, grad, by_x, by_values)
     if x.dtype == torch.float64:
         _call("sf_backward_f64", *common)
     elif batch <= FEW:
-        _call("sf_backward_few", *common, _at(x.new_empty((torch.get_num_threads() - 1) * x.numel())))
+        _call("sf_backward_few", *common, x.new_empty((torch.get_num_threads() - 1) * x.numel()))
     else:
         scratch = None if batch in _WHOLE_TILES else x.new_empty(pattern.shape[0] * TILE)
-        _call("sf_backward", *common, _at(scratch))
+        _call("sf_backward", *common, scratch)
     return by_x, by_values
 
 
@@ -157,7 +161,7 @@ def norm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
     batch = x.shape[1]
     y, mean, rstd = torch.empty_like(x), x.new_empty(batch), x.new_empty(batch)
     partial = x.new_empty(torch.get_num_threads() * batch, dtype=torch.float64)
-    _call("sf_norm_forward", *x.shape, *map(_at, (x, weight, bias, y, mean, rstd, partial)), eps, relu)
+    _call("sf_norm_forward", *x.shape, x, weight, bias, y, mean, rstd, partial, eps, relu)
     return y, mean, rstd
 
 
@@ -169,5 +173,24 @@ def norm_backward(
     by_x, by_weight, by_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
     partial = x.new_empty(torch.get_num_threads() * 2 * batch, dtype=torch.float64)
     tensors = (x, weight, bias, mean, rstd, grad, by_x, by_weight, by_bias, partial, x.new_empty(2 * batch))
-    _call("sf_norm_backward", *x.shape, *map(_at, tensors), relu)
+    _call("sf_norm_backward", *x.shape, *tensors, relu)
     return by_x, by_weight, by_bias
+
+
+def gather(table: Tensor, index: Tensor) -> Tensor:
+    """``(threads, 64)`` partial sums of the rows of ``table`` at ``index``; for measuring what a gather can reach.
+
+    Args:
+        table: ``(n, width)`` contiguous float32, the width 16 or a multiple of 64.
+        index: ``(n_fetched,)`` int32.
+    """
+    out = table.new_empty(torch.get_num_threads(), TILE)
+    _call("sf_gather", table, index, index.numel(), table.shape[1], out)
+    return out
+
+
+def multiply_add(rounds: int) -> int:
+    """Floating-point operations done, on all threads together: 16 independent multiply-adds of 16 float32 each, ``rounds`` times."""
+    threads = torch.get_num_threads()
+    _call("sf_multiply_add", rounds, torch.zeros(threads, TILE))
+    return 2 * 16 * 16 * rounds * threads
