@@ -154,14 +154,23 @@ def sparse(state: State, chain: Chain, index_bytes: float) -> Need:
     Args:
         index_bytes: of a stored connection.
     """
-    n = chain.n_weights * state["density"]
-    need = _need(state, chain, n)
+    kept, n = _live(state, chain)
+    need = _need(state, chain, kept + n)
     return Need(need.weights, index_bytes * n, need.gradients, need.optimizer, need.activations)
 
 
 def small_dense(state: State, chain: Chain) -> Need:
     """What training ``chain`` takes once it is narrowed to the parameters that it has at the state's density."""
-    return dense(state, chain.narrowed(chain.n_weights * state["density"] + _PER_UNIT * chain.n_units))
+    return dense(state, chain.narrowed(sum(_live(state, chain)) + _PER_UNIT * chain.n_units))
+
+
+def _live(state: State, chain: Chain) -> tuple[float, float]:
+    """Weights of the layers that stay dense, and connections of the others; a layer that is kept by another name than its place counts as sparse."""
+    sizes = [a * b for a, b in pairwise(chain.widths)]
+    names = (state.get("method") or {}).get("keep_dense") or ()
+    places = {place for name, place in (("first", 0), ("last", len(sizes) - 1)) if name in names}
+    kept = sum(sizes[place] for place in places)
+    return kept, (chain.n_weights - kept) * state["density"]
 
 
 def _need(state: State, chain: Chain, n_weights: float) -> Need:

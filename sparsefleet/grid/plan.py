@@ -112,7 +112,7 @@ class Plan:
         lines = [text, *(f"  {what:<6} {n:>{width},}  {why}" for what, n, why in rows)]
         lines += [f"  note   no small-dense for {n:,}: {why}" for why, n in totals.no_rival.most_common()]
         lines += [f"  {text}" for text in memory_lines(totals)]
-        lines += [f"  note   Dense infeasible for {n:,}: {why}" for why, n in totals.infeasible.most_common()]
+        lines += [f"  note   dense infeasible for {n:,}: {why}" for why, n in totals.infeasible.most_common()]
         lines += [f"  note   the dense twin differs: {why}" for why, _ in totals.budgets.most_common(3)]
         more = len(totals.budgets) - 3
         return [*lines, *([f"  note   … and in {more} more ways"] if more > 0 else []), self._next()]

@@ -16,6 +16,7 @@ MARGIN = 0.005
 MIN_PAIRS = 5
 PARAMS_WITHIN = 0.01
 """How far small-dense may be from the sparse network's trainable parameters."""
+INFEASIBLE = "dense infeasible"
 HELD, LOST, UNCLEAR, NO_CLAIM = "ACC_HELD", "ACC_LOST", "ACC_UNCLEAR", "NO_CLAIM"
 _ALARM = 3.0
 _SEEDS_FOR_ALARM = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sparsefleet.report.accuracy import MARGIN, MIN_PAIRS, NO_CLAIM
+from sparsefleet.report.accuracy import INFEASIBLE, MARGIN, MIN_PAIRS, NO_CLAIM
 from sparsefleet.report.intervals import BOOTSTRAP_FROM
 
 Row = Mapping[str, Any]
@@ -16,7 +16,7 @@ _UNITS = {"epochs": "epochs", "steps": "steps", "samples": "training samples", "
 
 def accuracy_notes(rows: Sequence[Row]) -> list[str]:
     """One line each; nothing for what there is nothing to say about."""
-    return [*_intervals(rows), *_verdicts(rows), *_tuning(rows), *_budgets(rows), *_rivals(rows), *_by_hand(rows)]
+    return [*_intervals(rows), *_infeasible(rows), *_verdicts(rows), *_tuning(rows), *_budgets(rows), *_rivals(rows), *_by_hand(rows)]
 
 
 def row_name(row: Row) -> str:
@@ -33,6 +33,15 @@ def _intervals(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def _infeasible(rows: Sequence[Row]) -> list[str]:
+    """What the twin would need, for rows that have none because it does not fit."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if str(row["acc_reason"]).startswith(INFEASIBLE):
+            told.setdefault(row["acc_reason"], []).append(row_name(row))
+    return _few(f"{reason}: {', '.join(dict.fromkeys(names))}" for reason, names in told.items())
+
+
 def _verdicts(rows: Sequence[Row]) -> list[str]:
     if not any(max(row["n_paired"], row["n_paired_rival"]) >= MIN_PAIRS for row in rows):
         return []
@@ -43,7 +52,7 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
         (row, row[field], against)
         for row in rows
         for verdict, field, against in (("acc_verdict", "acc_reason", "dense"), ("acc_verdict_rival", "acc_reason_rival", "small-dense"))
-        if row[verdict] == NO_CLAIM and row[field] and "small-dense" not in row[field]
+        if row[verdict] == NO_CLAIM and row[field] and "small-dense" not in row[field] and not row[field].startswith(INFEASIBLE)
     ]
     return lines + _few(f"no claim for {row_name(row)} against {against}: {reason}" for row, reason, against in reasons)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sparsefleet.report.accuracy import PARAMS_WITHIN, Claim, budget_of, claim_of, margin_of, too_good
+from sparsefleet.report.accuracy import INFEASIBLE, PARAMS_WITHIN, Claim, budget_of, claim_of, margin_of, too_good
 from sparsefleet.report.intervals import iqm, mean
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _absent(one: Group, role: str) -> str:
     """Why there is no partner where there should be one; empty where there should be none."""
     request: Mapping[str, Any] = one.trials[0].request
     if role == "twin_key" and request.get("dense_infeasible"):
-        return f"no dense twin: {request['dense_infeasible']}"
+        return f"{INFEASIBLE}: {request['dense_infeasible']}"
     return f"no small-dense: {request['no_rival']}" if role == "rival_key" and request.get("no_rival") else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsefleet.report.accuracy import MIN_PAIRS
+from sparsefleet.report.accuracy import INFEASIBLE, MIN_PAIRS
 from sparsefleet.report.labels import labels, short
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
 from sparsefleet.report.notes import notes
@@ -98,7 +98,7 @@ def _results(rows: Sequence[Row], metric: str) -> list[Column]:
     values = [_with_interval(row[metric], row[f"{metric}_ci"]) for row in rows]
     heading = f"{what} (mean ± 95 % CI, n={n})" if uniform and n > 1 else f"{what} (n=1)" if uniform else f"{what} (mean ± 95 % CI)"
     delta = "delta_twin" if metric == "accuracy" else f"delta_{metric}"
-    gaps = [_gap(row[delta], row[f"{delta}_ci"]) for row in rows]
+    gaps = [INFEASIBLE if _is_infeasible(row) else _gap(row[delta], row[f"{delta}_ci"]) for row in rows]
     found = [Column(heading, values), Column("Δ dense [95 % CI]" if n > 1 else "Δ dense", gaps, right=n <= 1)]
     if metric == "accuracy":
         found += _rivals(rows, n)
@@ -154,6 +154,11 @@ def _with_interval(value: float | None, bounds: Sequence[float] | None) -> str:
     if abs((high - value) - half) > 1e-9 * max(abs(value), 1e-9):  # a bootstrap interval leans
         return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
+def _is_infeasible(row: Row) -> bool:
+    """Whether the row's dense twin was not trained because it does not fit; the note under the table says what it needs."""
+    return str(row["acc_reason"]).startswith(INFEASIBLE)
 
 
 def _gap(value: float | None, bounds: Sequence[float] | None) -> str:

@@ -13,6 +13,5 @@ def unevenness(unit: Tensor, n_units: int) -> float:
         unit: ``(nnz,)`` int64, the unit of each connection; not empty.
         n_units: units, those without a connection included.
     """
-    per_unit = torch.zeros(n_units, dtype=torch.float64, device=unit.device)
-    per_unit.index_add_(0, unit, torch.ones(unit.numel(), dtype=torch.float64, device=unit.device))
+    per_unit = torch.bincount(unit, minlength=n_units).to(torch.float64)
     return float(per_unit.std(unbiased=False) / per_unit.mean())

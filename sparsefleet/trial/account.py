@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.sparsity.bytes import resident_bytes
-from sparsefleet.sparsity.effective import effective_nnz
+from sparsefleet.sparsity.effective import Sites, effective_nnz
 from sparsefleet.sparsity.unevenness import unevenness
 from sparsefleet.trial.build import Network
 from sparsefleet.trial.record import Counts, LayerCount
@@ -60,12 +60,20 @@ def _spread(module: SparseModule | None) -> dict[str, float]:
 
 
 def _effective(network: Network) -> dict[str, int]:
-    """Effective connections where the prunable set is a chain of Linear layers."""
-    if not network.sparse or network.dense_kept or any(len(shape) != 2 for shape in network.shapes.values()):
+    """Effective connections where the prunable modules, those kept dense among them, are a chain of Linear layers."""
+    parts = {name: network.module.get_submodule(name) for name in network.prunable}
+    if not network.sparse or any(len(shape) != 2 for shape in network.shapes.values()):
         return {}
-    chain = [(module.matrix_shape, module.flat_sites()) for module in network.sparse.values()]
+    chain: list[tuple[tuple[int, int], Sites]] = []
+    for part in parts.values():
+        if isinstance(part, SparseModule):
+            chain.append((part.matrix_shape, part.flat_sites))
+        elif isinstance(part, nn.Linear):
+            chain.append(((part.out_features, part.in_features), None))
+        else:
+            return {}
     found = effective_nnz(chain)
-    return dict(zip(network.sparse, found, strict=True)) if found is not None else {}
+    return {name: n for name, n in zip(parts, found or [], strict=False) if name in network.sparse}
 
 
 def carry_slots(

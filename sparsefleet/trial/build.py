@@ -36,6 +36,7 @@ class Network:
         shapes: weight shapes of the prunable set, dense-kept modules left out.
         nnz_asked: connections that the spec asks of each of them at the end.
         n_params_dense: trainable parameters if it were dense.
+        prunable: names of all modules that could be sparse, dense-kept ones among them, input to output.
         width_factor: 1, or the factor that ``small-dense`` narrowed the model by.
     """
 
@@ -47,6 +48,7 @@ class Network:
     width_factor: float = 1.0
     storage: str = "dense"
     dense_kept: list[str] = field(default_factory=list)
+    prunable: list[str] = field(default_factory=list)
 
 
 def build_network(
@@ -96,7 +98,7 @@ def build_network(
     sparse = materialise(module, modules, seed=spec.seed, fan_in=spec.init.fan_in, dtype=DTYPES[spec.train.precision], device=device)
     if names and names[-1] in sparse:
         sparse[names[-1]].is_last = True
-    return Network(module, sparse, shapes, asked, n_params, factor, storage, kept)
+    return Network(module, sparse, shapes, asked, n_params, factor, storage, kept, names)
 
 
 class _OneByOne(Mapping[str, tuple[Layer, Connections]]):

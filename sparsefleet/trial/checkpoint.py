@@ -5,14 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 FILE = "checkpoint.safetensors"
 SIDE = "checkpoint.json"
 
@@ -31,15 +45,41 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes both files, the tensors first; a crash in between leaves the former pair or a pair that does not match."""
-    blob = save({name: value.detach().contiguous().clone() for name, value in tensors.items()})
-    side = json.dumps({"sha256": hashlib.sha256(blob).hexdigest(), "facts": facts}, allow_nan=False)
-    for name, content in ((FILE, blob), (SIDE, side.encode())):
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(folder / name)
+    sha = hashlib.sha256()
+    _replace(folder / FILE, _serialised(tensors), sha)
+    side = json.dumps({"sha256": sha.hexdigest(), "facts": facts}, allow_nan=False)
+    _replace(folder / SIDE, [side.encode()])
+
+
+def _replace(path: Path, parts: Iterable[bytes | memoryview], sha: Any = None) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        for part in parts:
+            stream.write(part)
+            if sha is not None:
+                sha.update(part)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _serialised(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The safetensors file of ``tensors``, piece by piece: ``safetensors.torch.save`` would hold every tensor three times."""
+    header: dict[str, Any] = {}
+    end = 0
+    ordered = dict(
+        sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    )  # so that each starts at a multiple of its element's size
+    for name, value in ordered.items():
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for value in ordered.values():
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield flat.view(torch.uint8).numpy().data
 
 
 def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, str | None]:
@@ -52,17 +92,24 @@ def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, st
     if not (path.exists() and side_path.exists()):
         return None, None
     try:
-        blob = path.read_bytes()
         side = json.loads(side_path.read_text())
-        if hashlib.sha256(blob).hexdigest() != side["sha256"]:
+        if _digest(path) != side["sha256"]:
             raise ValueError("its digest does not match")
         if side["facts"]["trial_key"] != trial_key:
             raise ValueError("it belongs to another trial key")
-        return Checkpoint(load(blob), side["facts"]), None
+        return Checkpoint(load_file(path), side["facts"]), None
     except (OSError, ValueError, KeyError, TypeError) as error:
         for damaged in (path, side_path):
             damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
         return None, f"checkpoint set aside and training started anew: {error}"
+
+
+def _digest(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            sha.update(part)
+    return sha.hexdigest()
 
 
 def drop_checkpoint(folder: Path) -> None:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsefleet.nn.module import SparseModule
 from sparsefleet.plugin import DataInfo, TensorData
 from sparsefleet.trial.spec import AdamW, CosineLr, LrSchedule, MultiStepLr, Optimizer, RMSprop, Sgd, StepLr, Train
 
 EVAL_BATCH = 1000
+EVAL_VALUES = 1 << 24
+"""Most values in a layer's output while a network is evaluated: 64 MiB. Above 16,777 units the batch is smaller than ``EVAL_BATCH``."""
 
 
 def loss_of(output: Tensor, y: Tensor, info: DataInfo, label_smoothing: float = 0.0) -> Tensor:
@@ -31,14 +34,28 @@ class Score:
     n: int
 
 
+def eval_batch(network: nn.Module) -> int:
+    """Examples that are evaluated at a time."""
+    sides = [side for module in network.modules() for side in _sides(module)]
+    fitting = EVAL_VALUES // max(sides, default=1)
+    return EVAL_BATCH if fitting >= EVAL_BATCH else max(1, fitting // 16 * 16 or fitting)
+
+
+def _sides(module: nn.Module) -> tuple[int, ...]:
+    if isinstance(module, SparseModule):
+        return module.matrix_shape
+    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else ()
+
+
 def evaluate(network: nn.Module, data: TensorData, info: DataInfo, autocast: torch.dtype | None = None) -> Score:
     """Accuracy (share of right classes) or mean squared error over all examples of ``data``; the network is left in its mode."""
     was_training = network.training
     network.eval()
     n, loss, right = data.x.shape[0], 0.0, 0.0
     with torch.inference_mode():
-        for start in range(0, n, EVAL_BATCH):
-            x, y = data.x[start : start + EVAL_BATCH], data.y[start : start + EVAL_BATCH]
+        step = eval_batch(network)
+        for start in range(0, n, step):
+            x, y = data.x[start : start + step], data.y[start : start + step]
             with torch.autocast(x.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
                 output = network(x)
             output = output.float() if autocast is not None else output

@@ -250,7 +250,7 @@ def test_shipped_grids_load_with_the_installed_plugins() -> None:
     from sparsefleet.registry import catalog
 
     installed = catalog()
-    assert shipped_grids() == ["mnist-mlp", "quickstart"]
+    assert shipped_grids() == ["million", "mnist-mlp", "quickstart", "random-regression", "wide-mnist"]
     for name in shipped_grids():
         grid = load_grid(name, catalog=installed)
         assert grid.name == name

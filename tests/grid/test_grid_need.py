@@ -44,6 +44,13 @@ def test_bytes_by_hand():
     assert max(need.most(chain, 8), adam.total) == need.most(chain, 8)
 
 
+def test_layers_that_stay_dense_count_whole_and_have_no_indices():
+    chain = Chain((784, 1_000_000, 10), (False, True, False))
+    takes = need.sparse({**STATE, "density": 16 / 784, "method": {"keep_dense": ["last"]}}, chain, 12.0)
+    assert takes.indices == pytest.approx(12 * 16e6)
+    assert takes.weights == pytest.approx(4 * (16e6 + 10e6 + 3 * 1_000_010))
+
+
 def test_small_dense_has_the_parameters_of_the_connections():
     chain = Chain((7840, 50_000, 50_000, 50_000, 50_000, 50_000), (False, *[True] * 5))
     small = chain.narrowed(0.001 * chain.n_weights + 3 * chain.n_units)
@@ -99,7 +106,7 @@ def test_a_plan_says_what_each_trial_takes_and_that_dense_is_infeasible():
     (sparse,) = [line for line in lines if line.startswith("memory sparse, layer=csr, width 50,000: ")]
     assert all(word in sparse for word in ("weights", "indices", "gradients", "optimizer", "activations"))
     assert any(line.startswith("memory small-dense, layer=dense, width 50,000: ") for line in lines)
-    assert "note   Dense infeasible for 1: training the dense weight needs 56.4 GiB, this machine has 24.0 GiB" in lines
+    assert "note   dense infeasible for 1: training the dense weight needs 56.4 GiB, this machine has 24.0 GiB" in lines
     assert made.totals.twins == 0
     kinds = {entry["arm"]: entry for entry in made.to_json()["memory"]}
     assert set(kinds) == {"sparse", "small-dense"}

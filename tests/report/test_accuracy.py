@@ -185,8 +185,12 @@ def test_too_good_is_three_deviations_of_dense() -> None:
 def test_a_dense_net_that_does_not_fit_says_why_there_is_no_verdict() -> None:
     alone = [trial("s", 0.9, spec=spec(0, **SET), arm="sparse", request={"dense_infeasible": "needs 3.6 TiB", "no_rival": "rigid"})]
     row = sparse_row(alone)
-    assert (row["acc_verdict"], row["acc_reason"]) == ("NO_CLAIM", "no dense twin: needs 3.6 TiB")
+    assert (row["acc_verdict"], row["acc_reason"]) == ("NO_CLAIM", "dense infeasible: needs 3.6 TiB")
     assert row["acc_reason_rival"] == "no small-dense: rigid"
+    lines = render(rows(alone))
+    assert "Δ dense" in lines[0]
+    assert "dense infeasible" in lines[1]
+    assert "dense infeasible: needs 3.6 TiB: set at density 0.1" in lines
 
 
 def test_the_table_shows_verdicts_from_five_seeds_on() -> None:
