@@ -267,8 +267,10 @@ def test_what_an_update_leaves_to_the_next_step_is_part_of_its_cost() -> None:
 
 
 def test_disturbed_updates_are_set_aside_and_too_few_are_a_doubt() -> None:
-    """Blocks 0 to 2 warm up; a neighbour then stretches the first block of each of the first nine rounds. The others know nothing of it."""
-    stretched = updates(11.0, hog=lambda block: 3.0 if 3 <= block < 21 and block % 2 else 1.0)
+    """A neighbour stretches the update of nine rounds of 20: neither the figure nor its interval knows of it."""
+    timed = updates(11.0)
+    longer = [v * (3 if i < 9 else 1) for i, v in enumerate(timed.seconds["update"])]
+    stretched = replace(timed, seconds={**timed.seconds, "update": longer})
     estimate = recompute(with_updates(run(2.0)[1], stretched, 0.1))
     assert estimate.least_updates == (11, 20)
     assert estimate.speedup == pytest.approx(1.0)
