@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure, Run
+from benchmarks.figures import Figure, NotRun, Run
 from benchmarks.harness import RESULTS, SCHEMA, Book, Found, Part, about, describe
 from benchmarks.ops.cases import CASES, NAMES, Case, free_case, peer_called
 from benchmarks.suites import SUITES
@@ -107,10 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             found = measure(case, How(options.names, options.threads, options.quick), _say)
             made = figures(case, found)
-        except Broken as why:
-            found, made = {"case": case.id, "broken": str(why)}, [Figure(case.title, "", note=str(why), broken=True)]
-        print(table(found) if "ours" in found else str(found["broken"]), file=talk)
-        lines = [figure.line() for figure in made if figure.target is not None or figure.broken]
+            print(table(found), file=talk)
+        except (Broken, NotRun) as why:
+            word = "broken" if isinstance(why, Broken) else "not_run"
+            found, made = {"case": case.id, word: str(why)}, [Figure(case.title, "", note=str(why), broken=word == "broken")]
+        lines = [figure.line() for figure in made if figure.target is not None or figure.broken or "ours" not in found]
         print("\n".join(f"  {line}" for line in lines), file=talk, flush=True)
         failed = failed or any(figure.broken for figure in made)
         path = _keep(case, made, found, machine, options, time.monotonic() - begun)
@@ -127,7 +128,8 @@ def _keep(
     part = Part(case.id, case.title, "")
     book = Book("ops", SUITES["ops"], machine, options.results)
     rows = Found(made, seconds=seconds).rows(part, about(machine, quick=options.quick))
-    book.take(part, rows, None if options.names else found)
+    is_whole = "ours" in found and not options.names
+    book.take(part, rows, found if is_whole else None)
     return book.path
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import NotRun
 from benchmarks.harness import run_module
 from benchmarks.ops import cases
 from benchmarks.ops.cases import FEATURE_MAJOR, MAIN, ROW_MAJOR, Case, Shape
@@ -51,6 +52,7 @@ def measure(case: Case, how: How, say: Callable[[str], None]) -> dict[str, Any]:
     """All points of a case, as JSON: ``{"case", "ours", "peers", ...}``; a case of several shapes has them under ``points``.
 
     Raises:
+        NotRun: ours does not fit into the memory that is free.
         Broken: ours is wrong or its process broke.
     """
     device = how.device or _device()
@@ -115,8 +117,10 @@ def _point(case: Case, shape: Shape, how: How, job: Job) -> dict[str, Any]:
                 layouts = (FEATURE_MAJOR, ROW_MAJOR) if peer == OURS else (row["layout"],)
                 row["memory"] = {layout: _peak(job.run(folder, job="peak", layout=layout, **asked)) for layout in layouts}
             row["seconds"] = round(time.monotonic() - begun, 1)
-            if peer == OURS and (row.get("wrong") or row.get("not_run")):
-                raise Broken(f"{about}: ours: {row.get('wrong') or row['not_run']}")
+            if peer == OURS and "not_run" in row:
+                raise NotRun(f"ours: {row['not_run']}")
+            if peer == OURS and "wrong" in row:
+                raise Broken(f"{about}: {row['wrong']}")
             for word in ("not_run", "wrong"):
                 if row.get(word) and not why_not:
                     job.say(f"      {word.replace('_', ' ')}: {row[word]}")

@@ -64,6 +64,7 @@ class Side:
         """Forward, backward and SGD with momentum."""
         if self._optimizer is None:
             self._optimizer = torch.optim.SGD([self.peer.weight], lr=1e-6, momentum=0.9)
+        self.peer.weight.grad = None  # as zero_grad does: two gradients at a time would count as the peer's memory
         _, self.peer.weight.grad = self.both(i)
         self._optimizer.step()
 

@@ -29,6 +29,8 @@ def table(found: dict[str, Any]) -> str:
         ours, shape = point["ours"], "{}→{}".format(*point["shape"])
         lines += [f"  {shape}, density {point['density']:.4g}, {point['nnz']:,} connections", f"  {head}", f"  {_line('ours', ours, '')}"]
         lines.append(f"  {_line('ours, transposing', ours['row_major'], '')}")
+        shares = (f"{name} {row['percent']:.0f} % ({row['bound']}, {row['limit_ms']:.3g} ms)" for name, row in ours["limit"].items())
+        lines.append(f"  {'ours of the limit':20} {', '.join(shares)}")
         for name, peer in point["peers"].items():
             text = f"{name:20} not run: {peer['not_run']}" if "not_run" in peer else None
             text = f"{name:20} WRONG: {peer['wrong']}" if "wrong" in peer else text
