@@ -101,7 +101,7 @@ class Rng:
         chosen = torch.empty(0, dtype=torch.int64, device=device)
         while chosen.numel() < n:
             fresh = torch.unique(self.integers(n - chosen.numel(), high, device))
-            chosen = torch.unique(torch.cat([chosen, fresh]))
+            chosen = torch.unique(torch.cat([chosen, fresh])) if chosen.numel() else fresh
         return chosen
 
     def distinct_in_groups(self, counts: Tensor, sizes: Tensor) -> Tensor:
@@ -116,14 +116,15 @@ class Rng:
         if bool((counts < 0).any()) or bool((counts > sizes).any()):
             raise ValueError("a group has fewer places than are asked of it")
         upto = torch.cumsum(counts, 0)
-        parts, start, first, n = [torch.empty(0, dtype=torch.int64, device=counts.device)], 0, 0, counts.numel()
+        start, first, n = 0, 0, counts.numel()
+        out = torch.empty(int(upto[-1]) if n else 0, dtype=torch.int64, device=counts.device)
         while start < n:  # bounded temporaries: at most _CHUNK draws, or those of one group, at a time
             drawn = int(upto[start]) - int(counts[start])
             end = max(start + 1, int(torch.searchsorted(upto, drawn + _CHUNK, right=True)))
             part = slice(start, min(end, start + _GROUPS))
-            parts.append(first + self._distinct_in_groups(counts[part], sizes[part]))
+            torch.add(self._distinct_in_groups(counts[part], sizes[part]), first, out=out[drawn : int(upto[part.stop - 1])])
             start, first = part.stop, first + int(sizes[part].sum())
-        return torch.cat(parts)
+        return out
 
     def _distinct_in_groups(self, counts: Tensor, sizes: Tensor) -> Tensor:
         crowded = 2 * counts > sizes  # there, what is left out is drawn, so that redrawing collisions comes to an end

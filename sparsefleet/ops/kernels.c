@@ -383,6 +383,46 @@ void sf_transpose_index(const matrix *m, int64_t panel_rows, int32_t *t_ptr, int
     t_ptr[m->panels * m->n_in] = row_begin(m, m->n_out);
 }
 
+static int64_t n_below(const int64_t *ascending, int64_t n, int64_t value) {
+    int64_t low = 0;
+    while (low < n) {
+        int64_t middle = (low + n) / 2;
+        if (ascending[middle] < value) low = middle + 1;
+        else n = middle;
+    }
+    return low;
+}
+
+/* The sites of `flat` that stay and the `fresh` ones, both ascending, as one ascending list; source: position in flat, or -1. counts: threads + 1. */
+void sf_merge(const int64_t *flat, const uint8_t *keep, int64_t n_flat, const int64_t *fresh, int64_t n_fresh, int64_t *out, int64_t *source,
+              int64_t *counts, int threads) {
+#pragma omp parallel num_threads(threads) if (n_flat > SERIAL)
+    {
+        int me = omp_get_thread_num(), all = omp_get_num_threads();
+        int64_t first = n_flat * me / all, last = n_flat * (me + 1) / all, kept = 0;
+        for (int64_t p = first; p < last; p++) kept += keep[p] != 0;
+        counts[me] = kept;
+        int64_t low = me ? n_below(fresh, n_fresh, flat[first]) : 0, end = me + 1 == all ? n_fresh : n_below(fresh, n_fresh, flat[last]);
+#pragma omp barrier
+        int64_t at = low;
+        for (int other = 0; other < me; other++) at += counts[other];
+        for (int64_t p = first; p < last; p++) {
+            while (low < end && fresh[low] < flat[p]) {
+                out[at] = fresh[low++];
+                source[at++] = -1;
+            }
+            if (keep[p]) {
+                out[at] = flat[p];
+                source[at++] = p;
+            }
+        }
+        while (low < end) {
+            out[at] = fresh[low++];
+            source[at++] = -1;
+        }
+    }
+}
+
 /* to[c][r] = from[r][c], in blocks that stay in the first cache. */
 CLONES static void transpose_rows(const float *from, float *to, int64_t rows, int64_t cols, int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r += 16)

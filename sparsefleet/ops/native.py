@@ -72,6 +72,7 @@ _SIGNATURES = {
     "sf_backward_f64": "mlpppppi",
     "sf_transpose_index": "mlpppi",
     "sf_transpose": "pplli",
+    "sf_merge": "pplplpppi",
     "sf_gather": "ppllpi",
     "sf_multiply_add": "lpi",
     "sf_norm_forward": "llpppppppfii",
@@ -101,6 +102,15 @@ def transpose_index(pattern: Pattern) -> None:
     from sparsefleet.ops.pattern import panel_rows
 
     _call("sf_transpose_index", _matrix(pattern), panel_rows(pattern), pattern.t_ptr, pattern.t_row, pattern.t_pos)
+
+
+def merge(flat: Tensor, keep: Tensor, fresh: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
+    """``merge_sites`` of contiguous arrays."""
+    out = flat.new_empty(n_kept + fresh.numel())
+    source = torch.empty_like(out)
+    counts = flat.new_empty(torch.get_num_threads())
+    _call("sf_merge", flat, keep, flat.numel(), fresh, fresh.numel(), out, source, counts)
+    return out, source
 
 
 def transposed(x: Tensor) -> Tensor:
