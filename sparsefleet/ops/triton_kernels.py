@@ -169,3 +169,19 @@ def small_sampled(
         xs = tl.load(x + run, mask=there[:, :, None] & in_batch[None, None, :], other=0).to(ACC)
         part = tl.sum(dys[:, None, :] * xs, axis=2)  # (R, U)
         tl.store(dw + p, part.to(dw.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def gathered(
+    table, index, out, n_bags,
+    BAG: tl.constexpr, U: tl.constexpr, R: tl.constexpr, BB: tl.constexpr,
+):  # fmt: skip
+    """Sums of BAG rows of ``table``, each BB wide: a product's fetches and nothing else."""
+    bag, b = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, BB)
+    inside = bag < n_bags
+    acc = tl.zeros((U, R, BB), tl.float32)
+    for k in range(0, BAG, U):
+        p = (bag.to(tl.int64) * BAG)[None, :] + (k + tl.arange(0, U))[:, None]  # (U, R)
+        i = tl.load(index + p, mask=inside[None, :], other=0).to(tl.int64)
+        acc += tl.load(table + (i * BB)[:, :, None] + b[None, None, :])
+    tl.store(out + (bag.to(tl.int64) * BB)[:, None] + b[None, :], tl.sum(acc, axis=0), mask=inside[:, None])

@@ -79,7 +79,7 @@ def _available(device: str) -> str | None:
     return None
 
 
-def triton_forward(x_fm: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
+def triton_forward(x_fm: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, tile: Tile | None = None) -> Tensor:
     """``(n_out, B)`` contiguous, in x's dtype: the weights times ``x_fm``, plus the bias.
 
     Args:
@@ -87,33 +87,51 @@ def triton_forward(x_fm: Tensor, values: Tensor, pattern: Pattern, bias: Tensor 
         values: ``(nnz,)`` in the order of ``pattern``, of any floating dtype.
         pattern: with one panel.
         bias: ``(n_out,)``.
+        tile: what a program works on; default: by the shapes.
     """
     y_fm = x_fm.new_empty(pattern.shape[0], x_fm.shape[1])
-    _product(x_fm, values, _by_rows(pattern), bias, y_fm)
+    _product(x_fm, values, _by_rows(pattern), (bias, y_fm), tile)
     return y_fm
 
 
 def triton_backward(
-    dy_fm: Tensor, x_fm: Tensor, values: Tensor, pattern: Pattern, need_x: bool, need_w: bool
+    dy_fm: Tensor, x_fm: Tensor, values: Tensor, pattern: Pattern, need_x: bool, need_w: bool, *, tile: Tile | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients by the activations, ``(n_in, B)`` in x's dtype, and by the values, ``(nnz,)`` in theirs; None where not asked for.
 
     Args:
         dy_fm: ``(n_out, B)`` contiguous, of x's dtype: the gradient by the output.
         x_fm: ``(n_in, B)`` contiguous: what the forward pass got.
+        tile: of the fused kernel, which gives both gradients; default: by the shapes.
     """
     dx_fm = torch.empty_like(x_fm) if need_x else None
     dw = values.new_empty(values.shape, dtype=_sums_in(x_fm)) if need_w else None  # several batch tiles add to it
     if dw is not None and x_fm.shape[1] == 0:
         dw.zero_()
     elif dx_fm is not None and dw is not None and x_fm.shape[1] > SMALL_BATCH:
-        _fused(dy_fm, x_fm, values, pattern, (dx_fm, dw))
+        _fused((dy_fm, x_fm), values, pattern, (dx_fm, dw), tile)
     else:
         if dx_fm is not None:
-            _product(dy_fm, values, _by_columns(pattern), None, dx_fm)
+            _product(dy_fm, values, _by_columns(pattern), (None, dx_fm))
         if dw is not None:
             _sampled(dy_fm, x_fm, pattern, dw)
     return dx_fm, None if dw is None else dw.to(values.dtype)
+
+
+def triton_gather(table: Tensor, order: Tensor, bag: int) -> Tensor:
+    """``(n / bag, width)``: sums of ``bag`` rows each of ``table`` fetched by index, for measuring how fast a device fetches rows.
+
+    Args:
+        table: ``(rows, width)`` float32 contiguous, of a width that is a power of two.
+        order: ``(n,)`` int32, n a multiple of ``bag``.
+        bag: a multiple of 8.
+    """
+    width, n_bags = table.shape[1], order.numel() // bag
+    lanes = max(1, width // 4)
+    tile = Tile(width, max(1, 128 // lanes), 8, 4)
+    out = table.new_empty(n_bags, width)
+    _launch("gathered", _cdiv(n_bags, tile.rows), table, tile, {"table": table, "index": order, "out": out, "n_bags": n_bags, "BAG": bag})
+    return out
 
 
 @dataclass(frozen=True)
@@ -146,8 +164,8 @@ def _by_columns(pattern: Pattern) -> _Rows:
     return _Rows(pattern.shape[1], None, pattern.t_ptr, pattern.t_row, pattern.t_pos)
 
 
-def _product(x: Tensor, values: Tensor, rows: _Rows, bias: Tensor | None, y: Tensor) -> None:
-    batch = x.shape[1]
+def _product(x: Tensor, values: Tensor, rows: _Rows, out: tuple[Tensor | None, Tensor], tile: Tile | None = None) -> None:
+    batch, (bias, y) = x.shape[1], out
     flags = {"PLACED": rows.place is not None, "BIASED": bias is not None, "ACC": _accumulator(x)}
     place, bias = rows.index if rows.place is None else rows.place, values if bias is None else bias
     arguments = {"x": x, "values": values, "place": place, "bias": bias, "y": y, **rows.arguments(), **flags}
@@ -155,14 +173,15 @@ def _product(x: Tensor, values: Tensor, rows: _Rows, bias: Tensor | None, y: Ten
         tile = small_tile(batch, rows.length)
         _launch("small_product", _cdiv(rows.n, tile.rows), x, tile, arguments | {"BATCH": batch})
         return
-    tile = tile_for(x, rows.length, warps=4 if rows.fan_in is not None else 1)
+    tile = tile or tile_for(x, rows.length, warps=4 if rows.fan_in is not None else 1)
     n_programs = _cdiv(rows.n, tile.rows) * _cdiv(batch, tile.batch)
     _launch("product", n_programs, x, tile, arguments | {"batch": batch, "VECTOR": tile.vector})
 
 
-def _fused(dy: Tensor, x: Tensor, values: Tensor, pattern: Pattern, out: tuple[Tensor, Tensor]) -> None:
-    rows, batch = _by_columns(pattern), x.shape[1]
-    tile = tile_for(dy, rows.length, warps=1)
+def _fused(given: tuple[Tensor, Tensor], values: Tensor, pattern: Pattern, out: tuple[Tensor, Tensor], tile: Tile | None) -> None:
+    (dy, x), rows = given, _by_columns(pattern)
+    batch = x.shape[1]
+    tile = tile or tile_for(dy, rows.length, warps=1)
     index = {"pointer": rows.pointer, "index": rows.index, "place": rows.place, "n_cols": rows.n, "batch": batch}
     arguments = {"x": x, "dy": dy, "values": values, "dx": out[0], "dw": out[1], **index, "ACC": _accumulator(x), "VECTOR": tile.vector}
     for i in range(_cdiv(batch, tile.batch)):  # one launch after the other, since each adds to the weights' gradient of the one before

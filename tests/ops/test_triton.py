@@ -11,7 +11,7 @@ import torch
 
 from sparsefleet.ops import triton_linear
 from sparsefleet.ops.pattern import Pattern
-from sparsefleet.ops.triton_linear import available, small_tile, tile_for, triton_backward, triton_forward
+from sparsefleet.ops.triton_linear import Tile, available, small_tile, tile_for, triton_backward, triton_forward, triton_gather
 
 HERE = Path(__file__).parent
 
@@ -130,6 +130,24 @@ def test_odd_shapes_compile(launches, batch, shape, tmp_path, monkeypatch):
     triton_backward(dy, x, values, pattern, True, True)
     for name, _, arguments in launches:
         assert ".entry" in compiled(name, dict(arguments))["ptx"]
+
+
+def test_the_gather_compiles_to_whole_rows_side_by_side(launches, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    triton_gather(torch.empty(64, 64), torch.empty(256, dtype=torch.int32), 64)
+    ((name, _, arguments),) = launches
+    stages = compiled(name, dict(arguments))
+    assert len(WIDE_LOAD.findall(stages["ptx"])) >= 8
+    assert "convert_layout" not in stages["ttgir"].split("scf.for")[1].split("scf.yield")[0]
+
+
+def test_a_given_tile_is_used(launches):
+    pattern, values, x, dy, _ = layer(300, 200, 10, 64)
+    mine = Tile(32, 2, 4, 2, 4)
+    triton_forward(x, values, pattern, tile=mine)
+    triton_backward(dy, x, values, pattern, True, True, tile=mine)
+    assert {(a["BB"], a["R"], a["U"], a["num_warps"]) for _, _, a in launches} == {(32, 2, 4, 2)}
+    assert [name for name, _, _ in launches] == ["product", "fused_backward", "fused_backward"]
 
 
 def test_several_batch_tiles_add_in_the_order_of_their_launches(launches):

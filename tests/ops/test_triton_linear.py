@@ -7,7 +7,7 @@ import torch
 
 from sparsefleet.ops import triton_linear
 from sparsefleet.ops.pattern import Pattern, pattern_of
-from sparsefleet.ops.triton_linear import triton_backward, triton_forward
+from sparsefleet.ops.triton_linear import triton_backward, triton_forward, triton_gather
 
 BATCHES = (1, 2, 3, 4, 5, 16, 33, 64, 130)
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8}
@@ -161,6 +161,14 @@ def test_without_connections_or_batch(device):
     dx, dw = problem.backward()
     assert (problem.forward().shape, dx.shape) == ((13, 0), (18, 0))
     assert torch.equal(dw, torch.zeros_like(dw))
+
+
+@pytest.mark.parametrize("width", [4, 16, 64, 256])
+def test_gathered_rows_are_summed_by_bags(device, width):
+    gen = torch.Generator().manual_seed(width)
+    table, order = torch.randn(50, width, generator=gen), torch.randint(50, (3 * 16,), generator=gen).int()
+    got = triton_gather(table.to(device), order.to(device), 16)
+    assert error(got, table.double()[order.long()].view(3, 16, width).sum(1)) < ROUNDING[torch.float32]
 
 
 def far(device, n_far, batch):
