@@ -22,6 +22,7 @@ from sparsefleet.measure.contention import drop_reasons
 from sparsefleet.measure.draws import draw_order
 from sparsefleet.measure.ratios import Estimate as Estimate, recompute as recompute
 from sparsefleet.measure.samples import LETTERS, PLAIN, RIVAL, SIDES, UPDATE, Samples, letters
+from sparsefleet.measure.verdict import SCREEN
 
 _COLD_UPDATES = 2
 """The first updates of a process find cold code and enter no figure."""
@@ -41,7 +42,7 @@ class Plan:
 
     key: str
     rounds: int = 50
-    min_rounds: int = 20
+    min_rounds: int = SCREEN.rounds
     budget_s: float | None = None
     warmup_cap_s: float = 3.0
     min_warmup_calls: int = 10

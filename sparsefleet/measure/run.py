@@ -114,6 +114,10 @@ class _Comparison:
         _, samples = compare(
             sides.dense, sides.sparse, second=sides.second, rival=sides.rival, inputs=self.inputs, plan=plan, clock=self.clock, watch=audit
         )
+        theory = self._theory(loaded, sides) if request.part.process == 0 else {}
+        if method and not method.at_every_step and isinstance(sides.sparse, Step):
+            samples = self._with_updates(samples, method, sides.sparse)
+            check_flags(self.flags, "an update of the topology")
         if self.gpu:
             now = look(self.job.device)
             self.conditions += gpu_conditions(self.gpu, now, os.getpid())
@@ -123,9 +127,6 @@ class _Comparison:
             return PassResult(state="INCORRECT", reason=f"after the clock stopped, {after.reason}")
         if not all(bool(parameter.isfinite().all()) for parameter in loaded.module.parameters()):
             self.conditions.append(reason("method", why="its weights did not stay finite while it was timed"))
-        theory = self._theory(loaded, sides) if request.part.process == 0 else {}
-        if method and not method.at_every_step and isinstance(sides.sparse, Step):
-            samples = self._with_updates(samples, method, sides.sparse)
         return PassResult(
             state="SUCCEEDED",
             samples=asdict(samples),

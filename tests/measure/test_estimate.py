@@ -77,12 +77,13 @@ def test_the_interval_covers_the_planted_ratio(ratio: float) -> None:
 
 
 def test_rounds_are_fixed_by_the_budget_before_sampling_and_never_below_the_least() -> None:
-    estimate, samples, clock = run(10.0, dense_s=0.3, budget_s=20.0)
+    estimate, samples, clock = run(10.0, dense_s=0.3, budget_s=20.0, min_rounds=20)
     # A round is 0.3 + 0.03 + 0.3 = 0.63 s, so 31 rounds fit.
     assert estimate.rounds == samples.rounds == 31
     assert "exceed the budget" in samples.rounds_because
     assert sum(1 for name, _, _ in clock.asked if name == "S") == 31 + int(samples.warmup["sparse_calls"])
-    assert run(10.0, dense_s=0.3, budget_s=0.1)[0].rounds == 20
+    assert run(10.0, dense_s=0.3, budget_s=0.1, min_rounds=20)[0].rounds == 20
+    assert run(10.0, dense_s=0.3, budget_s=0.1)[0].rounds == 40  # what screen level asks for
     assert run(10.0, dense_s=1e-3, budget_s=20.0)[1].rounds_because == "as planned"
 
 

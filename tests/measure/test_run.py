@@ -344,14 +344,37 @@ def test_the_dense_peak_is_that_of_the_baseline(tmp_path: Path, monkeypatch: pyt
     assert asked == [1]
 
 
-def test_work_at_every_step_is_timed_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DEEP R rewires after every step: the timed step does so too, so it is much slower than that of a static topology."""
-    deep_r = request_for(spec_of(rewirer="deep-r", optimizer=Sgd(lr=0.1)), tmp_path / "deep-r", "step")
-    static = request_for(spec_of(optimizer=Sgd(lr=0.1)), tmp_path / "static", "step")
-    slow, fast = timing_of(deep_r), timing_of(static)
-    assert slow.sparse_s["median"] > 1.5 * fast.sparse_s["median"]
-    assert slow.method_share == 0  # nothing is left to be spread
-    assert slow.correctness.get("audit_skipped") == 1.0
+def test_work_at_every_step_is_timed_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, still: CountingClock) -> None:
+    """DEEP R rewires after every step: the timed step does so too, in every block, and nothing is left to be spread."""
+    rewired, rewire = [], TimedMethod.rewire
+    monkeypatch.setattr(TimedMethod, "rewire", lambda self: rewired.append(rewire(self)))
+    deep_r = request_for(spec_of(rewirer="deep-r", optimizer=Sgd(lr=0.1)), tmp_path / "deep-r", "step", budget_s=5.0)
+    found = child.run(deep_r)
+    assert found.samples is not None, found.reason
+    blocks = 50 * found.samples["calls"]["sparse"]
+    assert len(rewired) == blocks + found.samples["warmup"]["sparse_calls"]
+    assert (found.samples["updates"], found.facts["correctness"]["audit_skipped"]) == (None, 1.0)
+    rewired.clear()
+    assert child.run(request_for(spec_of(optimizer=Sgd(lr=0.1)), tmp_path / "static", "step")).state == "SUCCEEDED"
+    assert rewired == []
+
+
+def test_a_layer_that_an_update_turns_wrong_is_caught_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsefleet_plugins.layers.csr import CsrLinear
+
+    honest, compare_updates, done = CsrLinear.forward, run.compare_updates, []
+
+    def late(*args: object, **kwargs: object) -> object:
+        found = compare_updates(*args, **kwargs)  # type: ignore[arg-type]
+        done.append(True)
+        return found
+
+    monkeypatch.setattr(run, "compare_updates", late)
+    monkeypatch.setattr(CsrLinear, "forward", lambda self, x: honest(self, x) * (1.001 if done else 1.0))
+    rewires = Method(rewirer=PluginRef(name="set", params={"every": 20}))
+    result = measured(request_for(spec_of(method=rewires, optimizer=Sgd(lr=0.1)), tmp_path, "step"))
+    assert (result.state, result.timings) == ("INCORRECT", [])
+    assert str(result.reason).startswith("after the clock stopped")
 
 
 @pytest.mark.parametrize(("level", "rounds"), [("screen", 40), ("publish", 43)])
