@@ -17,6 +17,7 @@ from sparsefleet.ops.pattern import Pattern
 
 _LIBRARY = Library("sparsefleet", "DEF")
 _INDEX = "Tensor crow, Tensor col, Tensor t_ptr, Tensor t_row, Tensor t_pos, int n_in, int fan_in, int panels"
+_LIBRARY.define("feature_major(Tensor x) -> Tensor")
 _LIBRARY.define(f"linear(Tensor x, Tensor values, Tensor? bias, {_INDEX}) -> Tensor")
 _LIBRARY.define(f"linear_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool need_x, bool need_values) -> (Tensor, Tensor)")
 
@@ -55,6 +56,11 @@ def feature_major(x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and native.library() is not None:
         return native.transposed(x)
     return turned.contiguous()
+
+
+def _turn(x: Tensor) -> Tensor:
+    turned = feature_major(x)
+    return (turned.clone() if turned.data_ptr() == x.data_ptr() else turned).t()  # an operator's output is never its input
 
 
 def _pattern(index: tuple[Any, ...], n_out: int) -> Pattern:
@@ -107,8 +113,14 @@ def _backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> tuple[Tens
 
 
 for _device in ("CPU", "CUDA"):
+    impl(_LIBRARY, "feature_major", _device)(_turn)
     impl(_LIBRARY, "linear", _device)(_forward)
     impl(_LIBRARY, "linear_backward", _device)(_backward)
+
+
+@register_fake("sparsefleet::feature_major", lib=_LIBRARY)
+def _fake_turn(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], x.shape[0]).t()
 
 
 @register_fake("sparsefleet::linear", lib=_LIBRARY)
@@ -139,6 +151,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return by_x, by_values, grad.sum(0) if need_bias else None, *[None] * 8
 
 
+register_autograd("sparsefleet::feature_major", lambda _, grad: grad, lib=_LIBRARY)
 register_autograd("sparsefleet::linear", _differentiate, setup_context=_keep, lib=_LIBRARY)
 
 
@@ -166,6 +179,8 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
     with torch.autocast(flat.device.type, enabled=False):
         wide_bias = None if bias is None else bias.to(wide)
         kept = flat if flat.device.type == "cuda" and flat.dtype == torch.bfloat16 else flat.to(wide)
+        if not kept.t().is_contiguous():  # turned once, and kept for the backward pass so
+            kept = torch.ops.sparsefleet.feature_major(kept)
         out = torch.ops.sparsefleet.linear(kept, values.to(wide), wide_bias, *index, pattern.panels).to(
             half if wide == torch.float32 else wide
         )

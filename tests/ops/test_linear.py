@@ -126,6 +126,20 @@ def test_opcheck(pattern):
         torch.library.opcheck(torch.ops.sparsefleet.linear_backward.default, (grad, x, values, *index, *needs))
 
 
+def test_opcheck_of_the_turn():
+    for x in (torch.randn(6, 5, requires_grad=True), torch.randn(5, 6).t().requires_grad_()):
+        torch.library.opcheck(torch.ops.sparsefleet.feature_major.default, (x,))
+
+
+def test_a_row_major_input_is_turned_once_a_step(monkeypatch):
+    turned, plain = [], native.transposed
+    monkeypatch.setattr(native, "transposed", lambda x: turned.append(x.shape) or plain(x))
+    pattern = free_pattern(37, 53, 261)
+    x, values, _ = leaves(pattern, 16, torch.float32)
+    sparse_linear(x, values, pattern).square().sum().backward()
+    assert turned == [(16, 53)] and x.grad.shape == (16, 53)
+
+
 def test_gradients_only_where_asked():
     pattern = free_pattern(37, 53, 261)
     x, values, bias = leaves(pattern, 16, torch.float32)
