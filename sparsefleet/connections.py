@@ -52,6 +52,8 @@ class Connections:
         is_last: no other layer of the method comes after it.
         initial_draw: the draws in [-1, 1) behind the initial weights of ``(k,)`` flat sites, live or not: the same at every step.
         dense: values at absent sites; only on ``masked`` and only for methods that declare ``needs_dense``.
+        constant_fan_in: the layer holds equally many connections per output unit: what grows fills every unit up to the same fan-in.
+        tile: the layer holds whole tiles of this many units per side: what grows are the whole tiles nearest to the count asked. 1: sites.
     """
 
     layer: str
@@ -67,6 +69,8 @@ class Connections:
     dense: DenseValues | None = None
     best_absent_by_gradient: BestAbsent | None = None
     best_absent_per_row_by_gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    constant_fan_in: bool = False
+    tile: int = 1
 
     @property
     def nnz(self) -> int:
@@ -116,20 +120,68 @@ class Connections:
     def random_absent(self, k: int, rng: Rng | None = None) -> Tensor:
         """``(2, k)`` int64 absent sites, every k-subset equally likely, in memory O(nnz + k).
 
+        On a layer with ``constant_fan_in`` every subset that fills it up is equally likely; one with tiles gets whole random tiles.
+
         Raises:
-            PluginError: fewer than k sites are absent.
+            PluginError: fewer than k sites are absent, or a constant fan-in cannot be reached with k.
         """
+        if self.constant_fan_in:
+            return self.random_absent_per_row(self.lacking(k), rng)
+        if self.tile > 1:
+            return self._random_tiles(k, rng or self.rng)
         n_absent = self.n_sites - self.nnz
         if k > n_absent:
             raise PluginError(f"layer {self.layer!r}: asked to grow {k} connections, but only {n_absent} sites are absent")
-        rank = (rng or self.rng).distinct(k, n_absent, self.row.device)
-        # The r-th absent site is r plus the number of present sites before it.
+        return self._absent_at((rng or self.rng).distinct(k, n_absent, self.row.device))
+
+    def random_absent_per_row(self, counts: Tensor, rng: Rng | None = None) -> Tensor:
+        """``(2, sum(counts))`` int64 absent sites, ascending: in each row as many as asked, every subset of a row equally likely.
+
+        Args:
+            counts: ``(n_out,)`` int64, each at most the row's absent sites.
+        """
+        return self._absent_at((rng or self.rng).distinct_in_groups(counts, self.n_in - self.per_row()))
+
+    def lacking(self, k: int) -> Tensor:
+        """``(n_out,)`` int64: how many of ``k`` new connections each output unit gets, so that all have equally many.
+
+        Raises:
+            PluginError: k does not lead to a constant fan-in.
+        """
+        fan_in, rest = divmod(self.nnz + k, self.n_out)
+        counts = torch.rsub(self.per_row(), fan_in)
+        if rest or bool((counts < 0).any()):
+            most = int(self.per_row().max()) if self.nnz else 0
+            raise PluginError(
+                f"layer {self.layer!r} holds a constant fan-in: {k} new connections for {self.n_out} units that have up to {most}"
+                f" of {self.nnz} cannot give one"
+            )
+        return counts
+
+    def _absent_at(self, rank: Tensor) -> Tensor:
+        """``(2, k)``: the r-th absent site is r plus the number of present sites before it."""
         gaps = self.flat - torch.arange(self.nnz, device=self.row.device)
         flat = rank + torch.searchsorted(gaps, rank, right=True)
+        row = torch.div(flat, self.n_in, rounding_mode="floor")
+        return torch.stack([row, flat - row * self.n_in])
+
+    def tiles(self) -> Tensor:
+        """``(n,)`` int64 ascending: the tiles that hold a connection, numbered by rows of ``ceil(n_in / tile)``."""
+        wide = -(-self.n_in // self.tile)
+        present: Tensor = torch.unique((self.row // self.tile) * wide + self.col // self.tile)
+        return present
+
+    def _random_tiles(self, k: int, rng: Rng) -> Tensor:
+        wide, present = -(-self.n_in // self.tile), self.tiles()
+        grid = Connections(self.layer, (-(-self.n_out // self.tile), wide), present // wide, present % wide, self.weight[:0])
+        row, col = grid.random_absent(min(n_tiles(k, self.tile), grid.n_sites - grid.nnz), rng)
+        flat = sites_of_tiles(row * wide + col, self.shape, self.tile)
         return torch.stack([flat // self.n_in, flat % self.n_in])
 
     def best_absent(self, k: int, values: Tensor | None = None) -> Tensor:
         """``(2, k)`` int64 absent sites with the largest magnitude of ``values``, ties by position.
+
+        On a layer with ``constant_fan_in`` they fill up every output unit; on one with tiles they are the whole tiles of largest sum.
 
         Args:
             k: how many.
@@ -137,6 +189,8 @@ class Connections:
                 computes in blocks and never holds whole.
         """
         k = min(k, self.n_sites - self.nnz)
+        if self.constant_fan_in:
+            return self.best_absent_per_row(self.lacking(k), values)
         if values is None:
             if self.best_absent_by_gradient is None:
                 raise PluginError(
@@ -145,9 +199,23 @@ class Connections:
                     fix="set needs_absent_grad = True on the plugin class",
                 )
             return self.best_absent_by_gradient(self.flat, k)
-        score = values.detach().abs().reshape(-1).clone()
+        score = values.detach().abs().reshape(-1)
+        if self.tile > 1:
+            return self._best_tiles(score, k)
+        score = score.clone()
         score[self.flat] = -math.inf
         flat = torch.sort(torch.argsort(score, descending=True, stable=True)[:k]).values
+        return torch.stack([flat // self.n_in, flat % self.n_in])
+
+    def _best_tiles(self, score: Tensor, k: int) -> Tensor:
+        high, wide = -(-self.n_out // self.tile), -(-self.n_in // self.tile)
+        site = torch.arange(self.n_sites, device=score.device)
+        tile = (site // self.n_in // self.tile) * wide + site % self.n_in // self.tile
+        total = score.new_zeros(high * wide).index_add_(0, tile, score)
+        total[self.tiles()] = -math.inf
+        n = min(n_tiles(k, self.tile), high * wide - self.tiles().numel())
+        chosen = torch.sort(torch.argsort(total, descending=True, stable=True)[:n]).values
+        flat = sites_of_tiles(chosen, self.shape, self.tile)
         return torch.stack([flat // self.n_in, flat % self.n_in])
 
     def best_absent_per_row(self, counts: Tensor, values: Tensor | None = None) -> Tensor:
@@ -174,6 +242,27 @@ class Connections:
         """``(n_out,)`` sum of ``values`` (default: ones, that is the fan-in) over each output unit."""
         ones = torch.ones(self.nnz, dtype=torch.int64, device=self.row.device) if values is None else values
         return torch.zeros(self.n_out, dtype=ones.dtype, device=ones.device).index_add_(0, self.row, ones)
+
+
+def n_tiles(k: int, tile: int) -> int:
+    """How many whole tiles are nearest to ``k`` connections; at least one, if any is asked."""
+    return max(1, round(k / tile**2)) if k else 0
+
+
+def sites_of_tiles(tiles: Tensor, shape: tuple[int, int], tile: int) -> Tensor:
+    """``(nnz,)`` int64 ascending flat sites of whole tiles; those at a ragged edge are smaller.
+
+    Args:
+        tiles: ``(n,)`` int64, numbered by rows of ``ceil(n_in / tile)``.
+        shape: ``(n_out, n_in)``.
+        tile: units per side.
+    """
+    n_out, n_in = shape
+    wide, inner = -(-n_in // tile), torch.arange(tile, device=tiles.device)
+    row = ((tiles // wide) * tile)[:, None, None] + inner[:, None]
+    col = ((tiles % wide) * tile)[:, None, None] + inner
+    inside = (row < n_out) & (col < n_in)
+    return torch.sort((row * n_in + col)[inside]).values
 
 
 def check_sites(sites: Tensor, shape: tuple[int, int], *, layer: str) -> Tensor:

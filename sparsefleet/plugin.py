@@ -165,6 +165,8 @@ class Rewirer(Plugin):
     """An update may leave another nnz than ``n_target`` (SRigL's whole fan-in, MEST's bounds); the record shows what was realised."""
     needs_plain_sgd: ClassVar[bool] = False
     """Only defined for SGD without momentum, e.g. as a Langevin step (DEEP R)."""
+    fits_tiles: ClassVar[bool] = True
+    """Dropping and growing may be done in whole tiles; False where each connection's own state decides, or ``update`` is overridden."""
 
     every: int | None = Field(100, ge=1, description="steps between updates; null: the end of every epoch")
     drop_fraction: float = Field(0.3, gt=0, le=1, description="share of a layer's connections dropped at the first update")
@@ -227,8 +229,23 @@ class Layer(Plugin):
     """``all``: every site is stored, density is 1."""
     stores_dense: ClassVar[bool] = False
     """Holds a value at absent sites too."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Kinds of devices that it computes on."""
+    n_of_m: ClassVar[tuple[int, int] | None] = None
+    """The one n:m that it holds, for topology ``n:m``."""
+    multiple_of: ClassVar[int] = 1
+    """Both sides of a weight must be multiples of it."""
+    chooses: ClassVar[tuple[str, ...]] = ()
+    """It stands for one of these layers, in the order of preference: the fastest one is chosen by measurement before the trial has a key."""
+    requires: ClassVar[str] = ""
+    """A module that it imports and that may not be installed."""
     index_bytes: ClassVar[float] = 16.0
     """Bytes of indices that a stored connection takes, the transpose's included: for estimates before anything is built."""
+
+    @property
+    def tile(self) -> int:
+        """Units per side of its tiles, for a layer with topology ``block``."""
+        return 1
 
     @abstractmethod
     def build(self, template: nn.Module, conn: Connections, bias: Tensor | None) -> SparseModule:
@@ -253,7 +270,7 @@ class Connectivity(Plugin):
         return self.draw(shape, nnz, rng)
 
     def nnz_of(self, layer: str, shape: tuple[int, int], asked: int) -> int:
-        """How many connections the layer gets: what the density asks, unless the sites are given."""
+        """How many connections the layer gets: what the density asks, unless the connectivity settles it (given sites, a given fan-in)."""
         return asked
 
     def files(self, root: Path) -> Iterable[Path]:

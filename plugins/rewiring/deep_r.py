@@ -22,6 +22,7 @@ class DeepR(Rewirer):
     name = "deep-r"
     paper = "arXiv 1711.05136, Algorithm 1"
     needs_plain_sgd = True
+    fits_tiles = False
     every: ClassVar[int] = 1
     drop_fraction: ClassVar[float] = 0.0
     stop: ClassVar[float] = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsefleet.grid.choosing import chosen_layer
 from sparsefleet.grid.fit import Facts, dense_need, unfit
 from sparsefleet.grid.model import Grid, default_layer
 from sparsefleet.grid.selecting import first_candidate
@@ -73,6 +74,11 @@ class Judge:
             method_of(state["method"])
         except ValueError as error:
             return Verdict("skip", state, str(error).split("\n")[-2].strip() if "\n" in str(error) else str(error), mistake=True)
+        if self.facts.of("layer", state["layer"]).get("chooses"):
+            chosen = chosen_layer(state, self.facts)
+            if isinstance(chosen, str):
+                return Verdict("skip", state, chosen)
+            state = {**state, "layer": chosen}
         reason = unfit(state, self.facts)
         if reason:
             return Verdict("skip", state, reason)

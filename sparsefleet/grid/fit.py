@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefleet.grid import need
 from sparsefleet.grid.need import Chain, Need, chain_of, size_text
 from sparsefleet.grid.settings import State
+from sparsefleet.grid.storage import storage_misfit, width_misfit
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
@@ -130,10 +131,14 @@ def unfit(state: State, facts: Facts) -> str | None:
     devices = of_layer.get("devices")
     if devices and ("cuda" if gpus else "cpu") not in devices:
         return f"layer={layer} runs on {', '.join(devices)}; this trial asks for {'a GPU' if gpus else 'no GPU'}"
-    reason = _pattern_misfit(state, layer, of_layer.get("topology", "free")) or _kind_misfit(state, facts, layer, of_layer)
+    chain = facts.chain(state)
+    reason = (
+        storage_misfit(state, of_layer, of_method, facts.of("connectivity", state.get("connectivity")))
+        or _kind_misfit(state, facts, layer, of_layer)
+        or (width_misfit(state, of_layer, chain.widths) if chain else None)
+    )
     if reason:
         return reason
-    chain = facts.chain(state)
     if of_method.get("needs_dense") and not of_layer.get("stores_dense"):
         takes = f" ({size_text(4 * chain.n_weights)} if it were dense)" if chain else ""
         return f"{name} needs values at absent sites, which layer={layer} does not store{takes}; use masked"
@@ -143,17 +148,6 @@ def unfit(state: State, facts: Facts) -> str | None:
         return f"layer={stored} at width {chain.widest:,}: {why}" if why and chain else None
     why = sparse_need(state, facts)
     return f"layer={layer} at width {chain.widest:,}, density {state['density']:g}: {why}" if why and chain else None
-
-
-def _pattern_misfit(state: State, layer: str, topology: str) -> str | None:
-    pattern = next(iter(state["method"].get("pattern") or {"unstructured": {}}))
-    fits = {
-        "free": True,
-        "constant-fan-in": pattern in ("unstructured", "n:m"),
-        "block": pattern == "block",
-        "n:m": pattern == "n:m",
-    }
-    return None if fits.get(topology, True) else f"layer={layer} holds topology {topology}, which pattern {pattern} does not give"
 
 
 def _kind_misfit(state: State, facts: Facts, layer: str, of_layer: State) -> str | None:

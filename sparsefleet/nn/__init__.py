@@ -1,5 +1,63 @@
-"""Sparse modules, and the machinery that makes a network sparse."""
+"""Sparse drop-ins for ``nn.Linear``, and the machinery that makes a network sparse. Names load on first use."""
 
-from sparsefleet.nn.module import Remap, SparseModule, remap_sites
+from __future__ import annotations
 
-__all__ = ["Remap", "SparseModule", "remap_sites"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsefleet.nn.auto import AutoLinear
+    from sparsefleet.nn.block import BlockLinear
+    from sparsefleet.nn.csr import CsrLinear
+    from sparsefleet.nn.fixed_fan_in import FixedFanInLinear
+    from sparsefleet.nn.layer_norm import LayerNorm
+    from sparsefleet.nn.linear import SparseLinear
+    from sparsefleet.nn.masked import MaskedLinear, MaskedModule
+    from sparsefleet.nn.module import Remap, SparseModule, remap_sites
+    from sparsefleet.nn.sparsifier import Sparsifier
+    from sparsefleet.nn.torch_sparse import TorchSparseLinear
+    from sparsefleet.nn.two_four import TwoFourLinear
+
+_HOME = {
+    "AutoLinear": "auto",
+    "BlockLinear": "block",
+    "CsrLinear": "csr",
+    "FixedFanInLinear": "fixed_fan_in",
+    "LayerNorm": "layer_norm",
+    "MaskedLinear": "masked",
+    "MaskedModule": "masked",
+    "Remap": "module",
+    "SparseLinear": "linear",
+    "SparseModule": "module",
+    "Sparsifier": "sparsifier",
+    "TorchSparseLinear": "torch_sparse",
+    "TwoFourLinear": "two_four",
+    "remap_sites": "module",
+}
+
+__all__ = [
+    "AutoLinear",
+    "BlockLinear",
+    "CsrLinear",
+    "FixedFanInLinear",
+    "LayerNorm",
+    "MaskedLinear",
+    "MaskedModule",
+    "Remap",
+    "SparseLinear",
+    "SparseModule",
+    "Sparsifier",
+    "TorchSparseLinear",
+    "TwoFourLinear",
+    "remap_sites",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"sparsefleet.nn.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'sparsefleet.nn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

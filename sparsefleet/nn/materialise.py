@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import PluginError, UserError
+from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.module import SparseModule
+from sparsefleet.nn.projection import fitted_draw, fitted_nnz
 from sparsefleet.plugin import Connectivity, Layer
 from sparsefleet.rng import Rng, key_of, uniform_at
 
@@ -52,18 +56,22 @@ def draw_connections(
     connectivity: Connectivity | None,
     seed: int,
     device: torch.device,
+    layer: Layer | None = None,
 ) -> Connections:
-    """Connections without weights: all sites, or those that ``connectivity`` draws; exact count, checked."""
+    """Connections without weights: all sites, or those that ``connectivity`` draws as ``layer`` can hold them; exact count, checked."""
     matrix = (shape[0], math.prod(shape[1:]))
     n_sites = math.prod(matrix)
+    topology, tile = (layer.topology, layer.tile) if layer else ("free", 1)
+    if connectivity is not None and not connectivity.reads_files:
+        nnz = fitted_nnz(nnz, matrix, topology, tile)
     if nnz == n_sites:
         flat = torch.arange(n_sites, device=device)
     elif connectivity is None:
         raise PluginError(f"layer {name!r}: {nnz} of {n_sites} connections asked, but no connectivity to draw them")
     else:
-        sites = connectivity.draw_for(name, matrix, nnz, Rng(seed, "connectivity", name)).to(device)
+        sites = fitted_draw(connectivity, name, matrix, nnz, Rng(seed, "connectivity", name), (topology, tile)).to(device)
         flat = check_sites(sites, matrix, layer=name)
-        if flat.numel() != nnz:
+        if flat.numel() != nnz and tile == 1:
             raise PluginError(f"connectivity {connectivity.name!r} drew {flat.numel()} connections for layer {name!r}, asked {nnz}")
     return Connections(name, matrix, flat // matrix[1], flat % matrix[1], torch.empty(0, device=device))
 
@@ -106,7 +114,31 @@ def materialise(
     for name, module in network.named_modules():
         if id(module) not in done:
             _initialise(module, name, seed, dtype, device)
+    fuse_norms(network, list(replaced.values()))
     return replaced
+
+
+def rebuilt(old: nn.Module, conn: Connections, layer: Layer) -> SparseModule:
+    """The module that stores ``old`` as ``layer`` does, with the sites of ``conn`` and old's weights there, and its bias.
+
+    Args:
+        old: a torch module with a dense weight, or a sparse module that has all of these sites.
+    """
+    if isinstance(old, SparseModule):
+        values, shape, bias = conn.weight, old.matrix_shape, getattr(old, "bias", None)
+        with torch.device("meta"):
+            template: nn.Module = nn.Linear(shape[1], shape[0], bias=bias is not None)
+    else:
+        weight, bias = old.get_parameter("weight"), getattr(old, "bias", None)
+        values = weight.detach().reshape(-1)[conn.flat]
+        template = _on_meta(old)
+    return layer.build(template, replace(conn, weight=values), bias)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` without its values."""
+    own = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in module.parameters()}
+    return deepcopy(module, {key: nn.Parameter(value) for key, value in own.items()})
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
+from sparsefleet.errors import PluginError
+from sparsefleet.ops import merge_sites
 from sparsefleet.rng import Rng, uniform_at
 
 
@@ -49,6 +52,10 @@ class SparseModule(nn.Module):
     """Dense-stored modules only: absent weights keep their stored value, for methods that let connections return."""
     is_last: bool = False
     """The network's output layer."""
+    topology: Literal["free", "constant-fan-in", "block", "n:m"] = "free"
+    """What its connections must always be, or must be when they move to the layer that the trial asks for."""
+    tile: int = 1
+    """Units per side of a block, for ``block``."""
     init_key: int = 0
     """Key of the counter-based draws of the initial weights."""
 
@@ -99,6 +106,10 @@ class SparseModule(nn.Module):
     def best_absent(self, present: Tensor, k: int) -> Tensor:
         """``(2, k)`` sites outside ``present`` with the largest gradient magnitude in the last watched backward pass."""
 
+    def best_absent_per_row(self, present: Tensor, counts: Tensor) -> Tensor:
+        """``(2, sum(counts))`` sites outside ``present``: of every output unit as many as asked, as ``best_absent`` ranks them."""
+        raise PluginError(f"{type(self).__name__} does not rank the gradient of absent sites within output units")
+
     @property
     def nnz(self) -> int:
         """Number of stored connections."""
@@ -124,6 +135,9 @@ class SparseModule(nn.Module):
             state=dict(self.method_state),
             rng=rng or Rng("unseeded", self.layer_name),
             best_absent_by_gradient=self.best_absent,
+            best_absent_per_row_by_gradient=self.best_absent_per_row,
+            constant_fan_in=self.topology == "constant-fan-in",
+            tile=self.tile,
             is_last=self.is_last,
             initial_draw=self.initial_draw,
         )
@@ -135,19 +149,14 @@ def remap_sites(flat: Tensor, keep: Tensor, new: Tensor, *, regrown_are_kept: bo
     Args:
         flat: ``(nnz,)`` int64 ascending.
         keep: ``(nnz,)`` bool.
-        new: ``(k,)`` int64 flat sites, none of them kept; may hold just-dropped ones.
+        new: ``(k,)`` int64 flat sites, ascending, none of them kept; may hold just-dropped ones.
         regrown_are_kept: a site that is dropped and grown at once is as if it had stayed; otherwise it starts anew.
     """
-    positions = torch.nonzero(keep).flatten()
+    stays = keep
     if regrown_are_kept and new.numel() and flat.numel():
         at = torch.searchsorted(flat, new).clamp_(max=flat.numel() - 1)
         returned = flat[at] == new
-        positions = torch.sort(torch.cat([positions, at[returned]])).values
+        stays = keep.index_fill(0, at[returned], True)
         new = new[~returned]
-    new = torch.sort(new).values
-    sites = torch.cat([flat[positions], new])
-    source = torch.cat([positions, torch.full_like(new, -1)])
-    order = torch.argsort(sites)
-    gone = torch.ones(flat.numel(), dtype=torch.bool, device=flat.device)
-    gone[positions] = False
-    return Remap(source=source[order], dropped=flat[gone], grown=new, flat=sites[order])
+    sites, source = merge_sites(flat, stays, new)
+    return Remap(source=source, dropped=flat[~stays], grown=new, flat=sites)

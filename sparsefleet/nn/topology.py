@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import PluginError
 from sparsefleet.nn.module import Remap, SparseModule, remap_sites
+from sparsefleet.nn.projection import fitted_nnz, fitted_pattern, update_of
 from sparsefleet.plugin import Progress, Pruner, Rewirer
 from sparsefleet.rng import Rng, key_of, uniform_at
 from sparsefleet.sparsity.distribute import distribute, total_nnz
@@ -52,7 +53,8 @@ class Topology:
         self.optimizer = optimizer
         self.seed = seed
         self.shapes = dict(shapes or {name: module.matrix_shape for name, module in modules.items()})
-        self.asked = dict(asked or {name: module.nnz for name, module in modules.items()})
+        asked = asked or {name: module.nnz for name, module in modules.items()}
+        self.asked = {name: fitted_nnz(asked[name], module.matrix_shape, module.topology, module.tile) for name, module in modules.items()}
 
     @property
     def nnz(self) -> int:
@@ -124,11 +126,13 @@ class Topology:
             if of_sites:
                 flat = torch.arange(conn.n_sites, device=present.device)
                 conn = replace(conn, row=flat // conn.n_in, col=flat % conn.n_in)
-            if per_row:
+            fitted, equal_rows = fitted_pattern(module, pattern)
+            n_keep = min(module.nnz, fitted_nnz(n_keep, module.matrix_shape, module.topology, module.tile))
+            if per_row or equal_rows:
                 share = torch.arange(conn.n_out, 0, -1, device=conn.row.device).sub_(1)  # the remainder goes to the first rows
                 keep = keep_best_per_row(score, conn.row, (n_keep + share) // conn.n_out)
             else:
-                keep = keep_by_pattern(score, conn, n_keep, pattern, module.kernel)
+                keep = keep_by_pattern(score, conn, n_keep, fitted, module.kernel)
             new = torch.empty((2, 0), dtype=torch.int64, device=keep.device)
             if of_sites:
                 returning, keep = keep.clone(), keep[present]
@@ -180,14 +184,15 @@ class Topology:
         total = self.nnz
         target = rewirer.redistribute(layers, progress)
         if target is None:
-            target = self.asked if rewirer.varies_nnz else {name: conn.nnz for name, conn in layers.items()}
+            target = {name: self.asked[name] if rewirer.varies_nnz or conn.tile > 1 else conn.nnz for name, conn in layers.items()}
         elif sum(target.values()) != total:
             raise PluginError(f"rewirer {rewirer.name!r} redistributed {total} connections into {sum(target.values())}")
         changes = []
         for name, conn in layers.items():
-            update = rewirer.update(conn, progress, conn.rng, target[name])
+            module = self.modules[name]
+            update = update_of(rewirer, conn, progress, target[name])
             changes.append(self._change(name, update.keep, update.new, rewirer, conn.rng))
-            if self.modules[name].nnz != target[name] and not rewirer.varies_nnz:
+            if module.nnz != target[name] and not rewirer.varies_nnz and module.tile == 1:
                 raise PluginError(
                     f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"
                 )

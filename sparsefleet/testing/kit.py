@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sparsefleet.plugin import Plugin, Pruner
+from sparsefleet.plugin import Layer, Plugin, Pruner
 from sparsefleet.testing import activation, common, connectivity, dataset, layer, model, pruner, rewirer, training
 from sparsefleet.testing.expect import Nonconforming
 
@@ -28,6 +28,8 @@ def checks_for(plugin: Plugin) -> list[Check]:
     own = of_family[plugin.family]
     if isinstance(plugin, Pruner) and (plugin.needs_calibration or plugin.revives):
         own = ()  # they score whole models: the core's calibration tests are theirs
+    if isinstance(plugin, Layer) and not layer.runs_here(plugin):
+        own = (layer.names_what_it_needs,)
     return [*common.CHECKS, *own]
 
 

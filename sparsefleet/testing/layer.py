@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import importlib.util
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
+from sparsefleet.errors import UserError
 from sparsefleet.nn.module import SparseModule, remap_sites
+from sparsefleet.nn.projection import fitted_nnz
 from sparsefleet.plugin import Layer
 from sparsefleet.rng import Rng
 from sparsefleet.testing.allocation import peak_bytes
@@ -17,6 +21,7 @@ from sparsefleet.testing.samples import SMALL_DENSE, WIDE, layer_of
 
 _SHAPE, _NNZ, _BATCH = (12, 20), 60, 5
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+"""Of every layer's output and gradients, relative to the largest value of the float64 reference; published in docs/layers.md."""
 
 
 @dataclass
@@ -33,12 +38,23 @@ def _template(shape: tuple[int, int]) -> nn.Linear:
     return nn.Linear(shape[1], shape[0], device="meta")
 
 
-def _case(plugin: Layer, nnz: int, dtype: torch.dtype) -> tuple[Connections, Tensor, Tensor, Tensor]:
-    conn = layer_of(_SHAPE, _SHAPE[0] * _SHAPE[1] if plugin.topology == "all" else nnz, dtype=dtype)
+def _connections(plugin: Layer, nnz: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Connections:
+    """About ``nnz`` connections that the layer's topology can hold."""
+    nnz = _SHAPE[0] * _SHAPE[1] if plugin.topology == "all" else fitted_nnz(nnz, _SHAPE, plugin.topology, plugin.tile) if nnz else 0
+    conn = layer_of(_SHAPE, nnz, dtype=dtype, seed=seed)
     conn.grad = conn.dense = None
+    if plugin.topology not in ("constant-fan-in", "block"):
+        return conn
+    none = conn.row[:0]
+    empty = Connections("layer", _SHAPE, none, none, none, constant_fan_in=plugin.topology == "constant-fan-in", tile=plugin.tile)
+    row, col = empty.random_absent(nnz, Rng(seed, "fitting sites"))
+    return replace(empty, row=row, col=col, weight=Rng(seed, "weight").normal(row.numel()).to(dtype))
+
+
+def _case(plugin: Layer, nnz: int, dtype: torch.dtype) -> tuple[Connections, Tensor, Tensor, Tensor]:
     draw = Rng("layer-case")
     bias, x, up = draw.normal(_SHAPE[0]), draw.normal(_BATCH * _SHAPE[1]), draw.normal(_BATCH * _SHAPE[0])
-    return conn, bias.to(dtype), x.to(dtype).view(_BATCH, -1), up.to(dtype).view(_BATCH, -1)
+    return _connections(plugin, nnz, dtype), bias.to(dtype), x.to(dtype).view(_BATCH, -1), up.to(dtype).view(_BATCH, -1)
 
 
 def _reference(conn: Connections, bias: Tensor, x: Tensor, up: Tensor) -> _Pass:
@@ -130,7 +146,8 @@ def rewires_in_place(plugin: Layer) -> None:
     module(x).backward(up)
     optimizer.step()
     module.enforce()
-    keep = torch.arange(_NNZ) % 3 != 0
+    unit = torch.arange(conn.nnz) if conn.tile == 1 else conn.row // conn.tile + conn.col // conn.tile
+    keep = unit % 3 != 0
     new = conn.select(keep).random_absent(int((~keep).sum()), Rng("rewire"))
     remap = remap_sites(module.flat_sites(), keep, new[0] * conn.n_in + new[1], regrown_are_kept=False)
     slot = optimizer.state[parameter]["momentum_buffer"]
@@ -149,7 +166,13 @@ def rewires_in_place(plugin: Layer) -> None:
 
 
 def _by_connection(module: SparseModule, slot: Tensor) -> Tensor:
-    return slot if slot.shape == (module.nnz,) else slot.reshape(-1)[module.flat_sites()]
+    """``(nnz,)``: a slot, read through the module as if it were the weights."""
+    parameter = module.weight_parameter.detach()
+    weights = parameter.clone()
+    parameter.copy_(slot)
+    values = module.values().clone()
+    parameter.copy_(weights)
+    return values
 
 
 def finds_the_best_absent(plugin: Layer) -> None:
@@ -160,29 +183,92 @@ def finds_the_best_absent(plugin: Layer) -> None:
     module = plugin.build(_template(_SHAPE), conn, bias)
     module.watch_absent(True)
     module(x).backward(up)
-    want = conn.best_absent(17, up.T @ x)
-    got = module.best_absent(module.flat_sites(), 17)
-    expect(torch.equal(want, got), "the 17 absent sites with the largest dense gradient", "others", "the gradient by w * mask, not by w")
+    k = fitted_nnz(17, _SHAPE, plugin.topology, plugin.tile)
+    want = conn.best_absent(k, up.T @ x)
+    got = module.connections().best_absent(k)
+    expect(torch.equal(want, got), f"the {k} absent sites with the largest dense gradient", "others", "the gradient by w * mask, not by w")
+
+
+def ranks_the_absent_within_units(plugin: Layer) -> None:
+    """``best_absent_per_row`` does so within every output unit, for methods with a constant fan-in (SRigL)."""
+    if plugin.topology in ("all", "block"):
+        return
+    conn, bias, x, up = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    module.watch_absent(True)
+    module(x).backward(up)
+    counts = torch.arange(_SHAPE[0]) % 4
+    want = conn.best_absent_per_row(counts, up.T @ x)
+    got = module.best_absent_per_row(module.flat_sites(), counts)
+    expect(torch.equal(want, got), "0 to 3 absent sites of each output unit with the largest dense gradient", "others", "ties by position")
 
 
 def survives_its_state_dict(plugin: Layer) -> None:
     """A checkpoint of one module, loaded into another with the same number of connections, gives the same outputs."""
     conn, bias, x, _ = _case(plugin, _NNZ, torch.float64)
     module = plugin.build(_template(_SHAPE), conn, bias)
-    elsewhere = layer_of(_SHAPE, conn.nnz, seed=9)
-    elsewhere.dense = None
+    elsewhere = _connections(plugin, conn.nnz, seed=9)
     other = plugin.build(_template(_SHAPE), elsewhere, torch.zeros_like(bias))
     other.load_state_dict(module.state_dict())
     expect(torch.equal(module(x), other(x)), "equal outputs after load_state_dict", "they differ", "register indices and masks as buffers")
 
 
+def stands_in_for_linear(plugin: Layer) -> None:
+    """Any leading dimensions, also none; no bias; gradients only where they are asked."""
+    conn, bias, x, up = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    flat = module(x)
+    close = torch.allclose(module(x.view(_BATCH, 1, 1, -1)).view(_BATCH, -1), flat, rtol=0, atol=1e-12)
+    close = close and torch.allclose(module(x[0]), flat[0], rtol=0, atol=1e-12)
+    expect(close and module(x[0]).shape == (_SHAPE[0],), "(..., n_in) to (..., n_out) for 0 and 3 leading dimensions", "another result", "")
+    bare = plugin.build(nn.Linear(_SHAPE[1], _SHAPE[0], bias=False, device="meta"), conn, None)
+    expect(torch.allclose(bare(x) + bias, flat, rtol=0, atol=1e-12), "the same without its bias", "another result", "bias may be None")
+    module.requires_grad_(False)
+    given = x.clone().requires_grad_()
+    module(given).backward(up)
+    expect(given.grad is not None and all(p.grad is None for p in module.parameters()), "a gradient for the input alone", "others", "")
+
+
+def survives_its_copy(plugin: Layer) -> None:
+    """``copy.deepcopy`` gives a module with the same outputs, which trains on its own."""
+    conn, bias, x, up = _case(plugin, _NNZ, torch.float64)
+    module = plugin.build(_template(_SHAPE), conn, bias)
+    twin = copy.deepcopy(module)
+    expect(torch.equal(twin(x), module(x)), "the same outputs of a copy", "others", "see __getstate__ and __reduce__")
+    twin(x).backward(up)
+    expect(all(p.grad is None for p in module.parameters()), "a copy with parameters of its own", "shared ones", "")
+
+
+def names_what_it_needs(plugin: Layer) -> None:
+    """Where it cannot compute, it raises a UserError that says what it needs."""
+    shape = (64, 64)
+    flat = (torch.arange(shape[0] * shape[1] // 2) // 2) * 4 + torch.arange(shape[0] * shape[1] // 2) % 2
+    conn = Connections("layer", shape, flat // shape[1], flat % shape[1], torch.ones(flat.numel()))
+    try:
+        plugin.build(_template(shape), conn, None)(torch.ones(shape[::-1]))
+    except UserError as error:
+        wanted = [plugin.requires.replace("_", "-"), *plugin.devices] if plugin.requires else list(plugin.devices)
+        expect(any(word in str(error).lower() for word in wanted), f"an error that names {' or '.join(wanted)}", str(error), "")
+        return
+    fail("a UserError", "a result", "raise one on every other device")
+
+
+def runs_here(plugin: Layer) -> bool:
+    """True if the layer computes on a CPU and what it imports is installed."""
+    return "cpu" in plugin.devices and (not plugin.requires or importlib.util.find_spec(plugin.requires) is not None)
+
+
 def allocates_by_connections(plugin: Layer) -> None:
-    """A training step of a 1,000,000 x 1,000,000 layer with 1,000 connections: 16 MiB and 8 bytes per activation of the batch."""
+    """A training step of a 1,000,000 x 1,000,000 layer with few connections: 16 MiB, 48 bytes per connection, 8 per activation of the batch.
+
+    1,000 connections, or a fan-in of 1 where it must be constant.
+    """
     if plugin.stores_dense:
         return
     batch = 2
     for width, limit in ((SMALL_DENSE, SMALL_DENSE * SMALL_DENSE), (WIDE, 16 * 2**20 + 8 * 2 * WIDE * batch)):
-        conn = layer_of((width, width), 1000, dtype=torch.float32)
+        conn = _wide(plugin, width)
+        limit += 48 * conn.nnz if width == WIDE else 0
         x = torch.ones(batch, width, requires_grad=True)
         up = torch.ones(batch, width)
         module = plugin.build(_template((width, width)), conn, torch.zeros(width))
@@ -199,12 +285,24 @@ def allocates_by_connections(plugin: Layer) -> None:
         )
 
 
+def _wide(plugin: Layer, width: int) -> Connections:
+    if plugin.topology == "free":
+        return layer_of((width, width), 1000, dtype=torch.float32)
+    none = torch.empty(0, dtype=torch.int64)
+    empty = Connections("layer", (width, width), none, none, none, constant_fan_in=plugin.topology == "constant-fan-in", tile=plugin.tile)
+    row, col = empty.random_absent(fitted_nnz(1000, (width, width), plugin.topology, plugin.tile), Rng("wide"))
+    return replace(empty, row=row, col=col, weight=torch.ones(row.numel()))
+
+
 CHECKS = (
     equals_the_masked_reference,
     convolves_like_the_reference,
     tells_its_connections,
     rewires_in_place,
     finds_the_best_absent,
+    ranks_the_absent_within_units,
+    stands_in_for_linear,
+    survives_its_copy,
     survives_its_state_dict,
     allocates_by_connections,
 )

@@ -90,7 +90,7 @@ def build_network(
         shape = shapes[name]
         if sites is None:
             nnz = math.prod(shape) if spec.method.pruner else asked[name]
-            return layer, draw_connections(name, shape, nnz, connectivity, spec.seed, torch.device(device))
+            return layer, draw_connections(name, shape, nnz, connectivity, spec.seed, torch.device(device), layer)
         n_in, flat = math.prod(shape[1:]), sites[name].to(device)
         return layer, Connections(name, (shape[0], n_in), flat // n_in, flat % n_in, torch.empty(0))
 
@@ -98,6 +98,10 @@ def build_network(
     sparse = materialise(module, modules, seed=spec.seed, fan_in=spec.init.fan_in, dtype=DTYPES[spec.train.precision], device=device)
     if names and names[-1] in sparse:
         sparse[names[-1]].is_last = True
+    if storage != spec.layer.name and spec.is_sparse:  # pruned into what its layer can hold
+        target: Layer = registry.build("layer", spec.layer)
+        for each in sparse.values():
+            each.topology, each.tile = target.topology if target.topology != "all" else "free", target.tile
     return Network(module, sparse, shapes, asked, n_params, factor, storage, kept, names)
 
 

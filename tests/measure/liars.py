@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sparsefleet_plugins.layers.csr import CsrLinear
@@ -17,8 +17,8 @@ _CHECKED = 60
 
 
 class _Counting(CsrLinear):
-    def __init__(self, conn: Connections, bias: Tensor | None) -> None:
-        super().__init__(conn, bias)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,8 +29,8 @@ class _Counting(CsrLinear):
 class CachedLinear(CsrLinear):
     """Computes once for each input buffer, and never again."""
 
-    def __init__(self, conn: Connections, bias: Tensor | None) -> None:
-        super().__init__(conn, bias)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.kept: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,9 +69,9 @@ class CoarseLinear(CsrLinear):
 class DisguisedLinear(CsrLinear):
     """Stores a dense matrix, multiplies it, and calls that CSR."""
 
-    def __init__(self, conn: Connections, bias: Tensor | None) -> None:
-        super().__init__(conn, bias)
-        flat = conn.row * self.n_in + conn.col
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        flat = self.flat_sites()
         self.register_buffer("mask", torch.zeros(self.n_out * self.n_in).index_fill_(0, flat.cpu(), 1.0).view(self.n_out, self.n_in))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class _CsrLayer(Layer):
     module: ClassVar[type[CsrLinear]] = CsrLinear
 
     def build(self, template: nn.Module, conn: Connections, bias: Tensor | None) -> CsrLinear:
-        return self.module(conn, bias)
+        return self.module.from_connections(conn, bias)
 
 
 class Cached(_CsrLayer):

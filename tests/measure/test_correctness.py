@@ -25,7 +25,7 @@ class Liar(CsrLinear):
     """Adds ``size`` times the largest value to one element of its output or of its weights' gradient."""
 
     def __init__(self, conn: Connections, bias: Tensor, size: float, where: str) -> None:
-        super().__init__(conn, bias)
+        super().__init__(conn.n_in, conn.n_out, bias=bias, connections=conn)
         self.size, self.where = size, where
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def test_honest_layers_pass(seed: int, whole: bool, monkeypatch: pytest.MonkeyPa
     if not whole:
         monkeypatch.setattr(correctness, "MAX_WHOLE_SITES", 0)
     conn, bias = draw(50, 40, 400, seed)
-    found = check(CsrLinear(conn, bias), seed=seed)
+    found = check(CsrLinear.from_connections(conn, bias), seed=seed)
     assert found.ok, found.reason
     assert found.layers == 1
     assert found.comparisons == 2 + 3 * 4  # in place twice; three inputs with output and three gradients
@@ -89,7 +89,7 @@ def test_a_weight_outside_the_connections_is_caught() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1e-2 * x[..., :1]
 
-    assert not check(Leaky(conn, bias), gradients=False).ok
+    assert not check(Leaky.from_connections(conn, bias), gradients=False).ok
 
 
 def test_a_cached_output_is_caught() -> None:
@@ -103,7 +103,7 @@ def test_a_cached_output_is_caught() -> None:
                 self.kept = super().forward(x).detach()
             return self.kept
 
-    assert "relative error" in check(Cached(conn, bias), gradients=False).reason
+    assert "relative error" in check(Cached.from_connections(conn, bias), gradients=False).reason
 
 
 def test_large_layers_are_sampled_and_still_catch_a_wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_large_layers_are_sampled_and_still_catch_a_wrong_scale(monkeypatch: pyt
     monkeypatch.setattr(correctness, "MAX_DENSE_SITES", 0)
     monkeypatch.setattr(correctness, "MAX_WHOLE_SITES", 0)
     conn, bias = draw(50, 40, 400)
-    found = check(CsrLinear(conn, bias))
+    found = check(CsrLinear.from_connections(conn, bias))
     assert found.ok
     assert found.sampled
 
@@ -119,12 +119,12 @@ def test_large_layers_are_sampled_and_still_catch_a_wrong_scale(monkeypatch: pyt
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * 1.001
 
-    assert not check(Off(conn, bias)).ok
+    assert not check(Off.from_connections(conn, bias)).ok
 
 
 def test_a_million_units_need_no_out_by_in() -> None:
     conn, bias = draw(1_000_000, 1_000_000, 1000)
-    net = nn.Sequential(CsrLinear(conn, bias))
+    net = nn.Sequential(CsrLinear.from_connections(conn, bias))
     found = check_network(net, [torch.ones(2, 1_000_000)], precision="fp32", gradients=True, key="k")
     assert found.ok, found.reason
 

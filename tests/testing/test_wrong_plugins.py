@@ -243,7 +243,7 @@ def test_wrong_layers(module, found):
         name = "wrong"
 
         def build(self, template, conn, bias):
-            return module(conn, bias)
+            return module.from_connections(conn, bias)
 
     assert found in names(check(Wrong()))
 

@@ -1,0 +1,75 @@
+"""Whether a layer can hold what a method, a pattern and a connectivity give; nothing here knows a plugin by name.
+
+A constant fan-in and whole tiles are projected onto (``sparsefleet.nn.projection``); what contradicts them is skipped with a reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from sparsefleet.grid.settings import State
+
+
+def storage_misfit(state: State, of_layer: dict[str, Any], of_method: dict[str, Any], of_connectivity: dict[str, Any]) -> str | None:
+    """Why the layer of a resolved state cannot hold its connections, or None if it can."""
+    layer, method = next(iter(state["layer"])), state["method"]
+    requires = of_layer.get("requires")
+    if requires and importlib.util.find_spec(requires) is None:
+        return f"layer={layer} needs the package {requires.replace('_', '-')}, which is not installed"
+    topology = of_layer.get("topology", "free")
+    if topology in ("free", "all"):
+        return None
+    if method.get("rewirer"):
+        return _of_rewirer(state, layer, topology, (of_method, of_connectivity))
+    return _of_pruner(state, layer, topology, of_layer)
+
+
+def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, Any], dict[str, Any]]) -> str | None:
+    (of_method, of_connectivity), name = facts, next(iter(state["method"]["rewirer"]))
+    ((connectivity, drawn),) = (state.get("connectivity") or {"random": {}}).items()
+    given = of_connectivity.get("topology", "free")
+    if topology == "n:m":
+        return f"layer={layer} holds n:m, which {name} does not keep"
+    if topology == "block":
+        if not of_method.get("fits_tiles", True):
+            return f"{name} decides about each connection by itself; layer={layer} holds whole blocks"
+        if given == "block" and drawn.get("size") != _size(state):
+            return f"connectivity={connectivity} draws blocks of {drawn.get('size')}, layer={layer} holds blocks of {_size(state)}"
+    if topology == "constant-fan-in" and given in ("block", "row"):
+        return f"connectivity={connectivity} draws whole {given}s, layer={layer} holds equally many inputs for every output"
+    return None
+
+
+def _of_pruner(state: State, layer: str, topology: str, of_layer: dict[str, Any]) -> str | None:
+    ((kind, pattern),) = (state["method"].get("pattern") or {"unstructured": {}}).items()
+    gives = f"layer={layer} holds topology {topology}, which pattern {kind} does not give"
+    if topology == "constant-fan-in":
+        return None if kind in ("unstructured", "n:m") else gives
+    if topology == "block":
+        size = _size(state)
+        same = kind == "unstructured" or (kind == "block" and (pattern.get("rows"), pattern.get("cols")) == (size, size))
+        return None if same else f"layer={layer} holds blocks of {size}, which pattern {kind} does not give" if kind == "block" else gives
+    if kind != "n:m":
+        return gives
+    wanted = of_layer.get("n_of_m")
+    if wanted and [pattern.get("n"), pattern.get("m")] != list(wanted):
+        return f"layer={layer} holds {wanted[0]}:{wanted[1]}, the pattern is {pattern.get('n')}:{pattern.get('m')}"
+    return None
+
+
+def width_misfit(state: State, of_layer: dict[str, Any], widths: tuple[int, ...]) -> str | None:
+    """Why the layer cannot store weights of these widths, input to output, or None if it can."""
+    multiple = int(of_layer.get("multiple_of", 1))
+    kept = state["method"].get("keep_dense") or ()
+    sides = [*([] if "first" in kept else widths[:2]), *widths[1:-1], *([] if "last" in kept else widths[-2:])]
+    wrong = sorted({side for side in sides if side % multiple})
+    if not wrong:
+        return None
+    layer = next(iter(state["layer"]))
+    return f"layer={layer} needs widths that are multiples of {multiple}, and there is {wrong[0]} (keep_dense leaves first or last dense)"
+
+
+def _size(state: State) -> int:
+    (parameters,) = state["layer"].values()
+    return int(parameters.get("size", 1))

@@ -1,0 +1,114 @@
+"""Absent sites with the largest gradient of the loss, from a layer's inputs and the gradients of its outputs; never out × in.
+
+The gradient of the weight is ``gradᵀ x``. It is formed tile by tile; a tile is left out when the Cauchy–Schwarz bound of its norms lies below
+what was found.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsefleet.ops.csr import top_absent_products
+
+_TILE_ROWS, _TILE_COLS = 256, 1 << 14
+_SLACK = 1.0 + 1e-5  # a product may exceed its bound by rounding
+
+
+def best_absent(x: Tensor, grad: Tensor, present: Tensor, k: int) -> Tensor:
+    """``(2, k)`` absent sites of the whole layer, ties by position, ascending; see ``top_absent_products``."""
+    return top_absent_products(x, grad, present, k)
+
+
+def best_absent_per_row(x: Tensor, grad: Tensor, present: Tensor, counts: Tensor) -> Tensor:
+    """``(2, sum(counts))`` absent sites: of every output unit as many as asked, ties by position, ascending.
+
+    Row blocks with a running top-k each: the columns of largest norm come first, and a block ends when no column left can enter.
+
+    Args:
+        x: ``(batch, n_in)`` the layer's input.
+        grad: ``(batch, n_out)`` the gradient of the loss by its output.
+        present: ``(nnz,)`` int64 ascending flat positions that do not count.
+        counts: ``(n_out,)`` int64, each at most the unit's absent sites.
+    """
+    n_in = x.shape[1]
+    x_norm = torch.linalg.vector_norm(x, dim=0)
+    order = torch.argsort(x_norm, descending=True, stable=True)
+    wanted = torch.nonzero(counts).flatten()
+    found = [present.new_empty(0)]
+    for i in range(0, wanted.numel(), _TILE_ROWS):
+        rows = wanted[i : i + _TILE_ROWS]
+        found.append(_of_rows((x, grad[:, rows]), (order, x_norm), present, rows, counts[rows]))
+    flat = torch.sort(torch.cat(found)).values
+    return torch.stack([flat // n_in, flat % n_in])
+
+
+def best_absent_tiles(x: Tensor, grad: Tensor, present: Tensor, n: int, tile: int) -> Tensor:
+    """``(n,)`` int64 absent tiles with the largest sum of gradient magnitudes, ties by position, ascending; a running top-n by rows of tiles.
+
+    Args:
+        x: ``(batch, n_in)`` the layer's input.
+        grad: ``(batch, n_out)`` the gradient of the loss by its output.
+        present: ``(tiles,)`` int64 ascending tiles that do not count.
+        tile: units per side.
+    """
+    pad = torch.nn.functional.pad
+    x, grad = pad(x, (0, -x.shape[1] % tile)), pad(grad, (0, -grad.shape[1] % tile))
+    wide, step = x.shape[1] // tile, max(1, _TILE_ROWS // tile)
+    best, where = x.new_empty((1, 0)), present.new_empty((1, 0))
+    for i in range(0, grad.shape[1] // tile, step):
+        part = grad[:, i * tile : (i + step) * tile]
+        score = (part.t() @ x).abs_().view(-1, tile, wide, tile).sum((1, 3)).view(1, -1)
+        begin, end = torch.searchsorted(present, torch.tensor([i * wide, i * wide + score.numel()], device=present.device)).tolist()
+        score[0, present[begin:end] - i * wide] = -1.0
+        value, at = _top(score, min(n, score.numel()))
+        best, where = _merge(torch.cat([best, value], 1), torch.cat([where, at + i * wide], 1), n)
+    return torch.sort(where[0]).values
+
+
+def _of_rows(operands: tuple[Tensor, Tensor], by_norm: tuple[Tensor, Tensor], present: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """``(sum(counts),)`` flat sites of a block of rows."""
+    (x, grad), (order, x_norm) = operands, by_norm
+    n_in, k = x.shape[1], int(counts.max())
+    g_norm = torch.linalg.vector_norm(grad, dim=0)
+    last = (counts - 1)[:, None]
+    best, where = x.new_empty((rows.numel(), 0)), rows.new_empty((rows.numel(), 0))
+    for j in range(0, n_in, _TILE_COLS):
+        cols = order[j : j + _TILE_COLS]
+        if best.shape[1] == k and bool((g_norm * x_norm[cols[0]] * _SLACK < best.gather(1, last)[:, 0]).all()):
+            break
+        cols = torch.sort(cols).values
+        score = (grad.t() @ x[:, cols]).abs_()
+        _blot_out(score, present, rows, cols, n_in)
+        value, at = _top(score, min(k, cols.numel()))
+        best, where = _merge(torch.cat([best, value], 1), torch.cat([where, cols[at]], 1), k)
+    chosen = torch.arange(best.shape[1], device=rows.device) < counts[:, None]
+    return (rows[:, None] * n_in + where)[chosen]
+
+
+def _blot_out(score: Tensor, present: Tensor, rows: Tensor, cols: Tensor, n_in: int) -> None:
+    """Present sites count below every absent one."""
+    first, end = torch.searchsorted(present, rows * n_in), torch.searchsorted(present, (rows + 1) * n_in)
+    size = end - first
+    i = torch.repeat_interleave(size)
+    col = present[torch.arange(i.numel(), device=i.device) + (first - torch.cumsum(size, 0) + size)[i]] - rows[i] * n_in
+    at = torch.searchsorted(cols, col).clamp_(max=cols.numel() - 1)
+    hit = cols[at] == col
+    score[i[hit], at[hit]] = -1.0
+
+
+def _top(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``(rows, k)`` the k largest of each row and their columns; of equal ones the lowest columns."""
+    value, at = torch.topk(score, k)
+    tied = (score >= value[:, -1:]).sum(1) > k
+    if bool(tied.any()):
+        ordered = torch.sort(score[tied], dim=1, descending=True, stable=True)
+        value[tied], at[tied] = ordered.values[:, :k], ordered.indices[:, :k]
+    return value, at
+
+
+def _merge(value: Tensor, col: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row, highest first, ties by column."""
+    order = torch.argsort(col, dim=1)
+    order = order.gather(1, torch.argsort(value.gather(1, order), dim=1, descending=True, stable=True))[:, :k]
+    return value.gather(1, order), col.gather(1, order)

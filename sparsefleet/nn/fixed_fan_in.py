@@ -1,0 +1,69 @@
+"""FixedFanInLinear: every output unit has equally many inputs, ``(n_out, fan_in)`` values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsefleet.errors import UserError
+from sparsefleet.nn.indexed import IndexedLinear
+from sparsefleet.rng import Rng
+
+
+class FixedFanInLinear(IndexedLinear):
+    """A ``SparseLinear`` whose output units all have ``fan_in`` inputs: no row pointer, balanced rows, shapes that rewiring keeps.
+
+    Args:
+        fan_in: connections per output unit, in place of ``density``, which is rounded to a whole fan-in of at least 1.
+
+    Raises:
+        UserError: connections whose fan-in is not constant, with the smallest and the largest.
+    """
+
+    execution = "sparse_fixed_fan_in"
+    topology = "constant-fan-in"
+    indices = ("col",)
+
+    def __init__(
+        self, in_features: int, out_features: int, density: float = 0.1, *positional: Any, fan_in: int | None = None, **options: Any
+    ) -> None:
+        if fan_in is not None and not 1 <= fan_in <= in_features:
+            raise UserError(f"a fan-in of {fan_in} does not fit: a unit has {in_features} inputs")
+        super().__init__(in_features, out_features, fan_in / in_features if fan_in else density, *positional, **options)
+
+    def _draw(self, density: float, rng: Rng) -> Tensor:
+        fan_in = max(1, round(density * self.in_features))
+        counts = torch.full((self.out_features,), fan_in)
+        return rng.distinct_in_groups(counts, torch.full_like(counts, self.in_features))
+
+    def _fan_in(self, row: Tensor) -> int | None:
+        fan_in, rest = divmod(row.numel(), self.out_features)
+        if fan_in and not rest:
+            begins, ends = row[::fan_in], row[fan_in - 1 :: fan_in]
+            rest = not (torch.equal(begins, ends) and torch.equal(begins, torch.arange(self.out_features, device=row.device)))
+        if rest:
+            per_row = torch.bincount(row, minlength=self.out_features)
+            raise UserError(
+                f"layer {self.layer_name!r} holds a constant fan-in, and these connections have {int(per_row.min())} to {int(per_row.max())}",
+                fix="use csr, or connections with a constant fan-in",
+            )
+        return fan_in
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values.view(self.out_features, values.numel() // self.out_features)
+
+    def _stored_fan_in(self) -> int | None:
+        return self.fan_in
+
+    @property
+    def fan_in(self) -> int:
+        """Connections per output unit."""
+        return self.values_.shape[1]
+
+    def _rows_of(self, stored: dict[str, Tensor]) -> Tensor | str:
+        shape = stored["values_"].shape
+        if len(shape) != 2 or shape[0] != self.out_features:
+            return f"values of shape {tuple(shape)}, expected ({self.out_features}, fan-in)"
+        return torch.repeat_interleave(torch.arange(self.out_features, device=stored["col"].device), shape[1])

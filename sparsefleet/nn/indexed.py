@@ -1,0 +1,102 @@
+"""IndexedLinear: values beside a row-wise index and its transpose, multiplied by the kernels of ``sparsefleet.ops``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections
+from sparsefleet.nn.linear import SparseLinear
+from sparsefleet.nn.module import Remap
+from sparsefleet.ops import Pattern, pattern_from, pattern_of, sparse_linear
+
+
+class IndexedLinear(SparseLinear):
+    """The index is part of the state; the transposed index follows from it and is rebuilt whenever it is loaded or changes."""
+
+    keeps_feature_major = True
+    crow: Tensor
+    col: Tensor
+    t_ptr: Tensor
+    t_row: Tensor
+    t_pos: Tensor
+
+    def _store(self, conn: Connections) -> None:
+        fan_in = self._fan_in(conn.row)
+        self._take(pattern_of(conn.row, conn.col, conn.shape, fan_in=fan_in))
+        self.values_ = nn.Parameter(self._shaped(conn.weight.detach().clone()))
+
+    def _fan_in(self, row: Tensor) -> int | None:
+        """Connections of every output unit, where the storage has equally many."""
+        return None
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        """``(nnz,)`` values in the Parameter's shape."""
+        return values
+
+    def _take(self, pattern: Pattern) -> None:
+        self._panels = pattern.panels
+        for name in ("crow", "col"):
+            self.register_buffer(name, getattr(pattern, name), persistent=name in self.indices)
+        for name in ("t_ptr", "t_row", "t_pos"):
+            self.register_buffer(name, getattr(pattern, name), persistent=False)
+
+    @property
+    def pattern(self) -> Pattern:
+        """Where the weight and its transpose have entries."""
+        return Pattern(
+            shape=(self.out_features, self.in_features),
+            fan_in=self._stored_fan_in(),
+            crow=self.crow,
+            col=self.col,
+            panels=self._panels,
+            t_ptr=self.t_ptr,
+            t_row=self.t_row,
+            t_pos=self.t_pos,
+        )
+
+    def _stored_fan_in(self) -> int | None:
+        return None
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return sparse_linear(x, self.values_.view(-1), self.pattern, self.bias)
+
+    def flat_sites(self) -> Tensor:
+        return self.pattern.flat()
+
+    def set_topology(self, remap: Remap, values: Tensor) -> None:
+        row = torch.div(remap.flat, self.in_features, rounding_mode="floor")
+        self._take(pattern_of(row, remap.flat - row * self.in_features, self.matrix_shape, fan_in=self._fan_in(row)))
+        self._set_values(self._shaped(values))
+
+    def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:
+        return self._shaped(super().remap_slot(slot, remap).view(-1))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = self.col.device.type
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.col.device.type not in (before, "meta"):  # panels are the device's
+            self._rebuild()
+        return self
+
+    def _rebuild(self) -> None:
+        self._take(pattern_from(self.crow, self.col, self.matrix_shape, fan_in=self._stored_fan_in()))
+
+    def _misfit(self, stored: dict[str, Tensor]) -> str:
+        col, row = stored["col"].reshape(-1).long(), self._rows_of(stored)
+        if isinstance(row, str):
+            return row
+        if col.numel() != stored["values_"].numel():
+            return f"{stored['values_'].numel()} values for {col.numel()} connections"
+        outside = int(((col < 0) | (col >= self.in_features)).sum())
+        if outside:
+            return f"{outside} of {col.numel()} connections lie outside {self.out_features} x {self.in_features}"
+        n_wrong = int((torch.diff(row.to(col.device) * self.in_features + col) <= 0).sum())
+        return f"{n_wrong} of {col.numel()} connections are not in ascending order" if n_wrong else ""
+
+    @abstractmethod
+    def _rows_of(self, stored: dict[str, Tensor]) -> Tensor | str:
+        """``(nnz,)`` int64 rows of a stored index, or what is wrong with it."""

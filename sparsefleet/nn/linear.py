@@ -1,0 +1,218 @@
+"""SparseLinear: what every sparse drop-in for ``torch.nn.Linear`` has in common."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.connections import Connections, check_sites
+from sparsefleet.errors import UserError
+from sparsefleet.nn.absent import best_absent, best_absent_per_row
+from sparsefleet.nn.module import Remap, SparseModule
+from sparsefleet.rng import Rng, key_of, uniform_at
+
+_Self = TypeVar("_Self", bound="SparseLinear")
+
+
+class SparseLinear(SparseModule):
+    """``y = x Wᵀ + b`` with a weight of few connections; its values are one ordinary Parameter that any torch optimizer trains.
+
+    Inputs have any leading dimensions, also none. Under autocast the result has autocast's dtype, as that of ``nn.Linear``. Values and bias
+    are drawn uniformly in ±1/sqrt(in_features), as ``nn.Linear`` draws them.
+
+    Args:
+        in_features: input units.
+        out_features: output units.
+        density: kept share of the ``out_features * in_features`` sites.
+        bias: whether there is one; or its ``(out_features,)`` values.
+        seed: decides connections and values; None draws it from torch's generator, which ``torch.manual_seed`` sets.
+        connections: ``(2, nnz)`` int64 (output unit, input unit) in any order, in place of a random draw; or ``Connections`` with weights.
+
+    Raises:
+        UserError: a density outside (0, 1], or connections that the layer cannot hold.
+        InvalidMask: connections out of range or doubled, with their counts.
+    """
+
+    keeps_feature_major: ClassVar[bool] = False
+    """Outputs of a batch have strides (1, batch), and inputs of such strides are used as they are."""
+    indices: ClassVar[tuple[str, ...]] = ()
+    """The index buffers that a state dict holds; everything else of the index follows from them."""
+    values_: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        density: float = 0.1,
+        bias: bool | Tensor | None = True,
+        *,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        connections: Tensor | Connections | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+        dtype = dtype or torch.get_default_dtype()
+        self.init_key = key_of(seed, "weight", "")
+        if isinstance(connections, Connections):
+            conn = connections
+        else:
+            conn = self._connected(connections, density, seed, torch.device(device or torch.get_default_device()))
+            conn.weight = self.initial_draw(conn.flat).div_(math.sqrt(in_features)).to(dtype)
+        if isinstance(bias, bool):
+            bias = self._drawn_bias(seed, conn.weight) if bias else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
+        self._watching = False
+        self._seen: list[Tensor] = []
+        self._store(conn)
+
+    @classmethod
+    def from_connections(cls: type[_Self], conn: Connections, bias: Tensor | None, **options: Any) -> _Self:
+        """The layer that holds ``conn`` with its weights, and ``(n_out,)`` ``bias`` or none."""
+        return cls(conn.n_in, conn.n_out, bias=bias, connections=conn, **options)
+
+    def _connected(self, sites: Tensor | None, density: float, seed: int, device: torch.device) -> Connections:
+        if not 0 < density <= 1:
+            raise UserError(f"density must be in (0, 1], got {density:g}")
+        shape = self.out_features, self.in_features
+        if sites is None:
+            flat = self._draw(density, Rng(seed, "connectivity", "")).to(device)
+        else:
+            flat = check_sites(sites.to(device), shape, layer=type(self).__name__)
+        return Connections("", shape, flat // shape[1], flat % shape[1], torch.empty(0, device=device))
+
+    def _drawn_bias(self, seed: int, like: Tensor) -> Tensor:
+        uniform = uniform_at(key_of(seed, "bias", ""), torch.arange(self.out_features, device=like.device))
+        return uniform.mul_(2).sub_(1).div_(math.sqrt(self.in_features)).to(like.dtype)
+
+    def _draw(self, density: float, rng: Rng) -> Tensor:
+        """``(nnz,)`` ascending flat sites of a random draw."""
+        n_sites = self.out_features * self.in_features
+        return rng.distinct(max(1, round(density * n_sites)), n_sites)
+
+    @abstractmethod
+    def _store(self, conn: Connections) -> None:
+        """Takes over the connections and weights of a new layer."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor) -> Tensor:
+        """``(..., n_out)``: ``x Wᵀ + b`` for ``(..., n_in)``."""
+
+    @abstractmethod
+    def _rebuild(self) -> None:
+        """Makes what follows from ``indices``, after they were loaded."""
+
+    @abstractmethod
+    def _misfit(self, stored: dict[str, Tensor]) -> str:
+        """Why ``indices`` and ``values_`` of a state dict do not describe this layer, or nothing; kernels trust what is stored."""
+
+    @property
+    def weight_parameter(self) -> nn.Parameter:
+        return self.values_
+
+    @property
+    def nnz(self) -> int:
+        return self.values_.numel()
+
+    @property
+    def n_out(self) -> int:
+        """Output units."""
+        return self.out_features
+
+    @property
+    def n_in(self) -> int:
+        """Input units."""
+        return self.in_features
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a coalesced sparse COO tensor ``(n_out, n_in)`` that shares the values' memory; without gradient."""
+        flat = self.flat_sites()
+        where = torch.stack([flat // self.in_features, flat % self.in_features])
+        return torch.sparse_coo_tensor(where, self.values(), self.matrix_shape, is_coalesced=True, check_invariants=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise UserError(f"{type(self).__name__} takes (..., {self.in_features}), got {tuple(x.shape)}")
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(device))
+        out = self.multiply(x)
+        if self._watching and out.requires_grad:
+            self._seen = [x.detach().reshape(-1, self.in_features)]
+            out.register_hook(self._keep)  # type: ignore[no-untyped-call]
+        return out
+
+    def _keep(self, grad: Tensor) -> None:
+        self._seen.append(grad.detach().reshape(-1, self.out_features))
+
+    def values(self) -> Tensor:
+        return self.values_.detach().view(-1)
+
+    def grad_values(self) -> Tensor | None:
+        grad = self.values_.grad
+        return None if grad is None else grad.reshape(-1)
+
+    def write_values(self, values: Tensor) -> None:
+        if values.data_ptr() != self.values_.data_ptr():
+            self.values_.detach().view(-1).copy_(values)
+
+    def _set_values(self, stored: Tensor) -> None:
+        """Into the same memory where the shape stays; the Parameter object stays in any case."""
+        if stored.shape == self.values_.shape:
+            self.values_.detach().copy_(stored)
+        else:
+            self.values_.data = stored.clone()
+
+    def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:
+        moved = remap.gather(slot.view(-1))
+        return slot.view(-1).copy_(moved).view_as(slot) if moved.numel() == slot.numel() else moved
+
+    def watch_absent(self, on: bool) -> None:
+        self._watching = on
+        self._seen = []
+
+    def _watched(self) -> tuple[Tensor, Tensor]:
+        """``(batch, n_in)`` inputs and ``(batch, n_out)`` gradients of the last watched pass."""
+        if len(self._seen) != 2:
+            raise RuntimeError(f"layer {self.layer_name!r}: no watched backward pass has run")
+        x, grad = self._seen
+        kind = grad.dtype if grad.dtype in (torch.float32, torch.float64) else torch.float32
+        return x.to(kind), grad.to(kind)
+
+    def best_absent(self, present: Tensor, k: int) -> Tensor:
+        return best_absent(*self._watched(), present, k)
+
+    def best_absent_per_row(self, present: Tensor, counts: Tensor) -> Tensor:
+        return best_absent_per_row(*self._watched(), present, counts)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = {name: state_dict[f"{prefix}{name}"] for name in (*self.indices, "values_") if f"{prefix}{name}" in state_dict}
+        whole = len(stored) == len(self.indices) + 1
+        problem = self._misfit(stored) if whole else ""
+        if whole and not problem:
+            for name in self.indices:
+                setattr(self, name, torch.empty_like(stored[name], device=self.values_.device))
+            if stored["values_"].shape != self.values_.shape:
+                self.values_.data = self.values_.new_empty(stored["values_"].shape)
+                self.values_.grad = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if problem:
+            args[-1].append(f"{prefix.rstrip('.') or type(self).__name__}: {problem}")  # the last argument collects messages
+        elif whole:
+            self._rebuild()
+
+    def extra_repr(self) -> str:
+        kept = self.nnz / max(1, self.in_features * self.out_features)
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, nnz={self.nnz}, density={kept:.4g}"

@@ -1,0 +1,245 @@
+"""Dense storage times a boolean mask: the reference for correctness, never faster than dense.
+
+The mask is a buffer. The gradient by the masked weight reaches the absent sites, where the gradient by the stored weight is zero
+(Evci et al., arXiv 1911.11134, grow by it). After every optimizer step absent weights are exactly zero, whatever momentum or decay did.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparsefleet.connections import Connections, DenseValues
+from sparsefleet.nn.csr import CsrLinear
+from sparsefleet.nn.module import Remap, SparseModule
+from sparsefleet.rng import Rng
+
+_Self = TypeVar("_Self", bound="MaskedModule")
+
+
+class _Mask(nn.Module):
+    """Parametrization ``weight * mask`` that can keep the gradient of its result."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.watching = False
+        self.grad: Tensor | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        masked = weight * self.mask
+        if self.watching and masked.requires_grad:
+            masked.register_hook(self._keep)  # type: ignore[no-untyped-call]
+        return masked
+
+    def _keep(self, grad: Tensor) -> None:
+        self.grad = grad.detach()
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+class MaskedModule(SparseModule):
+    """A Linear or Conv2d whose weight is dense-stored and masked.
+
+    Args:
+        inner: the torch module, materialised; its weight is zero at absent sites.
+        mask: bool, the weight's shape.
+    """
+
+    execution = "masked_dense"
+    inner: Any
+
+    def __init__(self, inner: nn.Module, mask: Tensor) -> None:
+        super().__init__()
+        self._hold(inner, mask)
+
+    @classmethod
+    def from_connections(cls: type[_Self], conn: Connections, bias: Tensor | None, *, template: nn.Module) -> _Self:
+        """``template`` (on the meta device) with the weights of ``conn``."""
+        module = cls.__new__(cls)
+        SparseModule.__init__(module)
+        module._hold(*_inner(conn, bias, template))
+        return module
+
+    def _hold(self, inner: Any, mask: Tensor) -> None:
+        self.kernel = inner.weight[0, 0].numel()
+        self.inner = inner
+        parametrize.register_parametrization(inner, "weight", _Mask(mask))
+        self._flat: Tensor | None = None
+
+    @property
+    def _mask_module(self) -> _Mask:
+        found: _Mask = self.inner.parametrizations.weight[0]
+        return found
+
+    @property
+    def mask(self) -> Tensor:
+        """The bool mask, in the weight's shape."""
+        return self._mask_module.mask
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.mask.shape[0], self.mask[0].numel()
+
+    @property
+    def weight_parameter(self) -> nn.Parameter:
+        stored: nn.Parameter = self.inner.parametrizations.weight.original
+        return stored
+
+    @property
+    def weight(self) -> Tensor:
+        """The masked weight."""
+        masked: Tensor = self.inner.weight
+        return masked
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The inner module's bias."""
+        own: Tensor | None = self.inner.bias
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+    def flat_sites(self) -> Tensor:
+        if self._flat is None:
+            self._flat = torch.nonzero(self.mask.reshape(-1)).flatten()
+        return self._flat
+
+    def values(self) -> Tensor:
+        return self.weight_parameter.detach().reshape(-1)[self.flat_sites()]
+
+    def grad_values(self) -> Tensor | None:
+        grad = self.weight_parameter.grad
+        return None if grad is None else grad.reshape(-1)[self.flat_sites()]
+
+    def write_values(self, values: Tensor) -> None:
+        self.weight_parameter.detach().view(-1)[self.flat_sites()] = values
+
+    def set_topology(self, remap: Remap, values: Tensor) -> None:
+        flat_mask, flat_weight = self.mask.view(-1), self.weight_parameter.detach().view(-1)
+        flat_mask[remap.dropped] = False
+        if not self.keeps_absent:
+            flat_weight[remap.dropped] = 0
+        flat_mask[remap.grown] = True
+        flat_weight[remap.flat] = values
+        self._flat = remap.flat
+
+    def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:
+        flat = slot.view(-1)
+        flat[remap.dropped] = 0
+        flat[remap.grown] = 0
+        return slot
+
+    def watch_absent(self, on: bool) -> None:
+        self._mask_module.watching = on
+        if not on:
+            self._mask_module.grad = None
+
+    def best_absent(self, present: Tensor, k: int) -> Tensor:
+        conn = Connections(self.layer_name, self.matrix_shape, *_split(present, self.matrix_shape[1]), weight=present.new_empty(0))
+        return conn.best_absent(k, self.dense_grad())
+
+    def best_absent_per_row(self, present: Tensor, counts: Tensor) -> Tensor:
+        conn = Connections(self.layer_name, self.matrix_shape, *_split(present, self.matrix_shape[1]), weight=present.new_empty(0))
+        return conn.best_absent_per_row(counts, self.dense_grad())
+
+    def dense_grad(self) -> Tensor:
+        """``(n_out, n_in)`` gradient by the masked weight in the last watched backward pass."""
+        grad = self._mask_module.grad
+        if grad is None:
+            raise RuntimeError(f"layer {self.layer_name!r}: no watched backward pass has run")
+        return grad.reshape(self.matrix_shape)
+
+    def enforce(self) -> None:
+        if not self.keeps_absent:
+            with torch.no_grad():
+                self.weight_parameter.mul_(self.mask)
+
+    def connections(self, rng: Rng | None = None) -> Connections:
+        conn = super().connections(rng)
+        grad = self._mask_module.grad
+        conn.dense = DenseValues(
+            weight=self.weight_parameter.detach().view(self.matrix_shape),
+            grad=None if grad is None else grad.reshape(self.matrix_shape),
+            state=self.dense_state,
+        )
+        return conn
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._flat = None
+        super()._load_from_state_dict(*args)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._flat = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __reduce__(self) -> Any:
+        """torch pickles no parametrized module, so the parts go and are put together again."""
+        kind: Any = parametrize.type_before_parametrizations(self.inner)
+        plain = kind.__new__(kind)  # removing the parametrization would take it off the class, and so off this module too
+        parameters = {**self.inner._parameters, "weight": nn.Parameter(self.weight.detach())}
+        plain.__dict__.update({**self.inner.__dict__, "_modules": {}, "_parameters": parameters})
+        rest = {key: value for key, value in self.__dict__.items() if key not in ("_modules", "_flat")}
+        return _put_together, (type(self), plain, self.mask.clone(), self.weight_parameter.detach().clone(), rest)
+
+    def extra_repr(self) -> str:
+        return f"nnz={self.nnz}, density={self.nnz / self.mask.numel():.4g}"
+
+
+class MaskedLinear(MaskedModule):
+    """A drop-in for ``nn.Linear`` with a dense-stored, masked weight; ``weight`` is the masked one.
+
+    Args:
+        in_features, out_features, density, bias, seed, device, dtype, connections: as for ``SparseLinear``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, density: float = 0.1, bias: bool = True, **options: Any) -> None:
+        drawn = CsrLinear(in_features, out_features, density, bias, **options)
+        with torch.device("meta"):
+            template = nn.Linear(in_features, out_features, bias=bias)
+        super().__init__(*_inner(drawn.connections(), drawn.bias, template))
+        self.init_key = drawn.init_key
+
+    @property
+    def in_features(self) -> int:
+        """Input units."""
+        return self.matrix_shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Output units."""
+        return self.matrix_shape[0]
+
+
+def _inner(conn: Connections, bias: Tensor | None, template: nn.Module) -> tuple[nn.Module, Tensor]:
+    """``template`` with the weights of ``conn`` and zeros elsewhere, and the mask."""
+    inner: Any = template.to_empty(device=conn.weight.device).to(conn.weight.dtype)
+    mask = torch.zeros(inner.weight.shape, dtype=torch.bool, device=conn.weight.device)
+    mask.view(-1)[conn.flat] = True
+    with torch.no_grad():
+        inner.weight.zero_()
+        inner.weight.view(-1)[conn.flat] = conn.weight
+        if bias is not None:
+            inner.bias.copy_(bias)
+    return inner, mask
+
+
+def _put_together(kind: type[MaskedModule], plain: nn.Module, mask: Tensor, stored: Tensor, rest: dict[str, Any]) -> MaskedModule:
+    module = kind.__new__(kind)
+    SparseModule.__init__(module)
+    module._hold(plain, mask)
+    module.weight_parameter.detach().copy_(stored)
+    module.__dict__.update(rest)
+    return module
+
+
+def _split(flat: Tensor, n_in: int) -> tuple[Tensor, Tensor]:
+    return flat // n_in, flat % n_in

@@ -1,0 +1,267 @@
+"""Sparsifier: any pruner or rewirer in anyone's own training loop, with one call per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsefleet.errors import UserError
+from sparsefleet.nn.layer_norm import fuse_norms
+from sparsefleet.nn.materialise import draw_connections, rebuilt, replace_module, weight_shape
+from sparsefleet.nn.module import SparseModule
+from sparsefleet.nn.topology import Change, Topology
+from sparsefleet.plugin import Connectivity, Layer, Plugin, Progress, Pruner, Rewirer
+from sparsefleet.registry import Registry
+from sparsefleet.rng import key_of
+from sparsefleet.sparsity.distribute import distribute
+from sparsefleet.sparsity.schedule import density_at, pruning_steps
+from sparsefleet.sparsity.vocabulary import Distribution, OneShot, Pattern, Schedule, Unstructured
+
+_P = TypeVar("_P", bound=Plugin)
+
+
+class Sparsifier:
+    """Makes a model sparse in place and keeps it so: ``sparsifier.step()`` after ``loss.backward()`` stands where ``optimizer.step()`` stood.
+
+    The modules of the model are replaced at once: a rewirer's by ``layer`` with the sites that ``connectivity`` draws, a pruner's by dense
+    storage with a mask, until ``finish``. Weights stay what they are at those sites, the optimizer's parameters and slots follow. Modules that
+    are sparse already (``sparsefleet.nn``) are taken as they are. It uses the code of a trial: same seed, names, weights and batches give
+    the same masks.
+
+    Args:
+        model: on its device, with its first weights.
+        optimizer: over the model's parameters.
+        density: kept share of the weights of all chosen modules together.
+        pruner: a pruner, or the name of one.
+        rewirer: a rewirer, or the name of one; exactly one of both.
+        layer: what stores the weights, or its name; for a pruner: after ``finish``.
+        total_steps: steps of the whole training, for schedules.
+        steps_per_epoch: for methods that act at the end of an epoch; default ``total_steps``.
+        keep_dense: names of modules that stay dense.
+        options: ``connectivity`` (random), ``distribution`` (uniform), ``schedule`` (one-shot at step 0), ``pattern`` (unstructured),
+            ``seed`` (0).
+
+    Raises:
+        UserError: the method cannot run with this layer or optimizer, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        density: float,
+        total_steps: int,
+        pruner: Pruner | str | None = None,
+        rewirer: Rewirer | str | None = None,
+        layer: Layer | str = "csr",
+        steps_per_epoch: int | None = None,
+        keep_dense: Collection[str] = (),
+        connectivity: Connectivity | str = "random",
+        distribution: Distribution = "uniform",
+        schedule: Schedule | None = None,
+        pattern: Pattern | None = None,
+        seed: int = 0,
+    ) -> None:
+        if (pruner is None) == (rewirer is None):
+            raise UserError("a Sparsifier takes a pruner or a rewirer, and not both")
+        registry = Registry()
+        self.pruner = _plugin(registry, "pruner", pruner)
+        self.rewirer = _plugin(registry, "rewirer", rewirer)
+        self.layer: Layer = _plugin(registry, "layer", layer)
+        self.model, self.optimizer, self.density, self.seed, self.step_count = model, optimizer, density, seed, 0
+        self.total_steps, self.per_epoch = total_steps, steps_per_epoch or total_steps
+        self.schedule, self.pattern, self.distribution = schedule or OneShot(), pattern or Unstructured(), distribution
+        self.prunings = pruning_steps(self.schedule, total_steps) if self.pruner else []
+        storage = self.layer if self.rewirer else _plugin(registry, "layer", "masked")
+        _check(self.method, storage, optimizer)
+        names = [name for name, module in model.named_modules() if type(module).__name__ in storage.kinds and name not in keep_dense]
+        self.topology = Topology(*self._sparse(names, storage, _plugin(registry, "connectivity", connectivity)))
+        self.topology.start(self.method)
+        self._watch()
+        if 0 in self.prunings:
+            self._prune()
+
+    @property
+    def method(self) -> Pruner | Rewirer:
+        """The pruner or the rewirer."""
+        method: Pruner | Rewirer | None = self.pruner or self.rewirer
+        assert method is not None
+        return method
+
+    @property
+    def modules(self) -> Mapping[str, SparseModule]:
+        """The sparse modules by name, input to output."""
+        return self.topology.modules
+
+    def _sparse(
+        self, names: list[str], storage: Layer, connectivity: Connectivity
+    ) -> tuple[dict[str, SparseModule], torch.optim.Optimizer, int, dict[str, tuple[int, ...]], dict[str, int]]:
+        """Replaces modules and parameters; the arguments of the topology."""
+        model, present = self.model, {name: m for name, m in self.model.named_modules() if isinstance(m, SparseModule)}
+        names = [name for name in names if not any(name.startswith(f"{parent}.") for parent in present)]
+        shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
+        asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
+        made: dict[str, SparseModule] = {}
+        for name in names:
+            old: Any = model.get_submodule(name)
+            shape = shapes[name]
+            nnz = math.prod(shape) if self.pruner else asked[name]
+            conn = draw_connections(name, shape, nnz, connectivity, self.seed, old.weight.device, storage)
+            made[name] = new = rebuilt(old, conn, storage)
+            new.layer_name, new.kernel, new.init_key = name, math.prod(shape[2:]), key_of(self.seed, "weight", name)
+            _exchange(self.optimizer, old.weight, new.weight_parameter, conn.flat)
+            if old.bias is not None:
+                bias: Any = new.bias
+                _exchange(self.optimizer, old.bias, bias, None)
+            replace_module(model, name, new)
+        if not (made or present):
+            raise UserError(
+                f"the model has no module that layer {self.layer.name!r} can store", fix=f"it stores: {', '.join(storage.kinds)}"
+            )
+        for new in made.values() if self.pruner else ():
+            new.topology, new.tile = self.layer.topology if self.layer.topology != "all" else "free", self.layer.tile
+        for name, module in present.items():
+            module.layer_name = name
+        chosen = {name: m for name, m in model.named_modules() if isinstance(m, SparseModule)}
+        for name, module in chosen.items():
+            shapes.setdefault(name, module.matrix_shape)
+            asked.setdefault(name, module.nnz)
+            module.is_last = name == next(reversed(chosen))
+        fuse_norms(model, list(chosen.values()))
+        return chosen, self.optimizer, self.seed, shapes, asked
+
+    # One step
+
+    def step(self) -> list[Change]:
+        """The optimizer's step, or the update that takes its place, then whatever is due; what changed, by layer.
+
+        Gradients must be there, and stay until it returns. For methods that grow by gradient it has told the layers to watch the pass that
+        was just made: the last one before this call, where several were accumulated.
+        """
+        rewirer, changes = self.rewirer, []
+        before, after = self._progress(self.step_count), self._progress(self.step_count + 1)
+        in_place = rewirer is not None and rewirer.replaces_step and rewirer.due(before)
+        follows = rewirer is not None and not rewirer.replaces_step and rewirer.due(after)
+        if not in_place:
+            self.optimizer.step()
+            self.topology.enforce()
+            self.topology.on_step(self.method, self.optimizer.param_groups[0]["lr"], self.step_count)
+        self.step_count += 1
+        if rewirer is not None and (in_place or follows):
+            changes = self.topology.rewire(rewirer, before if in_place else after)
+        if self.step_count in self.prunings:
+            changes = self._prune()
+        self._watch()
+        return changes
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(step, self.total_steps, self.per_epoch)
+
+    def _watch(self) -> None:
+        """Tells the layers whether the coming pass must keep what growing by gradient needs."""
+        method = self.method
+        on = method.needs_dense
+        if isinstance(method, Rewirer) and method.needs_absent_grad:
+            on = on or method.due(self._progress(self.step_count + (0 if method.replaces_step else 1)))
+        self.topology.watch_absent(on)
+
+    def _prune(self) -> list[Change]:
+        pruner = self.pruner
+        assert pruner is not None
+        density = density_at(self.schedule, self.step_count, self.total_steps, self.density)
+        scores = self.topology.score(pruner, self.step_count)
+        return self.topology.prune(scores, density, distribution=self.distribution, pattern=self.pattern, per_row=pruner.per_row)
+
+    # The result
+
+    def finish(self) -> nn.Module:
+        """The model with its final layers: what a pruner left moves from dense storage to ``layer``; slots follow, training may go on.
+
+        Raises:
+            UserError: pruning has not reached its end.
+        """
+        if self.pruner and self.prunings and self.step_count < self.prunings[-1]:
+            raise UserError(f"pruning ends at step {self.prunings[-1]}, and {self.step_count} are done")
+        if self.pruner is None or self.layer.name == "masked":
+            return self.model
+        made: dict[str, SparseModule] = {}
+        for name, old in self.modules.items():
+            conn = old.connections()
+            made[name] = new = rebuilt(old, conn, self.layer)
+            new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
+            _exchange(self.optimizer, old.weight_parameter, new.weight_parameter, conn.flat)
+            before, after = getattr(old, "bias", None), getattr(new, "bias", None)
+            if before is not None and after is not None:
+                _exchange(self.optimizer, before, after, None)
+            replace_module(self.model, name, new)
+        fuse_norms(self.model, list(made.values()))
+        self.topology = Topology(made, self.optimizer, self.seed, self.topology.shapes)
+        return self.model
+
+    def masks(self) -> dict[str, Tensor]:
+        """``(2, nnz)`` int64 live sites of every sparse module, output unit and input unit, ascending."""
+        found = {}
+        for name, module in self.modules.items():
+            flat, n_in = module.flat_sites(), module.matrix_shape[1]
+            found[name] = torch.stack([flat // n_in, flat % n_in])
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs beside the model's and the optimizer's own state dicts."""
+        return {
+            "step": self.step_count,
+            "seed": self.seed,
+            "method": self.method.name,
+            "method_state": {name: dict(module.method_state) for name, module in self.modules.items()},
+            "dense_state": {name: dict(module.dense_state) for name, module in self.modules.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state`` was taken; load the model's and the optimizer's state dicts too.
+
+        Raises:
+            UserError: it was taken with another method or seed.
+        """
+        for key, own in (("method", self.method.name), ("seed", self.seed)):
+            if state[key] != own:
+                raise UserError(f"the state dict has {key} {state[key]!r}, this Sparsifier {own!r}")
+        self.step_count = int(state["step"])
+        for name, module in self.modules.items():
+            device = module.weight_parameter.device
+            module.method_state = {key: value.to(device) for key, value in state["method_state"][name].items()}
+            module.dense_state = {key: value.to(device) for key, value in state["dense_state"][name].items()}
+        self._watch()
+
+
+def _plugin(registry: Registry, family: str, given: Any) -> Any:
+    """A plugin as it is, one with its defaults by name, or None."""
+    return registry.plugin_class(family, given)() if isinstance(given, str) else given
+
+
+def _check(method: Pruner | Rewirer, storage: Layer, optimizer: torch.optim.Optimizer) -> None:
+    """Ends what a plan would skip."""
+    group = optimizer.param_groups[0]
+    if isinstance(method, Rewirer) and method.needs_plain_sgd and (type(optimizer) is not torch.optim.SGD or group["momentum"]):
+        raise UserError(f"{method.name} is defined for SGD without momentum")
+    if method.needs_dense and not storage.stores_dense:
+        raise UserError(f"{method.name} needs values at absent sites, which layer {storage.name!r} does not store", fix="layer='masked'")
+    if isinstance(method, Pruner) and (method.needs_calibration or method.needs_grad):
+        raise UserError(f"{method.name} scores a model with data of its own, which a Sparsifier does not have", fix="run it as a trial")
+    if storage.topology == "all":
+        raise UserError(f"layer {storage.name!r} stores every weight")
+
+
+def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, flat: Tensor | None) -> None:
+    """Puts ``new`` in the place of ``old``, with its slots; those of a weight at ``(nnz,)`` flat sites, unless the shapes are equal."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+    new.requires_grad_(old.requires_grad)
+    for key, slot in optimizer.state.pop(old, {}).items():
+        if isinstance(slot, Tensor) and slot.dim() and slot.shape != new.shape and flat is not None:
+            slot = slot.reshape(-1)[flat].view_as(new)
+        optimizer.state[new][key] = slot
