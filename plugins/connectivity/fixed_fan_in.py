@@ -33,7 +33,10 @@ class FixedFanIn(Connectivity):
         counts = torch.full((n_out,), fan_in)
         counts[rng.spawn("one more").distinct(rest, n_out)] += 1
         flat = rng.distinct_in_groups(counts, torch.tensor(n_in).expand(n_out))  # (nnz,) int64
-        return torch.stack([flat // n_in, flat % n_in])
+        sites = flat.new_empty((2, nnz))
+        torch.div(flat, n_in, rounding_mode="floor", out=sites[0])
+        torch.remainder(flat, n_in, out=sites[1])
+        return sites
 
 
 @hookimpl

@@ -18,7 +18,10 @@ class RandomConnectivity(Connectivity):
         if nnz > n_out * n_in:
             raise UserError(f"{nnz} connections do not fit in a layer of {n_out} x {n_in}")
         flat = rng.distinct(nnz, n_out * n_in)  # (nnz,) int64
-        return torch.stack([flat // n_in, flat % n_in])
+        sites = flat.new_empty((2, nnz))
+        torch.div(flat, n_in, rounding_mode="floor", out=sites[0])
+        torch.remainder(flat, n_in, out=sites[1])
+        return sites
 
 
 @hookimpl

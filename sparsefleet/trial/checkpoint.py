@@ -5,28 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from sparsefleet.trial.tensor_file import serialised
+
 FILE = "checkpoint.safetensors"
 SIDE = "checkpoint.json"
 
@@ -46,7 +34,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes both files, the tensors first; a crash in between leaves the former pair or a pair that does not match."""
     sha = hashlib.sha256()
-    _replace(folder / FILE, _serialised(tensors), sha)
+    _replace(folder / FILE, serialised(tensors), sha)
     side = json.dumps({"sha256": sha.hexdigest(), "facts": facts}, allow_nan=False)
     _replace(folder / SIDE, [side.encode()])
 
@@ -61,25 +49,6 @@ def _replace(path: Path, parts: Iterable[bytes | memoryview], sha: Any = None) -
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-
-
-def _serialised(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The safetensors file of ``tensors``, piece by piece: ``safetensors.torch.save`` would hold every tensor three times."""
-    header: dict[str, Any] = {}
-    end = 0
-    ordered = dict(
-        sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    )  # so that each starts at a multiple of its element's size
-    for name, value in ordered.items():
-        start, end = end, end + value.numel() * value.element_size()
-        header[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield struct.pack("<Q", len(text)) + text
-    for value in ordered.values():
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            yield flat.view(torch.uint8).numpy().data
 
 
 def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, str | None]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -43,6 +43,9 @@ class MaskMeta(TypedDict, total=False):
     step: int
     spec_id: str
     trial_key: str
+
+
+_Mask = tuple[Sequence[int], Tensor]
 
 
 class LayerMask(NamedTuple):
@@ -74,11 +77,12 @@ class PackedMasks(NamedTuple):
         return masks, manifest
 
 
-def pack_masks(masks: Mapping[str, tuple[Sequence[int], Tensor]], meta: MaskMeta) -> PackedMasks:
+def pack_masks(masks: Mapping[str, _Mask] | Iterable[tuple[str, _Mask]], meta: MaskMeta) -> PackedMasks:
     """The mask artifact of ``masks``, in memory O(nnz).
 
     Args:
-        masks: by layer name: the weight's shape and its ``(nnz,)`` int64 positions, ascending and unique.
+        masks: by layer name: the weight's shape and its ``(nnz,)`` int64 positions, ascending and unique. Pairs of name and mask do as well;
+            then only one layer's positions are held at a time.
         meta: where the masks come from.
 
     Raises:
@@ -89,7 +93,7 @@ def pack_masks(masks: Mapping[str, tuple[Sequence[int], Tensor]], meta: MaskMeta
         raise InvalidMask(f"the mask's meta lacks {', '.join(missing)}")
     tensors: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
-    for name, (shape, flat) in masks.items():
+    for name, (shape, flat) in masks.items() if isinstance(masks, Mapping) else masks:
         sites = _check(name, tuple(shape), flat)
         flat = flat.detach().cpu()
         encoding, stored = _encode(flat, sites)

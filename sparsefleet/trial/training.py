@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsefleet.errors import Diverged, PluginError, SparsefleetError
@@ -33,6 +32,7 @@ from sparsefleet.trial.record import Accuracy, State
 from sparsefleet.trial.request import TrialRequest
 from sparsefleet.trial.scoring import scores
 from sparsefleet.trial.snapshot import restore, snapshot
+from sparsefleet.trial.tensor_file import write_tensors
 
 ProgressReport = Callable[[dict[str, Any]], None]
 _REPORT_EVERY_S = 0.5
@@ -319,10 +319,10 @@ class Training:
         if self.test is None:
             self._test()
         clock = self._phase("evaluate", clock)
-        state = {key: value.detach().contiguous().cpu() for key, value in self.network.module.state_dict().items()}
-        save_file(state, self.request.workdir / files.MODEL)
+        self.optimizer.zero_grad(set_to_none=True)
+        write_tensors(self.request.workdir / files.MODEL, self.network.module.state_dict())
         if self.network.sparse:
-            masks = {name: (self.network.shapes[name], module.flat_sites().cpu()) for name, module in self.network.sparse.items()}
+            masks = ((name, (self.network.shapes[name], module.flat_sites())) for name, module in self.network.sparse.items())
             packed = pack_masks(masks, {"method": self.spec.method.label, "seed": self.spec.seed, "step": self.step})
             packed.write(self.request.workdir)
             if not (self.request.workdir / files.MASK_STEPS).exists():
