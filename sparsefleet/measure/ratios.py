@@ -70,7 +70,6 @@ class Estimate:
     aa_ratio: float
     dense_s: dict[str, float]
     sparse_s: dict[str, float]
-    second_s: dict[str, float]
     rival_s: dict[str, float]
     rounds: int
     kept: int
@@ -143,7 +142,6 @@ def recompute(*processes: Samples) -> Estimate:
         aa_ratio=math.exp(max((median(one.control) for one in logs), key=abs)),
         dense_s=summaries["dense"],
         sparse_s=summaries["sparse"],
-        second_s=summaries["second"],
         rival_s=summaries.get(RIVAL, {}),
         rounds=sum(samples.rounds for samples in processes),
         kept=sum(counts),
