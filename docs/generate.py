@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # this checkout's code, whatever is installed
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # this checkout's code, whatever is installed
+
+import connectivity_pictures  # noqa: E402
 
 from sparsefleet import connections, errors, hookspecs, plugin  # noqa: E402
 from sparsefleet.cli.app import cli  # noqa: E402
@@ -207,6 +210,14 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+def _pixels(path: Path) -> tuple[tuple[int, int], bytes] | None:
+    """Size and grey levels of a picture: the same picture may be compressed otherwise by another version of the library."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.size, image.convert("L").tobytes()
+
+
 def _tree(module: Any) -> ast.Module:
     return ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
 
@@ -251,7 +262,9 @@ def _row(cells: Iterable[str]) -> str:
 
 def stale() -> list[str]:
     """Pages that differ from what the code says."""
-    return [name for name, render in PAGES.items() if not (path := ROOT / name).is_file() or path.read_text(encoding="utf-8") != render()]
+    texts = [name for name, render in PAGES.items() if not (path := ROOT / name).is_file() or path.read_text(encoding="utf-8") != render()]
+    drawn = connectivity_pictures.pictures()
+    return [*texts, *(name for name, image in drawn.items() if _pixels(ROOT / name) != (image.size, image.convert("L").tobytes()))]
 
 
 def main() -> int:
@@ -263,6 +276,10 @@ def main() -> int:
             path = ROOT / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(render(), encoding="utf-8")
+        for name, image in connectivity_pictures.pictures().items():
+            if _pixels(ROOT / name) != (image.size, image.convert("L").tobytes()):
+                (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+                image.save(ROOT / name)
         return 0
     found = stale()
     for name in found:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparsefleet import hookspecs
+from sparsefleet.registry import catalog
 from sparsefleet.trial.record import Record
 from sparsefleet.trial.spec import TrialSpec
 
@@ -32,6 +33,29 @@ def test_a_stale_page_is_noticed(tmp_path):
     command = [sys.executable, "docs/generate.py", "--check"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "docs/hooks.md is stale\n  fix: python docs/generate.py\n")
+
+
+def test_a_picture_with_one_other_dot_is_noticed(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "sparsefleet").symlink_to(ROOT / "sparsefleet")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "docs" / "pictures" / "connectivity-rows.png"
+    image = Image.open(path)
+    image.putpixel((0, 0), 255 - image.getpixel((0, 0)))
+    image.save(path)
+    command = [sys.executable, "docs/generate.py", "--check"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "docs/pictures/connectivity-rows.png is stale" in done.stderr
+
+
+def test_every_connectivity_has_a_picture_on_its_page():
+    page = (ROOT / "docs" / "connectivity.md").read_text()
+    names = [entry.name for entry in catalog().entries if entry.family == "connectivity" and entry.distribution == "sparsefleet"]
+    assert [name for name in names if f"## {name}" not in page] == []
+    shown = re.findall(r"\(pictures/connectivity-([a-z0-9-]+)\.png\)", page)
+    assert [name for name in names if name != "erdos-renyi" and name not in shown] == []  # that one is random by another name
 
 
 @pytest.mark.parametrize("name", sorted(HOOKS))
