@@ -52,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return ops(given[1:])
     options = asked(given)
+    if options.suite == "gpu":
+        from benchmarks.gpu.device import why_not
+
+        reason = why_not()
+        if reason is not None:
+            print(f"gpu was not run: {reason}", file=sys.stderr)
+            return 2
     from sparsefleet.measure.fingerprint import fingerprint
 
     machine, talk = fingerprint(), sys.stderr if options.json else sys.stdout

@@ -28,6 +28,12 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("accuracy", "coverage of the accuracy intervals", "benchmarks.trust.coverage:figures", 0.7),
     ),
     "ops": tuple(Part(case.id, case.title, "benchmarks.ops.command:case_part", case.minutes) for case in CASES.values()),
+    "gpu": (
+        Part("checks", "the Triton kernels against float64", "benchmarks.gpu.checks:figures", 1),
+        Part("rates", "what this GPU can do at best", "benchmarks.gpu.rates:figures", 0.5),
+        *(Part(name, CASES[name].title, "benchmarks.gpu.case:figures", 1) for name in ("c64", "b64", "c256", "b1", "a", "mid")),
+        Part("tiles", "the tiles that are chosen against others", "benchmarks.gpu.tiles:figures", 1.5),
+    ),
 }
 
 
