@@ -53,10 +53,10 @@ class Kind:
 
 def ours(conn: Connections) -> Peer:
     """The layer that this package is proud of."""
-    from sparsefleet_plugins.layers.csr import CsrLinear
+    from sparsefleet.nn import FixedFanInLinear
 
-    module = CsrLinear(conn, None)
-    return Peer(module, module.weight_parameter, _same, module)
+    module = FixedFanInLinear.from_connections(conn, None)
+    return Peer(module, module.weight_parameter, lambda grad: grad.reshape(-1), module)
 
 
 def dense(conn: Connections) -> Peer:

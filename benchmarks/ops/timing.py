@@ -24,7 +24,7 @@ from sparsefleet.measure.estimate import Plan, compare
 from sparsefleet.measure.ratios import Estimate, Ratio
 from sparsefleet.measure.verdict import judge
 
-LONGEST_CALL_S = 30.0
+LONGEST_CALL_S = 5.0
 SLOW_CALL_S = 3.0
 """From here on only forward and forward + backward are compared; the rest is the median of a few calls."""
 ENOUGH_ROUNDS, FEW_ROUNDS, FEW_CALLS = 24, 7, 3
