@@ -237,10 +237,10 @@ def test_a_rival_is_timed_in_the_same_rounds() -> None:
     assert run(2.0)[0].vs_rival is None
 
 
-def updates(cost: float, noise: Noise = quiet, *, hog: Callable[[int], float] = lambda block: 1.0, **plan: float) -> Samples:
+def updates(cost: float, noise: Noise = quiet, *, hog: Callable[[int], float] = lambda block: 1.0, seed: int = 0, **plan: float) -> Samples:
     """A step of 1 ms, and an update that takes as long as ``cost`` of them, with the step after it."""
     plain, update = Side("P", 1e-3), Side("U", (cost + 1) * 1e-3)
-    clock = SyntheticClock(noise, hog=hog)
+    clock = SyntheticClock(noise, hog=hog, seed=seed)
     return compare_updates(plain, update, inputs=INPUTS, plan=Plan("k|updates", rounds=20, **plan), clock=clock)
 
 
@@ -287,6 +287,19 @@ def test_the_scatter_of_updates_widens_the_interval() -> None:
     quiet_one = recompute(with_updates(run(2.0, lognormal(0.01))[1], updates(11.0), 0.5))
     noisy = recompute(with_updates(run(2.0, lognormal(0.01))[1], updates(11.0, lognormal(0.3)), 0.5))
     assert (noisy.half_width or 0) > 3 * (quiet_one.half_width or 0)
+
+
+def test_the_interval_covers_the_planted_ratio_of_a_method_that_rewires() -> None:
+    """200 cells under 3 % noise, where half of the step time is updates and so is most of the scatter: 90 to 99 %."""
+    hits = 0
+    gc.freeze()  # as above
+    for seed in range(200):
+        _, samples, _ = run(2.0, lognormal(0.03), seed=seed, key=str(seed), warmup_cap_s=0.1)
+        estimate = recompute(with_updates(samples, updates(11.0, lognormal(0.03), seed=1000 + seed), 0.1))
+        assert estimate.ci95 is not None
+        hits += estimate.ci95[0] <= 1.0 <= estimate.ci95[1]
+    gc.unfreeze()
+    assert 180 <= hits <= 198
 
 
 def test_processes_whose_updates_differ_are_told() -> None:
