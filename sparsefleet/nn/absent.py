@@ -56,7 +56,7 @@ def best_absent_tiles(x: Tensor, grad: Tensor, present: Tensor, n: int, tile: in
     x, grad = pad(x, (0, -x.shape[1] % tile)), pad(grad, (0, -grad.shape[1] % tile))
     wide, step = x.shape[1] // tile, max(1, _TILE_ROWS // tile)
     best, where = x.new_empty((1, 0)), present.new_empty((1, 0))
-    for i in range(0, grad.shape[1] // tile, step):
+    for i in range(0, grad.shape[1] // tile if n else 0, step):
         part = grad[:, i * tile : (i + step) * tile]
         score = (part.t() @ x).abs_().view(-1, tile, wide, tile).sum((1, 3)).view(1, -1)
         begin, end = torch.searchsorted(present, torch.tensor([i * wide, i * wide + score.numel()], device=present.device)).tolist()

@@ -69,8 +69,8 @@ def draw_connections(
     elif connectivity is None:
         raise PluginError(f"layer {name!r}: {nnz} of {n_sites} connections asked, but no connectivity to draw them")
     else:
-        sites = fitted_draw(connectivity, name, matrix, nnz, Rng(seed, "connectivity", name), (topology, tile)).to(device)
-        flat = check_sites(sites, matrix, layer=name)
+        drawn = Rng(seed, "connectivity", name)
+        flat = check_sites(fitted_draw(connectivity, name, matrix, nnz, drawn, (topology, tile)).to(device), matrix, layer=name)
         if flat.numel() != nnz and tile == 1:
             raise PluginError(f"connectivity {connectivity.name!r} drew {flat.numel()} connections for layer {name!r}, asked {nnz}")
     return Connections(name, matrix, flat // matrix[1], flat % matrix[1], torch.empty(0, device=device))

@@ -252,6 +252,8 @@ def _check(method: Pruner | Rewirer, storage: Layer, optimizer: torch.optim.Opti
         raise UserError(f"{method.name} needs values at absent sites, which layer {storage.name!r} does not store", fix="layer='masked'")
     if isinstance(method, Pruner) and (method.needs_calibration or method.needs_grad):
         raise UserError(f"{method.name} scores a model with data of its own, which a Sparsifier does not have", fix="run it as a trial")
+    if isinstance(method, Rewirer) and storage.tile > 1 and not method.fits_tiles:
+        raise UserError(f"{method.name} decides about each connection by itself; layer {storage.name!r} holds whole blocks")
     if storage.topology == "all":
         raise UserError(f"layer {storage.name!r} stores every weight")
 
