@@ -71,7 +71,7 @@ def layer(n_in, n_out, fan_in, batch, dtype=torch.float32, *, constant=True):
     return pattern, torch.empty(nnz), x, dy, torch.empty(n_out)
 
 
-def compiled(name, arguments):
+def compiled(name, arguments, capability=90):
     """A launch compiled as Triton specialises it: pointers and integers by whether 16 divides them, and ones built in; all its stages."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
@@ -94,7 +94,7 @@ def compiled(name, arguments):
             if value % 16 == 0 and not param.do_not_specialize:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
 
 
 WIDE_LOAD = re.compile(r"ld\.global(?:\.\w+)*\.v4")
@@ -121,7 +121,7 @@ def test_kernels_compile_and_fetch_whole_runs_side_by_side(launches, dtype, cons
 
 
 @pytest.mark.parametrize(
-    ("batch", "shape"), [(1, (784, 2000, 78)), (4, (256, 256, 16)), (3, (300, 1, 1)), (5, (300, 1, 1)), (130, (64, 9, 3))]
+    ("batch", "shape"), [(1, (784, 2000, 78)), (4, (256, 256, 16)), (3, (300, 1, 1)), (5, (300, 1, 1)), (130, (64, 9, 3)), (5, (1, 300, 1))]
 )
 def test_odd_shapes_compile(launches, batch, shape, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -130,6 +130,16 @@ def test_odd_shapes_compile(launches, batch, shape, tmp_path, monkeypatch):
     triton_backward(dy, x, values, pattern, True, True)
     for name, _, arguments in launches:
         assert ".entry" in compiled(name, dict(arguments))["ptx"]
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+def test_kernels_compile_for_older_and_newer_devices(launches, capability, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pattern, values, x, dy, _ = layer(300, 200, 20, 64, torch.bfloat16)
+    triton_forward(x, values, pattern)
+    triton_backward(dy, x, values, pattern, True, True)
+    for name, _, arguments in launches:
+        assert f".target sm_{capability}" in compiled(name, dict(arguments), capability)["ptx"]
 
 
 def test_the_gather_compiles_to_whole_rows_side_by_side(launches, tmp_path, monkeypatch):
