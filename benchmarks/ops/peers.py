@@ -165,8 +165,8 @@ def kinds() -> dict[str, Kind]:
         cases.DENSE_BF16: Kind(dense_bf16, _dense_bytes(10), (ROW_MAJOR,), "bf16", "cuda"),
         cases.MASKED: Kind(masked, _dense_bytes(21), (ROW_MAJOR,)),  # and mask, product and the product's gradient
         cases.TORCH_SDDMM: Kind(torch_csr_sddmm, _sparse_bytes(80)),
-        cases.TORCH_CSR: Kind(torch_csr, lambda shape, batch: _dense_bytes(8)(shape, batch) + _sparse_bytes(120)(shape, batch)),
-        cases.TORCH_COO: Kind(torch_coo, lambda shape, batch: _dense_bytes(4)(shape, batch) + _sparse_bytes(120)(shape, batch)),
+        cases.TORCH_CSR: Kind(torch_csr, _sparse_bytes(160)),
+        cases.TORCH_COO: Kind(torch_coo, lambda shape, batch: 4 * shape.sites + _sparse_bytes(120)(shape, batch)),  # a dense gradient
         cases.SPMM: Kind(outside.spmm, _sparse_bytes(60, 16)),  # gathered and multiplied rows, forward and backward
         cases.SPARSE_TENSOR: Kind(outside.sparse_tensor, _sparse_bytes(120)),
         cases.SPARSE_TENSOR_NEW: Kind(outside.sparse_tensor_new, _sparse_bytes(120)),
