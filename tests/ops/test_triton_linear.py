@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from sparsefleet.ops import triton_linear
+from sparsefleet.ops import linear, triton_linear
 from sparsefleet.ops.pattern import Pattern, pattern_of
 from sparsefleet.ops.triton_linear import triton_backward, triton_forward, triton_gather
 
@@ -129,6 +129,23 @@ def test_one_gradient_alone_and_no_bias(device, batch, fan_in):
     assert problem.backward(need_x=False, need_w=False) == (None, None)
     y = triton_forward(problem.x, problem.values, problem.pattern, None)
     assert error(y, problem.product) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize("layout", ["row-major", "feature-major"])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_the_operator_hands_all_of_it_on(device, layout, wanted, monkeypatch):
+    if device == "cpu":
+        monkeypatch.setattr(linear, "engine", lambda device: linear.Engine("triton", ""))
+    problem = Problem(device, batch=6, fan_in=5, dtype=torch.float64)
+    x = problem.x.t().contiguous() if layout == "row-major" else problem.x.t()
+    x, values = x.requires_grad_(wanted[0]), problem.values.requires_grad_(wanted[1])
+    y = linear.sparse_linear(x, values, problem.pattern, problem.bias)
+    assert error(y.detach().t(), problem.y) < ROUNDING[torch.float64]
+    y.backward(problem.dy.t())
+    if wanted[0]:
+        assert error(x.grad.t().contiguous(), problem.dx) < ROUNDING[torch.float64]
+    if wanted[1]:
+        assert error(values.grad, problem.dw) < ROUNDING[torch.float64]
 
 
 @pytest.mark.parametrize("batch", [3, 9])
