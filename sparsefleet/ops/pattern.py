@@ -56,11 +56,8 @@ class Pattern:
 
     def to(self, device: torch.device | str) -> Pattern:
         """The same entries on another device; the transposed index is made for that device."""
-        return (
-            self
-            if self.col.device == torch.device(device)
-            else pattern_from(self.crow.to(device), self.col.to(device), self.shape, fan_in=self.fan_in)
-        )
+        col = self.col.to(device)
+        return self if col is self.col else pattern_from(self.crow.to(device), col, self.shape, fan_in=self.fan_in)
 
 
 def pattern_of(row: Tensor, col: Tensor, shape: tuple[int, int], *, fan_in: int | None = None) -> Pattern:

@@ -181,7 +181,7 @@ class Timing(_Strict):
     theory: dict[str, float | str] = Field(default_factory=dict)
     memory: dict[str, float | str] = Field(default_factory=dict)
     samples_ref: str
-    earlier: list[str] = Field(default_factory=list, description="raw samples of a first measurement that was not trustworthy")
+    earlier: list[str] = Field(default_factory=list, description="raw samples of its other measurements, which do not count")
     fingerprint: str
     attempt: int = 1
     note: str = ""
