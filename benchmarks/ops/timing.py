@@ -146,20 +146,23 @@ def _compared(op: str, sides: tuple[Side, Side, Side, Side | None], plan: Plan, 
     found = {
         "ms": 1e3 * estimate.dense_s["median"],
         "ours_ms": 1e3 * estimate.sparse_s["median"],
-        **_judged(estimate, estimate.vs_dense, clock.threads),
+        **_judged(estimate, estimate.vs_dense, estimate.sparse_s, clock.threads),
         "rounds": estimate.rounds,
         "kept": estimate.kept,
         "aa_ratio": estimate.aa_ratio,
     }
     if estimate.rival_vs_dense is not None:
+        judged = _judged(estimate, estimate.rival_vs_dense, estimate.rival_s, clock.threads)
         found["ours_row_major_ms"] = 1e3 * estimate.rival_s["median"]
-        found |= {f"row_major_{name}": value for name, value in _judged(estimate, estimate.rival_vs_dense, clock.threads).items()}
+        found |= {f"row_major_{name}": value for name, value in judged.items()}
     return found
 
 
-def _judged(estimate: Estimate, ratio: Ratio, threads: int) -> dict[str, Any]:
+def _judged(estimate: Estimate, ratio: Ratio, ours_s: dict[str, float], threads: int) -> dict[str, Any]:
+    """Ratio, interval and verdict; where every round was disturbed the ratio of the medians, which has no interval and earns no verdict."""
     verdict, reasons = judge(estimate, "screen", threads, ratio=ratio)
-    return {"ratio": ratio.value, "ci": ratio.ci95, "verdict": verdict, "reasons": reasons}
+    value = estimate.dense_s["median"] / ours_s["median"] if ratio.value is None else ratio.value
+    return {"ratio": value, "ci": ratio.ci95, "verdict": verdict, "reasons": reasons}
 
 
 def _few_calls(op: str, sides: tuple[Side, Side, Side, Side | None]) -> dict[str, Any]:

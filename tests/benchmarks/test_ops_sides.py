@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,7 @@ from benchmarks.ops.peers import OURS, Kind, kinds
 from benchmarks.ops.problem import Problem, make
 from benchmarks.ops.sides import Inputs, Side
 from benchmarks.ops.timing import QUICK, Wrong, against, right, side_of
-from sparsefleet.measure.clock import clock_for
+from sparsefleet.measure.clock import CpuClock, Reading, clock_for
 
 EXTRA = pytest.mark.torch_sparse
 SLOW = pytest.mark.slow
@@ -111,3 +111,21 @@ def test_times_and_ratios_of_a_pair(problem: Problem) -> None:
         assert row["rounds"] == QUICK.rounds
         assert row["verdict"] == "NOT_TRUSTWORTHY"  # too few rounds to earn anything
     assert isinstance(kinds()[cases.DENSE], Kind)
+
+
+class _Disturbed(CpuClock):
+    """A clock whose thread gets half of the time, so that no round is kept."""
+
+    block_s = 1e-4
+
+    def time(self, call: Callable[[int], object], inputs: Sequence[int], first: int, calls: int) -> Reading:
+        for i in range(calls):
+            call(inputs[(first + i) % len(inputs)])
+        return Reading(1e-3 * calls, 0.5e-3 * calls)
+
+
+def test_where_every_round_was_disturbed_there_is_a_ratio_and_no_trust(problem: Problem) -> None:
+    row = against(problem, kinds()[cases.DENSE], _Disturbed(1), "key", QUICK, lambda text: None)["ops"]["forward+backward"]
+    assert (row["kept"], row["ratio"], row["ci"], row["verdict"]) == (0, pytest.approx(1.0), None, "NOT_TRUSTWORTHY")
+    assert (row["row_major_ratio"], row["row_major_ci"], row["row_major_verdict"]) == (pytest.approx(1.0), None, "NOT_TRUSTWORTHY")
+    assert "0 of 3 rounds kept" in row["reasons"][0]
