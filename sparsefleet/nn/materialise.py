@@ -111,6 +111,7 @@ def materialise(
             replaced[name] = built
         replace_module(network, name, built)
         done.update(id(part) for part in built.modules())
+        del conn  # or it would stand beside the next layer's, which ``modules`` may draw only now
     for name, module in network.named_modules():
         if id(module) not in done:
             _initialise(module, name, seed, dtype, device)

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 
-def unevenness(unit: Tensor, n_units: int) -> float:
+def unevenness(per_unit: Tensor) -> float:
     """Standard deviation over mean of the connections per unit; 0 if all have equally many.
 
     Args:
-        unit: ``(nnz,)`` int64, the unit of each connection; not empty.
-        n_units: units, those without a connection included.
+        per_unit: ``(units,)`` how many connections each unit has, those without any included.
     """
-    per_unit = torch.bincount(unit, minlength=n_units).to(torch.float64)
-    return float(per_unit.std(unbiased=False) / per_unit.mean())
+    counts = per_unit.to(torch.float64)
+    return float(counts.std(unbiased=False) / counts.mean())

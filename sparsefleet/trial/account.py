@@ -17,6 +17,8 @@ from sparsefleet.trial.build import Network
 from sparsefleet.trial.record import Counts, LayerCount
 from sparsefleet.trial.spec import TrialSpec
 
+_CHUNK = 1 << 22
+
 
 def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) -> Counts:
     """Connections asked, realised and effective, parameters, and resident bytes by role."""
@@ -56,7 +58,11 @@ def _spread(module: SparseModule | None) -> dict[str, float]:
     if module is None or module.nnz == 0:
         return {}
     (n_out, n_in), flat = module.matrix_shape, module.flat_sites()
-    return {"fan_in_cv": unevenness(flat // n_in, n_out), "fan_out_cv": unevenness(flat % n_in, n_in)}
+    fan_in, fan_out = (torch.zeros(n, dtype=torch.int64, device=flat.device) for n in (n_out, n_in))
+    for part in torch.split(flat, _CHUNK):
+        fan_in += torch.bincount(part // n_in, minlength=n_out)
+        fan_out += torch.bincount(part % n_in, minlength=n_in)
+    return {"fan_in_cv": unevenness(fan_in), "fan_out_cv": unevenness(fan_out)}
 
 
 def _effective(network: Network) -> dict[str, int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -31,6 +31,7 @@ from sparsefleet.errors import IntegrityError, InvalidMask
 from sparsefleet.trial.files import MANIFEST, MASKS
 
 MASKS_SCHEMA = "sf-masks/1"
+_CHUNK = 1 << 22
 _MANIFEST_LIMIT = 64 << 20
 _WIDTHS = ((torch.uint8, 2**8 - 1), (torch.int16, 2**15 - 1), (torch.int32, 2**31 - 1), (torch.int64, 2**63 - 1))
 
@@ -218,12 +219,21 @@ def _check(name: str, shape: tuple[int, ...], flat: Tensor) -> int:
     return sites
 
 
+def _gaps(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Differences to the position before, some at a time, each with the place of its first."""
+    for start in range(0, flat.numel(), _CHUNK):
+        before = flat[start - 1 : start] if start else torch.zeros(1, dtype=torch.int64)
+        yield start, torch.diff(flat[start : start + _CHUNK], prepend=before)
+
+
 def _encode(flat: Tensor, sites: int) -> tuple[str, Tensor]:
-    gaps = torch.diff(flat, prepend=torch.zeros(1, dtype=torch.int64))
-    widest = int(gaps.max()) if gaps.numel() else 0
+    widest = max((int(gaps.max()) for _, gaps in _gaps(flat)), default=0)
     dtype = next(dtype for dtype, limit in _WIDTHS if widest <= limit)
     if flat.numel() * dtype.itemsize < _n_bytes(sites):
-        return "delta", gaps.to(dtype)
+        stored = torch.empty(flat.numel(), dtype=dtype)
+        for start, gaps in _gaps(flat):
+            stored[start : start + gaps.numel()] = gaps
+        return "delta", stored
     present = np.zeros(sites, dtype=np.bool_)  # at most 64 * nnz bytes, or delta would have been smaller
     present[flat.numpy()] = True
     return "bits", torch.from_numpy(np.packbits(present, bitorder="little"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import time
 import traceback
@@ -21,6 +22,7 @@ from sparsefleet.trial.request import TrialRequest
 from sparsefleet.trial.training import ProgressReport, Training
 
 _TRACE_LINES = 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> Record:
@@ -38,6 +40,7 @@ def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> 
     try:
         observe(registry, log, "sparsefleet_before_trial", trial=request.spec.to_json())
         _set_precision(request)
+        _return_large_blocks()
         trial = Training(request, registry, log, progress or (lambda _: None))
         trial.prepare()
         trial.train()
@@ -93,6 +96,17 @@ def _set_precision(request: TrialRequest) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(False)
+
+
+def _return_large_blocks() -> None:
+    """Lets freed blocks of 16 MiB and more go back to the system at once.
+
+    glibc comes to keep blocks of up to 32 MiB in its heap, which a wide network's activations then fragment: it grows by a quarter in ten steps.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such setting and no such habit
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 16 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 64 << 20)  # setting the former alone would reset this to 128 KiB, and smaller layers would pay for it
 
 
 def _is_cpu_oom(error: Exception) -> bool:

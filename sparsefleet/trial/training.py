@@ -316,10 +316,10 @@ class Training:
     def finish(self) -> None:
         """Tests once, and saves the model and the masks."""
         clock = time.monotonic()
+        self.optimizer.zero_grad(set_to_none=True)  # no step will use them, and a wide network's gradients are as large as its weights
         if self.test is None:
             self._test()
         clock = self._phase("evaluate", clock)
-        self.optimizer.zero_grad(set_to_none=True)
         write_tensors(self.request.workdir / files.MODEL, self.network.module.state_dict())
         if self.network.sparse:
             masks = ((name, (self.network.shapes[name], module.flat_sites())) for name, module in self.network.sparse.items())

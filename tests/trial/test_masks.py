@@ -215,3 +215,13 @@ def test_a_pictures_name_carries_layer_and_step() -> None:
     assert parse_picture_name(picture_name("features-1.conv", 40)) == ("features-1.conv", 40)
     for other in ("model.safetensors", "mask-steps/0.png", "mask-steps/0-x.png", "other/0-1.png", "mask-steps/-1.png"):
         assert parse_picture_name(other) is None
+
+
+def test_packing_in_parts_gives_the_same_bytes(monkeypatch):
+    from sparsefleet.trial import masks as module
+
+    flat = torch.sort(torch.randperm(10**6, generator=torch.Generator().manual_seed(0))[:1000]).values
+    meta = {"method": "set", "seed": 0, "step": 1}
+    whole = pack_masks({"a": ((1000, 1000), flat)}, meta)
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    assert pack_masks(iter([("a", ((1000, 1000), flat))]), meta) == whole
