@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.figures import Run
 from benchmarks.ops import cases, command
-from benchmarks.ops.cases import CASES, Shape, free_case, peer_called
+from benchmarks.ops.cases import CASES, Case, Shape, Target, free_case, peer_called
 from benchmarks.ops.measure import How, break_even, fastest_dense, refusal
 from benchmarks.ops.table import figures, table
 
@@ -161,3 +162,17 @@ def test_a_layer_of_ones_own_from_the_command_line_without_ray_and_mlflow(tmp_pa
     assert body["ours"]["limit"]["forward"]["percent"] > 0
     (kept,) = tmp_path.glob("ops-*.json")
     assert {row["id"] for row in json.loads(kept.read_text())["figures"]} == {"64x48-0.25-8"}
+
+
+@pytest.mark.slow
+def test_a_case_of_several_shapes_as_a_part_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = Shape(64, 48, 0.5), Shape(64, 48, 0.25)
+    case = Case("tiny", shapes, 8, (Target("break_even", cases.DENSE, 85.0),), threads=1, peers=(cases.DENSE,))
+    monkeypatch.setitem(CASES, "tiny", case)
+    run = Run("tiny", quick=True)
+    made = command.case_part(run)
+    assert [(point["nnz"], list(point["peers"])) for point in run.raw["points"]] == [(1536, ["dense"]), (768, ["dense"])]
+    assert run.raw["break_even"] == break_even(run.raw["points"])
+    assert [figure.unit for figure in made] == ["%", "times", "times"]
+    assert made[0].value == run.raw["break_even"]["percent"]
+    assert "64→48, density 0.25" in table(run.raw)
