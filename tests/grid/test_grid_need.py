@@ -7,6 +7,7 @@ import torch
 from grid_plugins import CATALOGUE, GIB, grid_of
 
 from sparsefleet.grid import need
+from sparsefleet.grid.load import load_grid
 from sparsefleet.grid.need import Chain, chain_of, size_text
 from sparsefleet.grid.plan import plan
 from sparsefleet.plugin import DataInfo
@@ -132,3 +133,14 @@ def test_every_model_that_ships_declares_a_chain_or_has_no_estimate():
     models = {entry.name: entry.facts["chain"] for entry in catalog().entries if entry.family == "model"}
     assert models["mlp"] == ["input", "hidden", "outputs"]
     assert models["wide-mlp"] == WIDE
+
+
+@pytest.mark.parametrize(("name", "width", "weight"), [("wide-mnist", 50_000, "38.7 GiB"), ("million", 1_000_000, "3.6 TiB")])
+def test_the_wide_grids_that_ship_say_what_they_need_and_try_no_dense_twin(name, width, weight):
+    made = plan(load_grid(name, catalog=catalog()), catalog(), memory_bytes=24 * GIB)
+    assert made.totals.twins == 0
+    assert dict(made.totals.controls) == {"small-dense": 1}
+    assert dict(made.totals.infeasible) == {f"dense weight needs {weight}, this machine has 24.0 GiB": 1}
+    assert not made.totals.skipped
+    (sparse,) = [takes for (arm, _, widest), takes in made.totals.memory.items() if arm == "sparse" and widest == width]
+    assert 0.3 * GIB < sparse.total < 1.3 * GIB

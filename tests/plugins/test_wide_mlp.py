@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from sparsefleet import DataInfo
 from sparsefleet.registry import Registry
 from sparsefleet.trial.build import build_network
+from sparsefleet.trial.record import State
+from sparsefleet.trial.run import run_trial
 from sparsefleet.trial.spec import TrialSpec
 
 DATA = DataInfo("classification", (1, 2, 3), 4)
@@ -73,3 +75,25 @@ def test_small_dense_has_the_parameters_of_the_sparse_net():
     prunable = 50_000 * 7840 + 4 * 50_000**2
     rest = 5 * 50_000 + 4 * 2 * 50_000 + 2 * 7840
     assert sum(p.numel() for p in narrow.parameters()) == pytest.approx(0.001 * prunable + rest, rel=0.01)
+
+
+def test_the_grid_million_in_small(digits_request):
+    """Fan-in 16 in every layer, the last as wide as the hidden one and summed by class: nearly every connection is on a path, and the loss falls."""
+    width = 3000
+    record = run_trial(
+        digits_request(
+            model={"name": "wide-mlp", "params": {"hidden": [width]}},
+            layer={"name": "csr"},
+            connectivity={"name": "fixed-fan-in", "params": {"fan_in": 16}},
+            method={"rewirer": {"name": "static"}},
+            density=2 * 16 * width / (64 * width + width**2),
+            optimizer={"kind": "sgd", "lr": 1e-3},
+            train={"epochs": 2, "batch_size": 32},
+            validation=0,
+        )
+    )
+    assert record.state is State.SUCCEEDED, record.reason
+    assert [(layer.nnz, layer.fan_in_cv) for layer in record.counts.layers] == [(16 * width, 0.0)] * 2
+    assert sum(layer.nnz_effective for layer in record.counts.layers) >= 0.9 * record.counts.nnz_weights
+    losses = record.curves["train_loss"].values
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
