@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sparsefleet import kernels
 from sparsefleet.cli.machine import Finding, cpu_checks, gpu_checks, setting_checks
 from sparsefleet.cli.session import Session
 
@@ -33,7 +34,18 @@ class Check:
 
 def run_checks(session: Session) -> list[Check]:
     """Every check, in a fixed order; one that raises is a finding of its own and stops no other."""
-    parts: list[Callable[[Session], Iterator[Check]]] = [_versions, _plugins, _folders, _ray, _cpu, _settings, _data, _gpu, _mlflow]
+    parts: list[Callable[[Session], Iterator[Check]]] = [
+        _versions,
+        _kernels,
+        _plugins,
+        _folders,
+        _ray,
+        _cpu,
+        _settings,
+        _data,
+        _gpu,
+        _mlflow,
+    ]
     checks: list[Check] = []
     for part in parts:
         try:
@@ -67,6 +79,13 @@ def _versions(session: Session) -> Iterator[Check]:
         fits = wanted.specifier.contains(found, prereleases=True)
         if wanted.name in ("torch", "ray", "mlflow") or not fits:
             yield Check(wanted.name, "ok" if fits else "fail", found, f'pip install "{wanted.name}{wanted.specifier}"')
+
+
+def _kernels(session: Session) -> Iterator[Check]:
+    reason = kernels.why_not()
+    yield Check(
+        "sparse kernels", "warn" if reason else "ok", reason or "built", "install gcc, then pip install --force-reinstall --no-deps ."
+    )
 
 
 def _plugins(session: Session) -> Iterator[Check]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from pathlib import Path
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sparsefleet import kernels
+
 if TYPE_CHECKING:
     from sparsefleet.ops.pattern import Pattern
 
-LIBRARY = Path(__file__).parent / "_kernels.so"
 TILE = 64
 """Columns of the batch that are computed together."""
 FEW = 4
@@ -41,10 +42,11 @@ def library() -> ctypes.CDLL | None:
 @functools.cache
 def why_not() -> str:
     """Why the kernels are not used; empty where they are."""
-    if os.environ.get("SPARSEFLEET_KERNELS") == "off":
-        return "SPARSEFLEET_KERNELS=off"
-    if not LIBRARY.exists():
-        return "the CPU kernels were not built: install a C compiler and reinstall sparsefleet"
+    reason = kernels.why_not()
+    if reason:
+        if os.environ.get("SPARSEFLEET_KERNELS") != "off":
+            warnings.warn(f"{reason}; sparse layers compute in plain torch until then", stacklevel=2)
+        return reason
     try:
         _load()
     except OSError as error:
@@ -54,12 +56,12 @@ def why_not() -> str:
 
 @functools.cache
 def _load() -> ctypes.CDLL:
-    kernels = ctypes.CDLL(str(LIBRARY))
+    loaded = ctypes.CDLL(str(kernels.LIBRARY))
     for name, arguments in _SIGNATURES.items():
-        function = getattr(kernels, name)
+        function = getattr(loaded, name)
         function.restype = None
         function.argtypes = [_TYPES[kind] for kind in arguments]
-    return kernels
+    return loaded
 
 
 _TYPES = {"m": ctypes.POINTER(_Matrix), "l": ctypes.c_int64, "p": ctypes.c_void_p, "i": ctypes.c_int, "f": ctypes.c_float}

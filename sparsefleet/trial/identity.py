@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sparsefleet import kernels
 from sparsefleet.code_digest import module_digest, modules_in
 from sparsefleet.errors import UserError
 from sparsefleet.home import cache_dir
@@ -162,15 +163,10 @@ def device_class(device: str) -> str:
     """
     if device == "cpu":
         chosen = os.environ.get("ATEN_CPU_CAPABILITY")
-        return f"cpu:{_cpu_model()}" + (f"/{chosen}" if chosen else "") + ("" if _has_kernels() else "/no-kernels")
+        return f"cpu:{_cpu_model()}" + (f"/{chosen}" if chosen else "") + ("/no-kernels" if kernels.why_not() else "")
     import torch
 
     return f"cuda:{torch.cuda.get_device_name(torch.device(device))}"
-
-
-def _has_kernels() -> bool:
-    """Whether ``sparsefleet.ops`` computes with its C kernels, told without importing torch."""
-    return os.environ.get("SPARSEFLEET_KERNELS") != "off" and (Path(__file__).parent.parent / "ops" / "_kernels.so").exists()
 
 
 @lru_cache(maxsize=1)
