@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         Update,
     )
     from sparsefleet.rng import Rng
-    from sparsefleet.sparsity.select import keep_best, keep_best_per_row, rank_within
+    from sparsefleet.sparsity.select import keep_best, keep_best_per_row, lowest_within, rank_within, share_of
 
 _HOME = {
     "Connections": "connections",
@@ -38,7 +38,7 @@ _HOME = {
     "UserError": "errors",
     "hookimpl": "hookspecs",
     "Rng": "rng",
-    **dict.fromkeys(("keep_best", "keep_best_per_row", "rank_within"), "sparsity.select"),
+    **dict.fromkeys(("keep_best", "keep_best_per_row", "lowest_within", "rank_within", "share_of"), "sparsity.select"),
     **dict.fromkeys(
         (
             "Activation",
@@ -83,7 +83,9 @@ __all__ = [
     "hookimpl",
     "keep_best",
     "keep_best_per_row",
+    "lowest_within",
     "rank_within",
+    "share_of",
 ]
 
 

@@ -100,7 +100,7 @@ class Connections:
     @property
     def flat(self) -> Tensor:
         """``(nnz,)`` int64, ascending, unique."""
-        return self.row * self.n_in + self.col
+        return (self.row * self.n_in).add_(self.col)
 
     def select(self, keep: Tensor) -> Connections:
         """The connections at ``keep``.
@@ -108,6 +108,8 @@ class Connections:
         Args:
             keep: ``(nnz,)`` bool, or ascending int64 positions.
         """
+        if keep.dtype == torch.bool:
+            keep = torch.nonzero(keep).flatten()  # once, and not for every tensor
         return replace(
             self,
             row=self.row[keep],
@@ -149,9 +151,10 @@ class Connections:
             PluginError: k does not lead to a constant fan-in.
         """
         fan_in, rest = divmod(self.nnz + k, self.n_out)
-        counts = torch.rsub(self.per_row(), fan_in)
+        per_row = self.per_row()
+        counts = torch.rsub(per_row, fan_in)
         if rest or bool((counts < 0).any()):
-            most = int(self.per_row().max()) if self.nnz else 0
+            most = int(per_row.max())
             raise PluginError(
                 f"layer {self.layer!r} holds a constant fan-in: {k} new connections for {self.n_out} units that have up to {most}"
                 f" of {self.nnz} cannot give one"
@@ -160,8 +163,8 @@ class Connections:
 
     def _absent_at(self, rank: Tensor) -> Tensor:
         """``(2, k)``: the r-th absent site is r plus the number of present sites before it."""
-        gaps = self.flat - torch.arange(self.nnz, device=self.row.device)
-        flat = rank + torch.searchsorted(gaps, rank, right=True)
+        gaps = self.flat.sub_(torch.arange(self.nnz, device=self.row.device))
+        flat = torch.searchsorted(gaps, rank, right=True).add_(rank)
         row = torch.div(flat, self.n_in, rounding_mode="floor")
         return torch.stack([row, flat - row * self.n_in])
 
@@ -240,8 +243,9 @@ class Connections:
 
     def per_row(self, values: Tensor | None = None) -> Tensor:
         """``(n_out,)`` sum of ``values`` (default: ones, that is the fan-in) over each output unit."""
-        ones = torch.ones(self.nnz, dtype=torch.int64, device=self.row.device) if values is None else values
-        return torch.zeros(self.n_out, dtype=ones.dtype, device=ones.device).index_add_(0, self.row, ones)
+        if values is None:  # rows ascend
+            return torch.diff(torch.searchsorted(self.row, torch.arange(self.n_out + 1, device=self.row.device)))
+        return torch.zeros(self.n_out, dtype=values.dtype, device=values.device).index_add_(0, self.row, values)
 
 
 def n_tiles(k: int, tile: int) -> int:
@@ -283,7 +287,9 @@ def check_sites(sites: Tensor, shape: tuple[int, int], *, layer: str) -> Tensor:
     outside = int(((row < 0) | (row >= n_out) | (col < 0) | (col >= n_in)).sum())
     if outside:
         raise InvalidMask(f"layer {layer!r}: {outside} of {row.numel()} connections lie outside {n_out} x {n_in}")
-    flat = torch.sort(row * n_in + col).values
+    flat: Tensor = (row * n_in).add_(col)
+    if bool((flat[1:] < flat[:-1]).any()):
+        flat = torch.sort(flat).values
     n_twice = int((flat[1:] == flat[:-1]).sum())
     if n_twice:
         raise InvalidMask(f"layer {layer!r}: {n_twice} of {flat.numel()} connections are duplicates")

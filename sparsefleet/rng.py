@@ -17,6 +17,8 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _CHUNK = 1 << 20
+_IN_CACHE = 1 << 15
+_NONE = 2**63 - 1
 _GROUPS = 1 << 16
 
 
@@ -27,7 +29,7 @@ def key_of(*parts: object) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, where int64's own shift keeps the sign
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # logical, where int64's own shift keeps the sign
 
 
 def hash_positions(key: int, positions: Tensor) -> Tensor:
@@ -36,10 +38,15 @@ def hash_positions(key: int, positions: Tensor) -> Tensor:
     Args:
         positions: int64, any shape.
     """
-    z = (positions + 1) * _GOLDEN + key
-    z = (z ^ _shift_right(z, 30)) * _MIX_1
-    z = (z ^ _shift_right(z, 27)) * _MIX_2
-    return _shift_right(z ^ _shift_right(z, 31), 1)
+    out = torch.empty_like(positions, memory_format=torch.contiguous_format)
+    flat_in, flat_out = positions.reshape(-1), out.view(-1)
+    step = _CHUNK if positions.device.type != "cpu" else _IN_CACHE
+    for start in range(0, flat_in.numel(), step):
+        z = torch.add(flat_in[start : start + step], 1).mul_(_GOLDEN).add_(key)
+        z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_MIX_1)
+        z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_MIX_2)
+        flat_out[start : start + step] = _shift_right(z.bitwise_xor_(_shift_right(z, 31)), 1)
+    return out
 
 
 def uniform_at(key: int, positions: Tensor) -> Tensor:
@@ -100,8 +107,7 @@ class Rng:
             return torch.sort(order[:n]).values
         chosen = torch.empty(0, dtype=torch.int64, device=device)
         while chosen.numel() < n:
-            fresh = torch.unique(self.integers(n - chosen.numel(), high, device))
-            chosen = torch.unique(torch.cat([chosen, fresh])) if chosen.numel() else fresh
+            chosen = _with(chosen, torch.unique(self.integers(n - chosen.numel(), high, device)))
         return chosen
 
     def distinct_in_groups(self, counts: Tensor, sizes: Tensor) -> Tensor:
@@ -134,9 +140,9 @@ class Rng:
         first = last - sizes
         while bool(lacking.any()):
             group = torch.repeat_interleave(lacking)
-            fresh = hash_positions(self.key, self._take(group.numel(), counts.device)) % sizes[group] + first[group]
-            chosen = torch.unique(torch.cat([chosen, fresh]))
-            lacking = drawn - torch.bincount(torch.searchsorted(last, chosen, right=True), minlength=counts.numel())
+            fresh = (hash_positions(self.key, self._take(group.numel(), counts.device)) % sizes[group]).add_(first[group])
+            chosen = _with(chosen, _sorted_in_groups(fresh, lacking, group))
+            lacking = drawn - torch.diff(torch.searchsorted(chosen, last), prepend=last.new_zeros(1))
         if not bool(crowded.any()):
             return chosen
         out = crowded[torch.searchsorted(last, chosen, right=True)]
@@ -146,3 +152,41 @@ class Rng:
         stays = torch.ones(every.numel(), dtype=torch.bool, device=counts.device)
         stays[torch.searchsorted(every, chosen[out])] = False
         return torch.sort(torch.cat([chosen[~out], every[stays]])).values
+
+
+def _with(chosen: Tensor, fresh: Tensor) -> Tensor:
+    """``chosen`` and what is new of ``fresh``, ascending as both are; ``fresh`` is short, or ``chosen`` empty."""
+    if not chosen.numel():
+        return fresh
+    at = torch.searchsorted(chosen, fresh)
+    is_new = chosen[at.clamp(max=chosen.numel() - 1)] != fresh
+    fresh, at = fresh[is_new], at[is_new]
+    place = at + torch.arange(fresh.numel(), device=at.device)
+    old = torch.ones(chosen.numel() + fresh.numel(), dtype=torch.bool, device=at.device)
+    old[place] = False
+    out = torch.empty(old.shape, dtype=torch.int64, device=at.device)
+    out[place] = fresh
+    return out.masked_scatter_(old, chosen)
+
+
+def _sorted_in_groups(values: Tensor, counts: Tensor, group: Tensor) -> Tensor:
+    """The different ones of ``values``, ascending.
+
+    Every value of a group is below every value of the next, so each group is sorted by itself, in a row of a table, unless they are uneven.
+
+    Args:
+        values: ``(n,)`` int64, group after group.
+        counts: ``(groups,)`` how many of each group.
+        group: ``(n,)`` the group of each.
+    """
+    width, n = int(counts.max()), counts.numel()
+    if width * n > 4 * values.numel():
+        different: Tensor = torch.unique(values)
+        return different
+    offset = torch.arange(n, device=values.device).mul_(width) - (torch.cumsum(counts, 0) - counts)
+    table = torch.full((n * width,), _NONE, device=values.device)
+    table[torch.arange(values.numel(), device=values.device).add_(offset[group])] = values
+    ordered = torch.sort(table.view(n, width), dim=1).values
+    new = ordered < _NONE
+    new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    return ordered[new]

@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from sparsefleet import Connections, Progress, Rewirer, Rng, hookimpl, rank_within
+from sparsefleet import Connections, Progress, Rewirer, Rng, hookimpl, lowest_within, share_of
 
 
 class SET(Rewirer):
@@ -15,12 +15,15 @@ class SET(Rewirer):
     grown_std: float = Field(0.0, ge=0, description="std of grown weights: 0 in the authors' Keras code, 0.1 in their sparse code")
 
     def drop_count(self, conn: Connections, progress: Progress) -> int:
-        return int((self.drop_score(conn) <= self.drop_fraction).sum())
+        n_positive = int((conn.weight >= 0).sum())
+        return share_of(n_positive, self.drop_fraction) + share_of(conn.nnz - n_positive, self.drop_fraction)
 
     def drop_score(self, conn: Connections) -> Tensor:
-        return rank_within(conn.weight.abs(), group=conn.weight >= 0)
+        return (~lowest_within(conn.weight.abs(), conn.weight >= 0, self.drop_fraction)).float()
 
     def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
+        if not self.grown_std:
+            return super().grown_weight(conn, sites, rng)
         return (self.grown_std * rng.normal(sites.shape[1], conn.weight.device)).to(conn.weight.dtype)
 
 

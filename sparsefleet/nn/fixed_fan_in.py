@@ -38,18 +38,14 @@ class FixedFanInLinear(IndexedLinear):
         counts = torch.full((self.out_features,), fan_in)
         return rng.distinct_in_groups(counts, torch.full_like(counts, self.in_features))
 
-    def _fan_in(self, row: Tensor) -> int | None:
-        fan_in, rest = divmod(row.numel(), self.out_features)
-        if fan_in and not rest:
-            begins, ends = row[::fan_in], row[fan_in - 1 :: fan_in]
-            rest = not (torch.equal(begins, ends) and torch.equal(begins, torch.arange(self.out_features, device=row.device)))
-        if rest:
-            per_row = torch.bincount(row, minlength=self.out_features)
+    def _fan_in(self, per_row: Tensor) -> int | None:
+        least, most = (int(value) for value in torch.aminmax(per_row))
+        if least != most:
             raise UserError(
-                f"layer {self.layer_name!r} holds a constant fan-in, and these connections have {int(per_row.min())} to {int(per_row.max())}",
+                f"layer {self.layer_name!r} holds a constant fan-in, and these connections have {least} to {most}",
                 fix="use csr, or connections with a constant fan-in",
             )
-        return fan_in
+        return least
 
     def _shaped(self, values: Tensor) -> Tensor:
         return values.view(self.out_features, values.numel() // self.out_features)

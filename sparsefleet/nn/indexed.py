@@ -25,12 +25,16 @@ class IndexedLinear(SparseLinear):
     t_pos: Tensor
 
     def _store(self, conn: Connections) -> None:
-        fan_in = self._fan_in(conn.row)
+        fan_in = self._fan_in(conn.per_row())
         self._take(pattern_of(conn.row, conn.col, conn.shape, fan_in=fan_in))
         self.values_ = nn.Parameter(self._shaped(conn.weight.detach().clone()))
 
-    def _fan_in(self, row: Tensor) -> int | None:
-        """Connections of every output unit, where the storage has equally many."""
+    def _fan_in(self, per_row: Tensor) -> int | None:
+        """Connections of every output unit, where the storage has equally many.
+
+        Args:
+            per_row: ``(n_out,)`` int64.
+        """
         return None
 
     def _shaped(self, values: Tensor) -> Tensor:
@@ -64,12 +68,19 @@ class IndexedLinear(SparseLinear):
     def multiply(self, x: Tensor) -> Tensor:
         return sparse_linear(x, self.values_.view(-1), self.pattern, self.bias)
 
+    def sites(self) -> tuple[Tensor, Tensor]:
+        return self.pattern.row(), self.col.view(-1).long()
+
     def flat_sites(self) -> Tensor:
         return self.pattern.flat()
 
     def set_topology(self, remap: Remap, values: Tensor) -> None:
-        row = torch.div(remap.flat, self.in_features, rounding_mode="floor")
-        self._take(pattern_of(row, remap.flat - row * self.in_features, self.matrix_shape, fan_in=self._fan_in(row)))
+        begins = torch.arange(self.out_features + 1, device=remap.flat.device).mul_(self.in_features)
+        crow = torch.searchsorted(remap.flat, begins)
+        per_row = torch.diff(crow)
+        fan_in = self._fan_in(per_row)
+        col = torch.repeat_interleave(begins[:-1].neg(), per_row, output_size=remap.flat.numel()).add_(remap.flat)
+        self._take(pattern_from(self.crow if fan_in is not None else crow.int(), col.int(), self.matrix_shape, fan_in=fan_in))
         self._set_values(self._shaped(values))
 
     def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -33,8 +34,18 @@ class Remap:
 
     def gather(self, values: Tensor) -> Tensor:
         """``(nnz_new,)``: old per-connection values in the new order, zeros at grown connections."""
-        taken = values[self.source.clamp(min=0)]
-        return torch.where(self.source >= 0, taken, torch.zeros_like(taken)) if taken.numel() else taken
+        if not values.numel():
+            return values.new_zeros(self.source.shape)
+        return values.index_select(0, self._taken).masked_fill_(self.is_new, 0)
+
+    @cached_property
+    def is_new(self) -> Tensor:
+        """``(nnz_new,)`` bool: the grown ones."""
+        return self.source < 0
+
+    @cached_property
+    def _taken(self) -> Tensor:
+        return self.source.clamp(min=0)
 
 
 class SparseModule(nn.Module):
@@ -118,18 +129,23 @@ class SparseModule(nn.Module):
     def enforce(self) -> None:
         """Called after every optimizer step: absent weights are zero again, whatever the optimizer did."""
 
+    def sites(self) -> tuple[Tensor, Tensor]:
+        """``(nnz,)`` int64 output units and ``(nnz,)`` int64 input units, ascending."""
+        flat, (_, n_in) = self.flat_sites(), self.matrix_shape
+        return flat // n_in, flat % n_in
+
     def initial_draw(self, flat: Tensor) -> Tensor:
         """``(k,)`` float64 in [-1, 1): the draws behind the initial weights of flat sites, live or not."""
         return uniform_at(self.init_key, flat).mul_(2).sub_(1)
 
     def connections(self, rng: Rng | None = None) -> Connections:
         """The module's connections as a method plugin sees them."""
-        flat, (_, n_in) = self.flat_sites(), self.matrix_shape
+        row, col = self.sites()
         return Connections(
             layer=self.layer_name,
             shape=self.matrix_shape,
-            row=flat // n_in,
-            col=flat % n_in,
+            row=row,
+            col=col,
             weight=self.values(),
             grad=self.grad_values(),
             state=dict(self.method_state),

@@ -165,7 +165,7 @@ class Topology:
     def start(self, method: Pruner | Rewirer) -> None:
         """Gives every layer the method's first state."""
         self.prepare(method)
-        if isinstance(method, Rewirer):
+        if isinstance(method, Rewirer) and type(method).initial_state is not Rewirer.initial_state:
             for name, conn in self.connections("state", 0).items():
                 self.modules[name].method_state = dict(method.initial_state(conn))
 
@@ -191,32 +191,29 @@ class Topology:
         for name, conn in layers.items():
             module = self.modules[name]
             update = update_of(rewirer, conn, progress, target[name])
-            changes.append(self._change(name, update.keep, update.new, rewirer, conn.rng))
+            changes.append(self._change(name, update.keep, update.new, rewirer, conn))
             if module.nnz != target[name] and not rewirer.varies_nnz and module.tile == 1:
                 raise PluginError(
                     f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"
                 )
         return changes
 
-    def _change(self, name: str, keep: Tensor, new: Tensor, rewirer: Rewirer | None = None, rng: Rng | None = None) -> Change:
+    def _change(self, name: str, keep: Tensor, new: Tensor, rewirer: Rewirer | None = None, old: Connections | None = None) -> Change:
         module = self.modules[name]
         if not new.numel() and bool(keep.all()):
             return Change(name, 0, 0, module.nnz)
-        flat = module.flat_sites()
+        old = old or self._connections(name, Rng("unseeded"))
         new_flat = check_sites(new, module.matrix_shape, layer=name)
-        if flat.numel() and new_flat.numel():
-            at = torch.searchsorted(flat, new_flat).clamp_(max=flat.numel() - 1)
-            n_present = int(((flat[at] == new_flat) & keep[at]).sum())
-            if n_present:
-                raise PluginError(f"layer {name!r}: {n_present} of {new_flat.numel()} grown connections are already there")
-        remap = remap_sites(flat, keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
-        old = self._connections(name, rng or Rng("unseeded"))
+        remap = remap_sites(old.flat, keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
+        n_present = int((remap.flat[1:] == remap.flat[:-1]).sum())
+        if n_present:
+            raise PluginError(f"layer {name!r}: {n_present} of {new_flat.numel()} grown connections are already there")
         values = remap.gather(old.weight)
         state = {key: remap.gather(value) for key, value in old.state.items()}
         if rewirer is not None and remap.grown.numel():
             self._fill_grown(old, remap, values, state, rewirer)
         elif old.dense is not None:
-            values[remap.source < 0] = old.dense.weight.reshape(-1)[remap.grown]
+            values[remap.is_new] = old.dense.weight.reshape(-1)[remap.grown]
         self._remap_slots(module, remap, values)
         module.method_state = state
         return Change(name, remap.dropped.numel(), remap.grown.numel(), remap.flat.numel())
@@ -225,7 +222,7 @@ class Topology:
     def _fill_grown(old: Connections, remap: Remap, values: Tensor, state: dict[str, Tensor], rewirer: Rewirer) -> None:
         sites = torch.stack([remap.grown // old.n_in, remap.grown % old.n_in])
         weight = rewirer.grown_weight(old, sites, old.rng).to(values.dtype)
-        is_new = remap.source < 0  # ascending by site, as remap.grown is
+        is_new = remap.is_new  # ascending by site, as remap.grown is
         values[is_new] = weight
         grown = replace(old, row=sites[0], col=sites[1], weight=weight, grad=None, state={})
         for key, first in rewirer.initial_state(grown).items():

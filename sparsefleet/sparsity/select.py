@@ -53,6 +53,37 @@ def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
     return keep
 
 
+def share_of(n: int, share: float) -> int:
+    """The largest m with ``m / n <= share``."""
+    m = min(n, int(share * n) + 1)
+    while m and m / n > share:
+        m -= 1
+    return m
+
+
+def lowest_within(score: Tensor, group: Tensor, share: float) -> Tensor:
+    """``(n,)`` bool: the lowest ``share`` of each of two groups, ``share_of`` its size; of equal scores the later positions, as ``keep_best`` has it.
+
+    The same as ``rank_within(score, group) <= share``, without a sort.
+
+    Args:
+        score: ``(n,)`` float, no NaN.
+        group: ``(n,)`` bool.
+    """
+    low = torch.zeros_like(group)
+    for part in (group, ~group):
+        inside = score.detach()[part]
+        k = share_of(inside.numel(), share)
+        if not k:
+            continue
+        limit = torch.kthvalue(inside, k).values
+        below = (score < limit).logical_and_(part)
+        tied = torch.nonzero((score == limit).logical_and_(part)).flatten()
+        low |= below
+        low[tied[tied.numel() - (k - int(below.sum())) :]] = True
+    return low
+
+
 def rank_within(score: Tensor, group: Tensor) -> Tensor:
     """``(n,)`` float64 in (0, 1]: the share of its group that a score is not below, so the lowest of m has 1/m and the highest 1.
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparsefleet.errors import PluginError
-from sparsefleet.sparsity.select import keep_best, keep_best_per_row
+from sparsefleet.sparsity.select import keep_best, keep_best_per_row, lowest_within, rank_within, share_of
 
 
 def reference(score: list[float], n_keep: int) -> list[bool]:
@@ -38,3 +38,15 @@ def test_per_row_keeps_what_each_row_is_allowed():
     score = torch.tensor([3.0, 1.0, 2.0, 5.0, 5.0, 0.0])
     row = torch.tensor([0, 0, 0, 1, 1, 2])
     assert keep_best_per_row(score, row, torch.tensor([2, 1, 0])).tolist() == [True, False, True, True, False, False]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]), st.booleans()), min_size=1, max_size=40),
+    st.sampled_from([0.1, 0.29, 0.3, 0.5, 0.58, 1.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_lowest_share_of_each_group_is_that_of_its_ranks(values, share):
+    score, group = torch.tensor([value for value, _ in values]), torch.tensor([part for _, part in values])
+    low = lowest_within(score, group, share)
+    assert torch.equal(low, rank_within(score, group) <= share)
+    assert int(low.sum()) == share_of(int(group.sum()), share) + share_of(int((~group).sum()), share)
