@@ -26,6 +26,8 @@ _BLOCK_S = 0.005
 _TIE = 0.03
 _MOST_DENSE_BYTES = 1 << 30
 FOLDER = "auto"
+_TOLD: set[Path] = set()
+"""Remembered choices that this process has told already."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def choose(
         with lease():
             choice, told = _race(setting, candidates, dict(left_out)), "measured now"
         _remember(path, setting, choice)
-    sys.stderr.write(f"auto: {choice.name} for {setting} ({told}: {choice})\n")
+    if told == "measured now" or path not in _TOLD:
+        _TOLD.add(path)
+        sys.stderr.write(f"auto: {choice.name} for {setting} ({told}: {choice})\n")
     return choice
 
 
