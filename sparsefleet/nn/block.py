@@ -144,6 +144,9 @@ class BlockLinear(SparseLinear):
     def nnz(self) -> int:
         return self.place.numel()
 
+    def as_stored(self, values: Tensor) -> Tensor:
+        return self._padded(values, self.place, self.tiles.numel())
+
     def flat_sites(self) -> Tensor:
         return sites_of_tiles(self.tiles, self.matrix_shape, self._size)
 

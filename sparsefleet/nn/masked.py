@@ -123,6 +123,11 @@ class MaskedModule(SparseModule):
     def write_values(self, values: Tensor) -> None:
         self.weight_parameter.detach().view(-1)[self.flat_sites()] = values
 
+    def as_stored(self, values: Tensor) -> Tensor:
+        stored = torch.zeros_like(self.weight_parameter, dtype=values.dtype, requires_grad=False)
+        stored.view(-1)[self.flat_sites()] = values
+        return stored
+
     def set_topology(self, remap: Remap, values: Tensor) -> None:
         flat_mask, flat_weight = self.mask.view(-1), self.weight_parameter.detach().view(-1)
         flat_mask[remap.dropped] = False

@@ -101,6 +101,10 @@ class SparseModule(nn.Module):
     def write_values(self, values: Tensor) -> None:
         """Stores ``(nnz,)`` weights."""
 
+    def as_stored(self, values: Tensor) -> Tensor:
+        """``(nnz,)`` values of the connections, e.g. an optimizer's slot, in the Parameter's shape and order."""
+        return values.view_as(self.weight_parameter)
+
     @abstractmethod
     def set_topology(self, remap: Remap, values: Tensor) -> None:
         """Takes over new sites and their ``(nnz_new,)`` weights; the Parameter object stays."""

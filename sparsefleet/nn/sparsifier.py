@@ -114,7 +114,7 @@ class Sparsifier:
             conn = draw_connections(name, shape, nnz, connectivity, self.seed, old.weight.device, storage)
             made[name] = new = rebuilt(old, conn, storage)
             new.layer_name, new.kernel, new.init_key = name, math.prod(shape[2:]), key_of(self.seed, "weight", name)
-            _exchange(self.optimizer, old.weight, new.weight_parameter, conn.flat)
+            _exchange(self.optimizer, old.weight, new.weight_parameter, new)
             if old.bias is not None:
                 bias: Any = new.bias
                 _exchange(self.optimizer, old.bias, bias, None)
@@ -194,7 +194,7 @@ class Sparsifier:
             conn = old.connections()
             made[name] = new = rebuilt(old, conn, self.layer)
             new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
-            _exchange(self.optimizer, old.weight_parameter, new.weight_parameter, conn.flat)
+            _exchange(self.optimizer, old.weight_parameter, new.weight_parameter, new)
             before, after = getattr(old, "bias", None), getattr(new, "bias", None)
             if before is not None and after is not None:
                 _exchange(self.optimizer, before, after, None)
@@ -258,12 +258,12 @@ def _check(method: Pruner | Rewirer, storage: Layer, optimizer: torch.optim.Opti
         raise UserError(f"layer {storage.name!r} stores every weight")
 
 
-def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, flat: Tensor | None) -> None:
-    """Puts ``new`` in the place of ``old``, with its slots; those of a weight at ``(nnz,)`` flat sites, unless the shapes are equal."""
+def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, module: SparseModule | None) -> None:
+    """Puts ``new`` in the place of ``old``, with its slots; those of a dense-stored weight as the sparse ``module`` stores its connections."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     new.requires_grad_(old.requires_grad)
     for key, slot in optimizer.state.pop(old, {}).items():
-        if isinstance(slot, Tensor) and slot.dim() and slot.shape != new.shape and flat is not None:
-            slot = slot.reshape(-1)[flat].view_as(new)
+        if isinstance(slot, Tensor) and slot.dim() and module is not None:
+            slot = module.as_stored(slot.reshape(-1)[module.flat_sites()])
         optimizer.state[new][key] = slot

@@ -33,6 +33,9 @@ _IDENTITY = (
 )
 _SHOWN_PATHS = ("dataset", "model", "layer", "density", "narrow_to_density", "start_from", "schema")
 
+_PROJECTED = {"constant-fan-in": "per-row", "block": "per-block"}
+"""How a method's choices were projected, by what the layer holds."""
+
 
 def rows(
     trials: Iterable[TrialRow],
@@ -170,6 +173,11 @@ def _labels(one: Group, twin: Group | None) -> tuple[str, str]:
         label = activation
     elif changed:
         variant = ",".join(part for part in (variant, activation) if part)
+    held = {layer.get("topology", "free") for record in one.records for layer in (record.get("counts") or {}).get("layers", ())}
+    projected = [
+        text for topology, text in _PROJECTED.items() if topology in held and method.pattern.kind == "unstructured" and one.arm != "dense"
+    ]
+    variant = ",".join(part for part in (variant, *projected) if part)
     if one.spec["start_from"] and method.pruner:
         variant = ",".join(part for part in (variant, "from twin") if part)
     return label, variant

@@ -33,6 +33,7 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
             nnz_asked=network.nnz_asked[name],
             nnz=nnz[name],
             nnz_effective=effective.get(name),
+            topology=network.sparse[name].topology if name in network.sparse else "free",
             **_spread(network.sparse.get(name)),
         )
         for name, shape in network.shapes.items()
@@ -94,10 +95,11 @@ def carry_slots(
         slots: state of the old optimizer by its parameters.
         old_parameters: by name of the new parameter, the old one it came from.
     """
-    sites = {id(module.weight_parameter): module.flat_sites() for module in network.sparse.values()}
+    sparse = {id(module.weight_parameter): module for module in network.sparse.values()}
     for name, parameter in network.module.named_parameters():
         old = old_parameters.get(name, parameter)
         for key, value in slots.get(old, {}).items():
-            if isinstance(value, Tensor) and value.dim() and value.shape == old.shape and id(parameter) in sites:
-                value = value.reshape(-1)[sites[id(parameter)]].view_as(parameter)
+            if isinstance(value, Tensor) and value.dim() and value.shape == old.shape and id(parameter) in sparse:
+                module = sparse[id(parameter)]
+                value = module.as_stored(value.reshape(-1)[module.flat_sites()])
             optimizer.state[parameter][key] = value

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
 from sparsefleet.errors import IntegrityError, UserError
-from sparsefleet.nn.materialise import draw_connections, materialise, replace_module, weight_shape
+from sparsefleet.nn.layer_norm import fuse_norms
+from sparsefleet.nn.materialise import draw_connections, materialise, rebuilt, replace_module, weight_shape
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.plugin import Connectivity, DataInfo, Layer, Model
 from sparsefleet.registry import Registry
@@ -223,12 +224,8 @@ def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor
         before = network.module(probe)
     old_parameters: dict[str, nn.Parameter] = {}
     for name, old in list(network.sparse.items()):
-        conn = old.connections()
-        shape = network.shapes[name]
         bias = getattr(old, "bias", None)
-        with torch.device("meta"):
-            template = nn.Linear(shape[1], shape[0], bias=bias is not None)
-        new = layer.build(template, conn, bias)
+        new = rebuilt(old, old.connections(), layer)
         new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
         new.method_state = old.method_state
         replace_module(network.module, name, new)
@@ -237,6 +234,7 @@ def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor
         old_parameters[names[id(new.weight_parameter)]] = old.weight_parameter
         if bias is not None:
             old_parameters[names[id(new.bias)]] = bias
+    fuse_norms(network.module, list(network.sparse.values()))
     network.storage = layer.name
     with torch.no_grad():
         after = network.module(probe)

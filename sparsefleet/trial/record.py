@@ -65,6 +65,7 @@ class LayerCount(_Strict):
     execution: str
     nnz_asked: int
     nnz: int
+    topology: str = Field("free", description="what the layer can hold; the method's choices are projected onto it")
     nnz_effective: int | None = Field(None, description="on a path from an input to an output; None where it is not computed")
     fan_in_cv: float | None = Field(None, description="standard deviation over mean of the connections per output unit; None for dense")
     fan_out_cv: float | None = Field(None, description="standard deviation over mean of the connections per input unit; None for dense")

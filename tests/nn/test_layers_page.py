@@ -31,5 +31,5 @@ def test_every_layer_of_the_catalogue_is_on_the_page():
 
 
 def test_the_tolerances_are_those_that_are_tested():
-    assert _TOLERANCE == {torch.float64: 1e-12, torch.float32: 2e-5}
+    assert {torch.float64: 1e-12, torch.float32: 2e-5} == _TOLERANCE
     assert "**1e-12 in float64** and **2e-5 in float32**" in PAGE

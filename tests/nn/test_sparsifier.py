@@ -165,7 +165,8 @@ def test_it_resumes_bit_equal(method, optimizer, layer):
         assert torch.equal(other.state_dict()[key], value), key
 
 
-def test_optimizer_slots_follow_a_model_that_has_trained():
+@pytest.mark.parametrize("storage", ["csr", "fixed-fan-in", "block", "masked"])
+def test_optimizer_slots_follow_a_model_that_has_trained(storage):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -174,10 +175,16 @@ def test_optimizer_slots_follow_a_model_that_has_trained():
     optimizer.step()
     weight, bias = model[0].weight, model[0].bias
     before, bias_before = optimizer.state[weight]["exp_avg"].clone(), optimizer.state[bias]["exp_avg"].clone()
-    sparsifier = sfnn.Sparsifier(model, optimizer, density=0.25, total_steps=10, rewirer="set")
+    sparsifier = sfnn.Sparsifier(model, optimizer, density=0.25, total_steps=10, rewirer="set", layer=storage)
     layer = model[0]
     assert torch.equal(layer.values(), weight.detach().view(-1)[layer.flat_sites()])
-    assert torch.equal(optimizer.state[layer.values_]["exp_avg"], before.view(-1)[layer.flat_sites()])
+    slot = optimizer.state[layer.weight_parameter]["exp_avg"]
+    assert torch.equal(slot, layer.as_stored(before.view(-1)[layer.flat_sites()]))
+    dense = torch.zeros(16, 12)  # by hand: what each storage says that a slot's entries belong to
+    layer.write_values(torch.arange(1.0, layer.nnz + 1))
+    of = layer.weight_parameter.detach().reshape(-1)
+    dense.view(-1)[layer.flat_sites()[of[of > 0].long() - 1]] = slot.reshape(-1)[of > 0]
+    assert torch.equal(dense.view(-1)[layer.flat_sites()], before.view(-1)[layer.flat_sites()])
     assert torch.equal(optimizer.state[layer.bias]["exp_avg"], bias_before)
     assert weight not in optimizer.state
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}

@@ -1,0 +1,91 @@
+"""What a layer cannot hold is skipped when the grid is planned, with a reason."""
+
+import pytest
+
+from sparsefleet.grid.expand import Skip, walk
+from sparsefleet.grid.load import load_text
+from sparsefleet.registry import catalog
+
+BASE = """
+name: storage
+dataset: digits
+model: {{mlp: {{hidden: [64]}}}}
+optimizer: {{sgd: {{lr: 0.1}}}}
+train: {{epochs: 1}}
+density: 0.25
+seeds: 1
+layer: {layer}
+connectivity: {connectivity}
+method: {method}
+resources: {{cpus: 1, gpus: {gpus}}}
+"""
+
+
+def found(layer, method, connectivity="random", gpus=0):
+    text = BASE.format(layer=layer, method=method, connectivity=connectivity, gpus=gpus)
+    items = list(walk(load_text(text, "grid.yaml", catalog=catalog()), catalog()))
+    skips = [item.reason for item in items if isinstance(item, Skip)]
+    return skips[0] if skips else {item.spec.layer.name for item in items if item.arm == "sparse"}
+
+
+@pytest.mark.parametrize("layer", ["csr", "fixed-fan-in", "block", "masked"])
+@pytest.mark.parametrize("method", ["{rewirer: set}", "{rewirer: rigl}", "{rewirer: deep-r}", "{pruner: magnitude}", "{pruner: random}"])
+def test_every_method_runs_on_every_layer_or_is_skipped(layer, method):
+    got = found(layer, method)
+    if layer == "block" and "deep-r" in method:
+        assert got == "deep-r decides about each connection by itself; layer=block holds whole blocks"
+    else:
+        assert got == {layer}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            ("fixed-fan-in", "{pruner: magnitude, pattern: row}"),
+            "layer=fixed-fan-in holds topology constant-fan-in, which pattern row does not give",
+        ),
+        (
+            ("fixed-fan-in", "{rewirer: set}", "rows"),
+            "connectivity=rows draws whole rows, layer=fixed-fan-in holds equally many inputs for every output",
+        ),
+        (("{block: {size: 8}}", "{rewirer: set}", "blocks"), "connectivity=blocks draws blocks of 4, layer=block holds blocks of 8"),
+        (
+            ("block", "{pruner: magnitude, pattern: {block: {rows: 4, cols: 8}}}"),
+            "layer=block holds blocks of 4, which pattern block does not give",
+        ),
+        (("block", "{pruner: magnitude, pattern: channel}"), "layer=block holds topology block, which pattern channel does not give"),
+        (("two-four", "{rewirer: set}"), "layer=two-four runs on cuda; this trial asks for no GPU"),
+        (("two-four", "{rewirer: set}", "random", 1), "layer=two-four holds n:m, which set does not keep"),
+        (("two-four", "{pruner: magnitude}", "random", 1), "layer=two-four holds topology n:m, which pattern unstructured does not give"),
+        (
+            ("two-four", "{pruner: magnitude, pattern: {n:m: {n: 1, m: 4}}}", "random", 1),
+            "layer=two-four holds 2:4, the pattern is 1:4",
+        ),
+        (
+            ("two-four", "{pruner: magnitude, pattern: n:m}", "random", 1),
+            "layer=two-four needs widths that are multiples of 64, and there is 10 (keep_dense leaves first or last dense)",
+        ),
+    ],
+)
+def test_contradictions_are_named(arguments, reason):
+    assert found(*arguments) == reason
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fixed-fan-in", "{pruner: magnitude, pattern: n:m}"),
+        ("block", "{pruner: magnitude, pattern: block}"),
+        ("block", "{rewirer: set}", "blocks"),
+        ("{block: {size: 8}}", "{rewirer: set}", "rows"),
+        ("two-four", "{pruner: magnitude, pattern: n:m, keep_dense: [last]}", "random", 1),
+    ],
+)
+def test_what_fits_runs(arguments):
+    assert isinstance(found(*arguments), set)
+
+
+def test_a_missing_package_is_a_reason(monkeypatch):
+    monkeypatch.setattr("sparsefleet.grid.storage.importlib.util.find_spec", lambda name: None)
+    assert found("torch-sparse", "{rewirer: set}") == "layer=torch-sparse needs the package torch-sparse, which is not installed"
