@@ -17,7 +17,7 @@ def merge_sites(flat: Tensor, keep: Tensor, fresh: Tensor) -> tuple[Tensor, Tens
         fresh: ``(k,)`` int64 ascending, none of them kept.
     """
     if flat.device.type == "cpu" and native.library() is not None:
-        return native.merge(flat.contiguous(), keep.contiguous(), fresh.contiguous(), int(keep.sum()))
+        return native.merge(flat.contiguous(), keep.contiguous(), fresh.contiguous(), int(torch.count_nonzero(keep)))
     positions = torch.nonzero(keep).flatten()
     sites = torch.cat([flat[positions], fresh])
     sites, order = torch.sort(sites)
