@@ -22,15 +22,27 @@ class Remap:
 
     Attributes:
         source: ``(nnz_new,)`` int64: position among the old connections, or -1 for a grown one; new order is ascending by site.
-        dropped: ``(n,)`` int64 flat sites that are gone.
         grown: ``(m,)`` int64 flat sites that are new.
         flat: ``(nnz_new,)`` int64 all flat sites, ascending.
+        before: ``(nnz,)`` int64 the flat sites that were.
+        stays: ``(nnz,)`` bool which of them stay.
     """
 
     source: Tensor
-    dropped: Tensor
     grown: Tensor
     flat: Tensor
+    before: Tensor
+    stays: Tensor
+
+    @property
+    def n_dropped(self) -> int:
+        """How many are gone."""
+        return self.before.numel() - (self.flat.numel() - self.grown.numel())
+
+    @cached_property
+    def dropped(self) -> Tensor:
+        """``(n_dropped,)`` int64 flat sites that are gone."""
+        return self.before[~self.stays]
 
     def gather(self, values: Tensor) -> Tensor:
         """``(nnz_new,)``: old per-connection values in the new order, zeros at grown connections."""
@@ -45,7 +57,8 @@ class Remap:
 
     @cached_property
     def _taken(self) -> Tensor:
-        return self.source.clamp(min=0)
+        narrow = torch.int32 if self.before.numel() < 2**31 else torch.int64
+        return self.source.to(narrow).clamp_(min=0)
 
 
 class SparseModule(nn.Module):
@@ -179,4 +192,4 @@ def remap_sites(flat: Tensor, keep: Tensor, new: Tensor, *, regrown_are_kept: bo
         stays = keep.index_fill(0, at[returned], True)
         new = new[~returned]
     sites, source = merge_sites(flat, stays, new)
-    return Remap(source=source, dropped=flat[~stays], grown=new, flat=sites)
+    return Remap(source=source, grown=new, flat=sites, before=flat, stays=stays)

@@ -205,7 +205,7 @@ class Topology:
         old = old or self._connections(name, Rng("unseeded"))
         new_flat = check_sites(new, module.matrix_shape, layer=name)
         remap = remap_sites(old.flat, keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
-        n_present = int((remap.flat[1:] == remap.flat[:-1]).sum())
+        n_present = int(torch.count_nonzero(remap.flat[1:] == remap.flat[:-1]))
         if n_present:
             raise PluginError(f"layer {name!r}: {n_present} of {new_flat.numel()} grown connections are already there")
         values = remap.gather(old.weight)
@@ -216,7 +216,7 @@ class Topology:
             values[remap.is_new] = old.dense.weight.reshape(-1)[remap.grown]
         self._remap_slots(module, remap, values)
         module.method_state = state
-        return Change(name, remap.dropped.numel(), remap.grown.numel(), remap.flat.numel())
+        return Change(name, remap.n_dropped, remap.grown.numel(), remap.flat.numel())
 
     @staticmethod
     def _fill_grown(old: Connections, remap: Remap, values: Tensor, state: dict[str, Tensor], rewirer: Rewirer) -> None:

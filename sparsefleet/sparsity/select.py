@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sparsefleet.errors import PluginError
 
+_SAMPLED_ABOVE, _SAMPLE = 1 << 18, 1 << 14
+
 
 def keep_best(score: Tensor, n_keep: int) -> Tensor:
     """``(n,)`` bool with exactly ``n_keep`` True at the highest scores; of equal scores the earlier positions stay.
@@ -27,9 +29,12 @@ def keep_best(score: Tensor, n_keep: int) -> Tensor:
     score = score.detach().reshape(-1)
     if bool(torch.isnan(score).any()):
         raise PluginError(f"{int(torch.isnan(score).sum())} of {n} scores are NaN")
-    last = torch.kthvalue(score, n - n_keep + 1).values  # the n_keep-th largest
+    last = _kth_smallest(score, n - n_keep + 1)  # the n_keep-th largest
+    keep = score >= last
+    if int(torch.count_nonzero(keep)) == n_keep:  # nobody who ties has to go
+        return keep
     keep = score > last
-    n_tied = n_keep - int(keep.sum())
+    n_tied = n_keep - int(torch.count_nonzero(keep))
     keep[torch.nonzero(score == last).flatten()[:n_tied]] = True
     return keep
 
@@ -51,6 +56,22 @@ def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
     keep = torch.zeros(row.numel(), dtype=torch.bool, device=row.device)
     keep[order] = rank < n_keep[sorted_row]
     return keep
+
+
+def _kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest of ``(n,)`` values without NaN, from 1 on: exact; a sample says between which values it lies."""
+    n = values.numel()
+    if n > _SAMPLED_ABOVE and values.device.type == "cpu":
+        sample = torch.sort(values[:: n // _SAMPLE]).values
+        at, margin = k * sample.numel() // n, sample.numel() // 100
+        low, high = sample[max(0, at - margin)], sample[min(sample.numel() - 1, at + margin)]
+        n_below = int(torch.count_nonzero(values < low))
+        if bool(low == high):  # many are equal
+            return low if n_below < k <= int(torch.count_nonzero(values <= low)) else torch.kthvalue(values, k).values
+        inside = values[(values >= low).logical_and_(values <= high)]
+        if n_below < k <= n_below + inside.numel():
+            return torch.kthvalue(inside, k - n_below).values
+    return torch.kthvalue(values, k).values
 
 
 def share_of(n: int, share: float) -> int:
@@ -76,11 +97,15 @@ def lowest_within(score: Tensor, group: Tensor, share: float) -> Tensor:
         k = share_of(inside.numel(), share)
         if not k:
             continue
-        limit = torch.kthvalue(inside, k).values
+        limit = _kth_smallest(inside, k)
+        below = (score <= limit).logical_and_(part)
+        if int(torch.count_nonzero(below)) == k:  # all who tie go
+            low |= below
+            continue
         below = (score < limit).logical_and_(part)
         tied = torch.nonzero((score == limit).logical_and_(part)).flatten()
         low |= below
-        low[tied[tied.numel() - (k - int(below.sum())) :]] = True
+        low[tied[tied.numel() - (k - int(torch.count_nonzero(below))) :]] = True
     return low
 
 

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sparsefleet.errors import PluginError
+from sparsefleet.sparsity import select
 from sparsefleet.sparsity.select import keep_best, keep_best_per_row, lowest_within, rank_within, share_of
 
 
@@ -50,3 +51,19 @@ def test_the_lowest_share_of_each_group_is_that_of_its_ranks(values, share):
     low = lowest_within(score, group, share)
     assert torch.equal(low, rank_within(score, group) <= share)
     assert int(low.sum()) == share_of(int(group.sum()), share) + share_of(int((~group).sum()), share)
+
+
+@pytest.mark.parametrize("kind", ["normal", "sorted", "few", "two", "infinite"])
+@pytest.mark.parametrize("k", [1, 2, 1000, 150_000, 299_999, 300_000])
+def test_the_kth_of_many_is_the_one_that_torch_finds(kind, k):
+    gen = torch.Generator().manual_seed(k)
+    values = torch.randn(300_000, generator=gen)
+    values = {
+        "normal": values,
+        "sorted": values.sort().values,
+        "few": (values * 3).round(),
+        "two": (values > 0.5).float(),
+        "infinite": torch.where(values > 2, torch.inf, values),
+    }[kind]
+    assert select._kth_smallest(values, k) == torch.kthvalue(values, k).values
+    assert int(keep_best(values, k).sum()) == k
