@@ -52,11 +52,14 @@ class Kind:
 
 
 def ours(conn: Connections) -> Peer:
-    """The layer that this package is proud of."""
+    """The layer that this package is proud of; where rows come in contiguous, they go out so."""
     from sparsefleet.nn import FixedFanInLinear
+    from sparsefleet.ops import row_major
 
     module = FixedFanInLinear.from_connections(conn, None)
-    return Peer(module, module.weight_parameter, lambda grad: grad.reshape(-1), module)
+    return Peer(
+        lambda x: row_major(module(x)) if x.is_contiguous() else module(x), module.weight_parameter, lambda grad: grad.reshape(-1), module
+    )
 
 
 def dense(conn: Connections) -> Peer:

@@ -25,7 +25,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16
 #define SERIAL 100000 /* multiplications that are not worth a second thread */
-#define AHEAD_ROWS 8  /* connections whose activations are fetched ahead */
+#define AHEAD_ROWS 8 /* connections whose activations are fetched ahead */
 #define AHEAD_VALUES 48
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
@@ -79,103 +79,154 @@ static int64_t share_of_columns(const matrix *m, int t, int n) {
     return low;
 }
 
+/* Of two vectors, the halves of every group of 16, 8, 4 or 2 lanes: the first ones, and the second ones. */
+#define FIRST_8(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define LAST_8(a, b) SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define FIRST_4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
+#define LAST_4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31)
+#define FIRST_2(a, b) SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define LAST_2(a, b) SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define FIRST_1(a, b) SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30)
+#define LAST_1(a, b) SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31)
+
 /* Sums of 16 vectors, in order: halves are added pairwise, so that 15 additions of whole vectors give 16 sums. */
 INLINE vec sums_of_16(const vec *d) {
     vec s[8];
-#define PAIRS(from, half, low, high) \
-    _Pragma("GCC unroll 8") for (int i = 0; i < half; i++) { vec a = from[i], b = from[i + half]; s[i] = low + high; }
-    PAIRS(d, 8, SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-          SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-    PAIRS(s, 4, SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
-          SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-    PAIRS(s, 2, SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-          SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-    PAIRS(s, 1, SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
-          SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+#define PAIRS(from, half) \
+    _Pragma("GCC unroll 8") for (int i = 0; i < half; i++) s[i] = FIRST_##half(from[i], from[i + half]) + LAST_##half(from[i], from[i + half]);
+    PAIRS(d, 8) PAIRS(s, 4) PAIRS(s, 2) PAIRS(s, 1)
 #undef PAIRS
     return s[0];
 }
 
-/* One batch tile: `count` of nv * 16 columns are there. Rows of x and of dy lie `stride` floats apart, those of the others `batch`. */
+/* 16 rows of 16 become columns. */
+INLINE void turn_16(vec *v) {
+#define PAIRS(half) \
+    _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) if (!(i & half)) { \
+        vec a = v[i], b = v[i + half]; \
+        v[i] = FIRST_##half(a, b); \
+        v[i + half] = LAST_##half(a, b); \
+    }
+    PAIRS(8) PAIRS(4) PAIRS(2) PAIRS(1)
+#undef PAIRS
+}
+
+/* One batch tile: `count` of nv * 16 columns are there. What is fetched by index lies in rows of nv * 16 floats, the rest in rows of `batch`. */
 typedef struct {
     const float *x, *dy, *value, *bias;
     float *y, *dx, *dvalue;
-    int64_t stride, batch;
-    int count, add;
+    int64_t batch;
+    int count, add; /* add: to what earlier tiles gave */
 } tile;
 
-INLINE void store(float *to, const vec *v, int nv, int count) {
-    _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) {
-        int n = count - c * LANES;
-        if (n >= LANES) AT(to + c * LANES) = v[c];
-        else if (n > 0) memcpy(to + c * LANES, &v[c], n * sizeof(float));
-    }
+INLINE vec load(const float *from, int n) { return n >= LANES ? AT(from) : load_part(from, n < 0 ? 0 : n); }
+
+INLINE void store(float *to, vec v, int n) {
+    if (n >= LANES) AT(to) = v;
+    else if (n > 0) memcpy(to, &v, n * sizeof(float));
 }
 
-INLINE void fetch(const float *row, int nv) {
-    _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) __builtin_prefetch(row + c * LANES);
-}
+/* The first line only: the processor finds the rest of a row by itself. */
+INLINE void fetch(const float *row) { __builtin_prefetch(row); }
 
-INLINE void forward_tile(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
+INLINE void forward_tile(const matrix *m, const tile *t, int64_t first, int64_t last, const int nv, const int full) {
     const int32_t *col = m->col;
-    const int64_t stride = t->stride, final = row_begin(m, last) - 1;
+    const int64_t nnz = row_begin(m, m->n_out), width = nv * LANES;
     const float *x = t->x, *value = t->value;
     for (int64_t i = first, p = row_begin(m, first); i < last; i++) {
         vec sum[4];
         _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) sum[c] = (vec){0} + (t->bias ? t->bias[i] : 0.0f);
-        for (int64_t end = row_begin(m, i + 1); p < end; p++) {
-            int64_t ahead = p + AHEAD_ROWS < final ? p + AHEAD_ROWS : final;
-            fetch(x + col[ahead] * stride, nv);
-            const float *row = x + col[p] * stride;
+        int64_t end = row_begin(m, i + 1);
+        const int32_t *next = col + (end + AHEAD_ROWS <= nnz) * AHEAD_ROWS;
+        for (; p < end; p++) {
+            fetch(x + next[p] * width);
+            const float *row = x + col[p] * width;
             _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) sum[c] += value[p] * AT(row + c * LANES);
         }
-        store(t->y + i * t->batch, sum, nv, t->count);
+        float *to = t->y + i * t->batch;
+        _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) store(to + c * LANES, sum[c], full ? LANES : t->count - c * LANES);
     }
 }
 
-CLONES static void forward_range(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
-    if (nv == 4) forward_tile(m, t, first, last, 4);
-    else if (nv == 2) forward_tile(m, t, first, last, 2);
-    else forward_tile(m, t, first, last, 1);
+#define OF_WIDTH(function, ...) \
+    if (nv == 4) function(__VA_ARGS__, 4, full); \
+    else if (nv == 2) function(__VA_ARGS__, 2, full); \
+    else function(__VA_ARGS__, 1, full);
+
+/* On some processors (AMD's Zen 5) the loops that fetch by index take up to twice as long at every other 256 bytes of the code. So each of them stands
+   here twice, 256 bytes apart, and whoever loads the library times both (docs/decisions/0012). The results have the same bits. */
+#if defined(__x86_64__) && defined(__linux__)
+#define PLACED __attribute__((aligned(512)))
+#define SHIFT __asm__ volatile(".skip 256, 0x90");
+#else
+#define PLACED
+#define SHIFT
+#endif
+static int forward_shifted, backward_shifted;
+
+void sf_place(int forward, int backward) { forward_shifted = forward, backward_shifted = backward; }
+
+#define FORWARD(name, shift) \
+    CLONES PLACED static void name(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) { \
+        const int full = 1; \
+        shift OF_WIDTH(forward_tile, m, t, first, last) \
+    }
+FORWARD(forward_whole, )
+FORWARD(forward_whole_shifted, SHIFT)
+
+CLONES static void forward_part(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
+    const int full = 0;
+    OF_WIDTH(forward_tile, m, t, first, last)
 }
 
-/* dvalue of 16 connections whose products lie in d. */
-INLINE void write_16(const tile *t, const int32_t *pos, const vec *d, int n) {
-    float sum[LANES] __attribute__((aligned(64)));
-    *(vec *)sum = sums_of_16(d);
-    if (t->add)
-        for (int i = 0; i < n; i++) t->dvalue[pos[i]] += sum[i];
-    else
-        for (int i = 0; i < n; i++) t->dvalue[pos[i]] = sum[i];
+/* dvalue of the connections from p on whose products lie in d: at their positions, or in order. */
+INLINE void write_16(float *dvalue, const int32_t *t_pos, int64_t p, const vec *d, int n, const int ordered, int add) {
+    if (ordered) {
+        vec sum = sums_of_16(d);
+        if (add) sum += load(dvalue + p, n);
+        store(dvalue + p, sum, n);
+    } else {
+        float sum[LANES] __attribute__((aligned(64)));
+        *(vec *)sum = sums_of_16(d);
+        for (int i = 0; i < n; i++) dvalue[t_pos[p + i]] = sum[i];
+    }
 }
 
-/* Both gradients with one fetch of dy: column j's x and dx stay in registers, and 16 scalar products are added up together. */
-INLINE void backward_tile(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
+/* Both gradients with one fetch of dy: column j's x and dx stay in registers, and 16 scalar products are added up together.
+   ordered: value and dvalue lie in the order of the transposed index, as they do where a batch has several tiles. */
+INLINE void backward_tile(const matrix *m, const tile *t, int64_t first, int64_t last, const int ordered, const int nv, const int full) {
     const int32_t *t_row = m->t_row, *t_pos = m->t_pos;
-    const int64_t stride = t->stride, nnz = m->t_ptr[m->panels * m->n_in];
+    const int64_t nnz = m->t_ptr[m->panels * m->n_in], batch = t->batch, width = nv * LANES;
     const float *dy = t->dy, *value = t->value;
     float *dvalue = t->dvalue;
-    vec d[LANES];
+    const int add = t->add, count = full ? nv * LANES : t->count;
+    vec d[LANES] __attribute__((aligned(64)));
     for (int64_t panel = 0; panel < m->panels; panel++) {
         const int32_t *ptr = m->t_ptr + panel * m->n_in;
         int64_t p = ptr[first];
         int n = 0;
         for (int64_t j = first; j < last; j++) {
             vec x[4], dx[4];
-            float *to = t->dx + j * t->batch;
-            _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) {
-                int here = t->count - c * LANES;
-                const float *from = t->x + j * t->batch + c * LANES;
-                x[c] = here >= LANES ? AT(from) : load_part(from, here < 0 ? 0 : here);
-                dx[c] = !panel ? (vec){0} : here >= LANES ? AT(to + c * LANES) : load_part(to + c * LANES, here < 0 ? 0 : here);
+            const float *from = t->x + j * batch;
+            float *to = t->dx + j * batch;
+            if (ordered) { /* rows a whole batch apart: the processor does not foresee them */
+                fetch(from + 2 * batch);
+                fetch(to + 2 * batch);
             }
-            for (int64_t end = ptr[j + 1]; p < end; p++) {
-                int64_t ahead = p + AHEAD_ROWS < nnz ? p + AHEAD_ROWS : p, far = p + AHEAD_VALUES < nnz ? p + AHEAD_VALUES : p;
-                fetch(dy + t_row[ahead] * stride, nv);
-                __builtin_prefetch(value + t_pos[far]);
-                __builtin_prefetch(dvalue + t_pos[far], 1);
-                const float *row = dy + t_row[p] * stride;
-                float w = value[t_pos[p]];
+            _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) {
+                x[c] = load(from + c * LANES, count - c * LANES);
+                dx[c] = panel ? load(to + c * LANES, count - c * LANES) : (vec){0};
+            }
+            int64_t end = ptr[j + 1], more = end + AHEAD_VALUES <= nnz; /* a test a column: one a connection takes half as long again */
+            const int32_t *next_row = t_row + more * AHEAD_ROWS, *next_pos = t_pos + more * AHEAD_VALUES;
+            for (; p < end; p++) {
+                fetch(dy + next_row[p] * width);
+                if (!ordered) {
+                    fetch(value + next_pos[p]);
+                    fetch(dvalue + next_pos[p]);
+                }
+                const float *row = dy + t_row[p] * width;
+                float w = value[ordered ? p : t_pos[p]];
                 vec product = {0};
                 _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) {
                     vec g = AT(row + c * LANES);
@@ -184,25 +235,45 @@ INLINE void backward_tile(const matrix *m, const tile *t, int64_t first, int64_t
                 }
                 d[n] = product;
                 if (++n == LANES) {
-                    write_16(t, t_pos + p - (LANES - 1), d, LANES);
+                    write_16(dvalue, t_pos, p - (LANES - 1), d, LANES, ordered, add);
                     n = 0;
                 }
             }
-            store(to, dx, nv, t->count);
+            _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) store(to + c * LANES, dx[c], count - c * LANES);
         }
-        if (n) write_16(t, t_pos + p - n, d, n);
+        if (n) write_16(dvalue, t_pos, p - n, d, n, ordered, add);
     }
 }
 
-CLONES static void backward_range(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
-    if (nv == 4) backward_tile(m, t, first, last, 4);
-    else if (nv == 2) backward_tile(m, t, first, last, 2);
-    else backward_tile(m, t, first, last, 1);
+#define BACKWARD(name, shift) \
+    CLONES PLACED static void name(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) { \
+        const int full = 1; \
+        shift OF_WIDTH(backward_tile, m, t, first, last, 0) \
+    }
+BACKWARD(backward_whole, )
+BACKWARD(backward_whole_shifted, SHIFT)
+
+CLONES static void backward_part(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
+    const int full = 0;
+    OF_WIDTH(backward_tile, m, t, first, last, 0)
+}
+
+#define ORDERED(name, shift) \
+    CLONES PLACED static void name(const matrix *m, const tile *t, int64_t first, int64_t last) { \
+        shift backward_tile(m, t, first, last, 1, 4, 1); \
+    }
+ORDERED(backward_ordered, )
+ORDERED(backward_ordered_shifted, SHIFT)
+
+CLONES static void backward_ordered_part(const matrix *m, const tile *t, int64_t first, int64_t last, int nv) {
+    const int full = 0;
+    OF_WIDTH(backward_tile, m, t, first, last, 1)
 }
 
 /* Rows [first, last) of `from`, `count` columns each, into rows of `width` floats, zeros behind. */
 static void pack(const float *from, int64_t batch, int64_t first, int64_t last, int count, int width, float *to) {
     for (int64_t j = first; j < last; j++) {
+        for (int c = 0; c < count; c += LANES) __builtin_prefetch(from + (j + 8) * batch + c);
         memcpy(to + j * width, from + j * batch, count * sizeof(float));
         if (count < width) memset(to + j * width + count, 0, (width - count) * sizeof(float));
     }
@@ -225,21 +296,27 @@ void sf_forward(const matrix *m, int64_t batch, const float *value, const float 
                 pack(x + b, batch, m->n_in * me / n, m->n_in * (me + 1) / n, count, width, scratch);
 #pragma omp barrier
             }
-            tile t = {.x = whole ? x : scratch, .value = value, .bias = bias, .y = y + b, .stride = width, .batch = batch, .count = count};
-            forward_range(m, &t, first, last, width / LANES);
+            tile t = {.x = whole ? x : scratch, .value = value, .bias = bias, .y = y + b, .batch = batch, .count = count};
+            if (count < width) forward_part(m, &t, first, last, width / LANES);
+            else (forward_shifted ? forward_whole_shifted : forward_whole)(m, &t, first, last, width / LANES);
             b += count;
         }
     }
 }
 
-/* dx = Wᵀ dy and dvalue = the entries of dy xᵀ where W has some. scratch: n_out * 64 floats, or NULL where the batch is one whole tile. */
+/* dx = Wᵀ dy and dvalue = the entries of dy xᵀ where W has some. scratch: NULL where the batch is one whole tile, else n_out * 64 floats, and
+   2 * nnz more where it has several. */
 void sf_backward(const matrix *m, int64_t batch, const float *value, const float *x, const float *dy, float *dx, float *dvalue, float *scratch,
                  int threads) {
     int64_t nnz = row_begin(m, m->n_out);
+    int ordered = batch > 64;
+    float *value_t = ordered ? scratch + m->n_out * 64 : NULL, *dvalue_t = ordered ? value_t + nnz : dvalue;
 #pragma omp parallel num_threads(threads) if (nnz * batch > SERIAL)
     {
         int me = omp_get_thread_num(), n = omp_get_num_threads();
         int64_t first = share_of_columns(m, me, n), last = share_of_columns(m, me + 1, n);
+        if (ordered)
+            for (int64_t p = nnz * me / n; p < nnz * (me + 1) / n; p++) value_t[p] = value[m->t_pos[p]];
         for (int64_t b = 0; b < batch;) {
             int width = tile_width(batch - b), count = batch - b < width ? batch - b : width;
             int whole = batch == width;
@@ -248,10 +325,17 @@ void sf_backward(const matrix *m, int64_t batch, const float *value, const float
                 pack(dy + b, batch, m->n_out * me / n, m->n_out * (me + 1) / n, count, width, scratch);
 #pragma omp barrier
             }
-            tile t = {.x = x + b, .dy = whole ? dy : scratch, .value = value, .dx = dx + b, .dvalue = dvalue,
-                      .stride = width, .batch = batch, .count = count, .add = b > 0};
-            if (last > first) backward_range(m, &t, first, last, width / LANES);
+            tile t = {.x = x + b, .dy = whole ? dy : scratch, .value = ordered ? value_t : value, .dx = dx + b, .dvalue = dvalue_t,
+                      .batch = batch, .count = count, .add = b > 0};
+            if (ordered && count == 64) (backward_shifted ? backward_ordered_shifted : backward_ordered)(m, &t, first, last);
+            else if (ordered) backward_ordered_part(m, &t, first, last, width / LANES);
+            else if (whole) (backward_shifted ? backward_whole_shifted : backward_whole)(m, &t, first, last, width / LANES);
+            else backward_part(m, &t, first, last, width / LANES);
             b += count;
+        }
+        if (ordered) {
+#pragma omp barrier
+            for (int64_t p = nnz * me / n; p < nnz * (me + 1) / n; p++) dvalue[m->t_pos[p]] = dvalue_t[p];
         }
     }
 }
@@ -423,28 +507,31 @@ void sf_merge(const int64_t *flat, const uint8_t *keep, int64_t n_flat, const in
     }
 }
 
-/* to[c][r] = from[r][c], in blocks that stay in the first cache. */
-CLONES static void transpose_rows(const float *from, float *to, int64_t rows, int64_t cols, int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; r += 16)
-        for (int64_t c = 0; c < cols; c += 16) {
-            int64_t r_end = r + 16 < last ? r + 16 : last, c_end = c + 16 < cols ? c + 16 : cols;
-            for (int64_t i = c; i < c_end; i++)
-                for (int64_t k = r; k < r_end; k++) to[i * rows + k] = from[k * cols + i];
+/* to[c][r] = from[r][c] for the rows of this thread, 16 by 16 in registers. */
+CLONES static void transpose_rows(const float *from, float *to, int64_t rows, int64_t cols, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+    for (int64_t r = r0; r < r1; r += LANES)
+        for (int64_t c = c0; c < c1; c += LANES) {
+            if (r + LANES <= r1 && c + LANES <= c1) {
+                vec v[LANES];
+                _Pragma("GCC unroll 16") for (int k = 0; k < LANES; k++) v[k] = AT(from + (r + k) * cols + c);
+                turn_16(v);
+                _Pragma("GCC unroll 16") for (int k = 0; k < LANES; k++) AT(to + (c + k) * rows + r) = v[k];
+            } else
+                for (int64_t i = c; i < (c + LANES < c1 ? c + LANES : c1); i++)
+                    for (int64_t k = r; k < (r + LANES < r1 ? r + LANES : r1); k++) to[i * rows + k] = from[k * cols + i];
         }
 }
 
+/* The longer side is shared out among the threads. */
 void sf_transpose(const float *from, float *to, int64_t rows, int64_t cols, int threads) {
     int by_rows = rows >= cols;
+    int64_t blocks = ((by_rows ? rows : cols) + LANES - 1) / LANES;
 #pragma omp parallel num_threads(threads) if (rows * cols > SERIAL)
     {
         int me = omp_get_thread_num(), n = omp_get_num_threads();
-        if (by_rows) transpose_rows(from, to, rows, cols, rows * me / n / 16 * 16, me + 1 == n ? rows : rows * (me + 1) / n / 16 * 16);
-        else {
-            int64_t first = cols * me / n / 16 * 16, last = me + 1 == n ? cols : cols * (me + 1) / n / 16 * 16;
-            for (int64_t c = first; c < last; c += 16)
-                for (int64_t r = 0; r < rows; r++)
-                    for (int64_t k = c; k < (c + 16 < last ? c + 16 : last); k++) to[k * rows + r] = from[r * cols + k];
-        }
+        int64_t first = blocks * me / n * LANES, last = me + 1 == n ? (by_rows ? rows : cols) : blocks * (me + 1) / n * LANES;
+        if (by_rows) transpose_rows(from, to, rows, cols, first, last, 0, cols);
+        else transpose_rows(from, to, rows, cols, 0, rows, first, last);
     }
 }
 
@@ -459,13 +546,6 @@ INLINE float sum_of(vec v) {
 }
 
 INLINE vec positive(vec of, vec by) { return (vec)((lanes)of & ~(lanes)(by <= 0)); } /* `of` where `by` is not below zero; NaN stays */
-
-INLINE vec load(const float *from, int n) { return n >= LANES ? AT(from) : load_part(from, n); }
-
-INLINE void store_part(float *to, vec v, int n) {
-    if (n >= LANES) AT(to) = v;
-    else memcpy(to, &v, n * sizeof(float));
-}
 
 /* total[c] += the sum over rows [first, last) of column c, or of its squared distance from mean[c]. */
 CLONES static void column_sums(const float *x, int64_t batch, int64_t first, int64_t last, const float *mean, double *total) {
@@ -491,7 +571,7 @@ CLONES static void normalise(const float *x, int64_t batch, int64_t first, int64
             int n = batch - c < LANES ? batch - c : LANES;
             vec v = (load(x + r * batch + c, n) - load(mean + c, n)) * load(rstd + c, n) * gamma[r] + beta[r];
             if (relu) v = positive(v, v);
-            store_part(y + r * batch + c, v, n);
+            store(y + r * batch + c, v, n);
         }
 }
 
@@ -558,7 +638,7 @@ CLONES static void norm_inputs(const norm *a, int64_t first, int64_t last, const
             vec rstd = load(a->rstd + c, n), hat = (load(a->x + r * batch + c, n) - load(a->mean + c, n)) * rstd;
             vec g = load(a->dy + r * batch + c, n);
             if (a->relu) g = positive(g, hat * a->gamma[r] + a->beta[r]);
-            store_part(a->dx + r * batch + c, rstd * (g * a->gamma[r] - load(average + c, n) - hat * load(average + batch + c, n)), n);
+            store(a->dx + r * batch + c, rstd * (g * a->gamma[r] - load(average + c, n) - hat * load(average + batch + c, n)), n);
         }
 }
 
@@ -591,7 +671,7 @@ INLINE void gather_rows(const float *table, const int32_t *index, int64_t first,
         int64_t ahead = p + AHEAD_ROWS < final ? p + AHEAD_ROWS : final;
         for (int part = 0; part < parts; part++) {
             const float *row = table + ((int64_t)index[p] * parts + part) * nv * LANES;
-            fetch(table + ((int64_t)index[ahead] * parts + part) * nv * LANES, nv);
+            fetch(table + ((int64_t)index[ahead] * parts + part) * nv * LANES);
             _Pragma("GCC unroll 4") for (int c = 0; c < nv; c++) sum[c] += AT(row + c * LANES);
         }
     }

@@ -18,6 +18,7 @@ from sparsefleet.ops.pattern import Pattern
 _LIBRARY = Library("sparsefleet", "DEF")
 _INDEX = "Tensor crow, Tensor col, Tensor t_ptr, Tensor t_row, Tensor t_pos, int n_in, int fan_in, int panels"
 _LIBRARY.define("feature_major(Tensor x) -> Tensor")
+_LIBRARY.define("row_major(Tensor x) -> Tensor")
 _LIBRARY.define(f"linear(Tensor x, Tensor values, Tensor? bias, {_INDEX}) -> Tensor")
 _LIBRARY.define(f"linear_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool need_x, bool need_values) -> (Tensor, Tensor)")
 
@@ -60,7 +61,22 @@ def feature_major(x: Tensor) -> Tensor:
 
 def _turn(x: Tensor) -> Tensor:
     turned = feature_major(x)
-    return (turned.clone() if turned.data_ptr() == x.data_ptr() else turned).t()  # an operator's output is never its input
+    return (
+        turned.clone(memory_format=torch.contiguous_format) if turned.data_ptr() == x.data_ptr() else turned
+    ).t()  # an operator's output is never its input
+
+
+def _turn_back(x: Tensor) -> Tensor:
+    turned = feature_major(x.t())  # what is feature-major to x is row-major to its transpose
+    return turned.clone(memory_format=torch.contiguous_format) if turned.data_ptr() == x.data_ptr() else turned
+
+
+def row_major(x: Tensor) -> Tensor:
+    """``x`` with contiguous rows, for what comes after a chain of sparse layers; ``(batch, features)``, differentiable."""
+    if x.dim() != 2 or x.is_contiguous():
+        return x.contiguous()
+    found: Tensor = torch.ops.sparsefleet.row_major(x)
+    return found
 
 
 def _pattern(index: tuple[Any, ...], n_out: int) -> Pattern:
@@ -114,6 +130,7 @@ def _backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> tuple[Tens
 
 for _device in ("CPU", "CUDA"):
     impl(_LIBRARY, "feature_major", _device)(_turn)
+    impl(_LIBRARY, "row_major", _device)(_turn_back)
     impl(_LIBRARY, "linear", _device)(_forward)
     impl(_LIBRARY, "linear_backward", _device)(_backward)
 
@@ -121,6 +138,11 @@ for _device in ("CPU", "CUDA"):
 @register_fake("sparsefleet::feature_major", lib=_LIBRARY)
 def _fake_turn(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], x.shape[0]).t()
+
+
+@register_fake("sparsefleet::row_major", lib=_LIBRARY)
+def _fake_turn_back(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @register_fake("sparsefleet::linear", lib=_LIBRARY)
@@ -151,7 +173,17 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return by_x, by_values, grad.sum(0) if need_bias else None, *[None] * 8
 
 
-register_autograd("sparsefleet::feature_major", lambda _, grad: grad, lib=_LIBRARY)
+def _keep_layout(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.was_row_major = inputs[0].is_contiguous()
+
+
+def _in_its_layout(ctx: Any, grad: Tensor) -> Tensor:
+    """The gradient lies as the input did."""
+    return row_major(grad) if ctx.was_row_major else grad
+
+
+register_autograd("sparsefleet::feature_major", _in_its_layout, setup_context=_keep_layout, lib=_LIBRARY)
+register_autograd("sparsefleet::row_major", lambda _, grad: grad, lib=_LIBRARY)
 register_autograd("sparsefleet::linear", _differentiate, setup_context=_keep, lib=_LIBRARY)
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
+import time
 import warnings
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ TILE = 64
 FEW = 4
 """Batches up to this size have kernels of their own."""
 _WHOLE_TILES = (16, 32, 64)
+_WORTH_PLACING = 10**7
+_TRIES = 7
 
 
 class _Matrix(ctypes.Structure):
@@ -75,6 +79,7 @@ _SIGNATURES = {
     "sf_transpose_index": "mlpppi",
     "sf_transpose": "pplli",
     "sf_merge": "pplplpppi",
+    "sf_place": "ii",
     "sf_gather": "ppllpi",
     "sf_multiply_add": "lpi",
     "sf_norm_forward": "llpppppppfii",
@@ -97,6 +102,28 @@ def _matrix(pattern: Pattern) -> _Matrix:
     crow = None if pattern.fan_in is not None else pattern.crow
     arrays = (crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos)
     return _Matrix(*pattern.shape, pattern.fan_in or 0, pattern.panels, *map(_at, arrays))
+
+
+@functools.cache
+def _place() -> None:
+    """Takes the faster of two copies of the loops that fetch by index; see docs/decisions/0012. About 50 ms, once a process."""
+    from sparsefleet.ops.pattern import pattern_from
+
+    n, fan_in, draws = 20_000, 10, torch.Generator().manual_seed(0)
+    pattern = pattern_from(torch.empty(0, dtype=torch.int32), torch.randint(n, (n * fan_in,), generator=draws).int(), (n, n), fan_in=fan_in)
+    x, values = torch.ones(n, TILE), torch.ones(pattern.nnz)
+    matrix, y, by_x, by_values = _matrix(pattern), torch.empty_like(x), torch.empty_like(x), torch.empty_like(values)
+    best = {(kernel, copy): math.inf for kernel in (0, 1) for copy in (0, 1)}
+    for _ in range(_TRIES):
+        for copy in (0, 1):
+            _load().sf_place(copy, copy)
+            begun = time.perf_counter()
+            _call("sf_forward", matrix, TILE, values, None, x, y, None)
+            between = time.perf_counter()
+            _call("sf_backward", matrix, TILE, values, x, y, by_x, by_values, None)
+            best[0, copy] = min(best[0, copy], between - begun)
+            best[1, copy] = min(best[1, copy], time.perf_counter() - between)
+    _load().sf_place(*(int(best[kernel, 1] < best[kernel, 0]) for kernel in (0, 1)))
 
 
 def transpose_index(pattern: Pattern) -> None:
@@ -129,6 +156,8 @@ def forward(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) ->
         x: ``(n_in, batch)`` contiguous, float32 or float64, as ``values`` and ``bias``.
     """
     batch = x.shape[1]
+    if pattern.nnz * batch > _WORTH_PLACING:
+        _place()
     y = x.new_empty(pattern.shape[0], batch)
     common = (_matrix(pattern), batch, values, bias, x, y)
     if x.dtype == torch.float64:
@@ -149,6 +178,8 @@ def backward(grad: Tensor, x: Tensor, values: Tensor, pattern: Pattern) -> tuple
         x: ``(n_in, batch)`` contiguous.
     """
     batch = x.shape[1]
+    if pattern.nnz * batch > _WORTH_PLACING:
+        _place()
     by_x, by_values = torch.empty_like(x), torch.empty_like(values)
     common = (_matrix(pattern), batch, values, x, grad, by_x, by_values)
     if x.dtype == torch.float64:
@@ -156,7 +187,8 @@ def backward(grad: Tensor, x: Tensor, values: Tensor, pattern: Pattern) -> tuple
     elif batch <= FEW:
         _call("sf_backward_few", *common, x.new_empty((torch.get_num_threads() - 1) * x.numel()))
     else:
-        scratch = None if batch in _WHOLE_TILES else x.new_empty(pattern.shape[0] * TILE)
+        in_order = 2 * pattern.nnz if batch > TILE else 0
+        scratch = None if batch in _WHOLE_TILES else x.new_empty(pattern.shape[0] * TILE + in_order)
         _call("sf_backward", *common, scratch)
     return by_x, by_values
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sparsefleet.ops import engine, native, pattern_from, pattern_of, sparse_linear
+from sparsefleet.ops import engine, native, pattern_from, pattern_of, row_major, sparse_linear
 from sparsefleet.rng import Rng
 
 BATCHES = (1, 2, 3, 4, 5, 15, 16, 17, 32, 33, 64, 65, 130, 200)
@@ -129,6 +129,18 @@ def test_opcheck(pattern):
 def test_opcheck_of_the_turn():
     for x in (torch.randn(6, 5, requires_grad=True), torch.randn(5, 6).t().requires_grad_()):
         torch.library.opcheck(torch.ops.sparsefleet.feature_major.default, (x,))
+        torch.library.opcheck(torch.ops.sparsefleet.row_major.default, (x,))
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (16, 16), (5, 3), (33, 70), (130, 300), (300, 1000)])
+def test_turning_there_and_back(shape):
+    x = torch.randn(shape, requires_grad=True)
+    turned = torch.ops.sparsefleet.feature_major(x)
+    assert turned.stride() == (1, shape[0]) and torch.equal(turned, x)
+    back = row_major(turned)
+    assert back.is_contiguous() and torch.equal(back, x)
+    (grad,) = torch.autograd.grad(back.square().sum(), x)
+    assert grad.is_contiguous() and torch.equal(grad, 2 * x)
 
 
 def test_a_row_major_input_is_turned_once_a_step(monkeypatch):
@@ -137,7 +149,7 @@ def test_a_row_major_input_is_turned_once_a_step(monkeypatch):
     pattern = free_pattern(37, 53, 261)
     x, values, _ = leaves(pattern, 16, torch.float32)
     sparse_linear(x, values, pattern).square().sum().backward()
-    assert turned == [(16, 53)] and x.grad.shape == (16, 53)
+    assert turned == [(16, 53), (53, 16)] and x.grad.is_contiguous()  # the input, and its gradient back
 
 
 def test_gradients_only_where_asked():
@@ -192,6 +204,18 @@ def test_panels_list_every_entry_once_and_change_nothing(monkeypatch):
     assert bool((key.diff() > 0).all())
     counts = torch.bincount(row // height * 60 + col, minlength=pattern.panels * 60)
     assert torch.equal(pattern.t_ptr.long(), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
+
+
+@pytest.mark.parametrize("batch", [64, 128])
+def test_both_copies_of_a_loop_give_the_same_bits(batch):
+    pattern = free_pattern(700, 900, 30_000)
+    x, values, _ = leaves(pattern, batch, torch.float32)
+    found = []
+    for which in (0, 1):
+        native.library().sf_place(which, which)
+        y = sparse_linear(x, values, pattern)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), (x, values))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_half_precision_comes_out_as_it_went_in():
