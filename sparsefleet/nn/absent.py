@@ -10,14 +10,59 @@ import torch
 from torch import Tensor
 
 from sparsefleet.ops.csr import top_absent_products
+from sparsefleet.sparsity.select import keep_best
 
-_TILE_ROWS, _TILE_COLS = 256, 1 << 14
+_TILE_ROWS, _TILE_COLS = 256, 1 << 15
+_MANY, _SAMPLED_UNITS = 1 << 15, 64
 _SLACK = 1.0 + 1e-5  # a product may exceed its bound by rounding
 
 
 def best_absent(x: Tensor, grad: Tensor, present: Tensor, k: int) -> Tensor:
-    """``(2, k)`` absent sites of the whole layer, ties by position, ascending; see ``top_absent_products``."""
-    return top_absent_products(x, grad, present, k)
+    """``(2, k)`` absent sites of the whole layer, ties by position, ascending.
+
+    Few are found by ``top_absent_products``, which visits what may hold them alone. For many, a sample of units says from which product on a
+    site is a candidate, and row blocks give theirs; too few candidates lower that floor, too many raise it.
+
+    Args:
+        x: ``(batch, n_in)`` the layer's input.
+        grad: ``(batch, n_out)`` the gradient of the loss by its output.
+        present: ``(nnz,)`` int64 ascending flat positions that do not count.
+        k: at most the number of absent sites.
+    """
+    if k < _MANY:
+        return top_absent_products(x, grad, present, k)
+    n_in, n_out = x.shape[1], grad.shape[1]
+    sample = (grad[:, :: max(1, n_out // _SAMPLED_UNITS)].t() @ x).abs_().view(-1)
+    share = 1.1 * (k + present.numel()) / (n_in * n_out)
+    value, flat = x.new_empty(0), present.new_empty(0)
+    while value.numel() < k:
+        rank = sample.numel() - int(share * sample.numel())
+        floor = float(torch.kthvalue(sample, rank).values) if rank > 0 else 0.0
+        value, flat = _candidates(x, grad, present, floor, k)
+        share *= 2
+    chosen = flat[keep_best(value, k)]
+    row = torch.div(chosen, n_in, rounding_mode="floor")
+    return torch.stack([row, chosen - row * n_in])
+
+
+def _candidates(x: Tensor, grad: Tensor, present: Tensor, floor: float, k: int) -> tuple[Tensor, Tensor]:
+    """Products of absent sites from ``floor`` on and their flat sites, ascending by site; at least the k best where there are k."""
+    n_in, n_out = x.shape[1], grad.shape[1]
+    values, sites, total = [x.new_empty(0)], [present.new_empty(0)], 0
+    for i in range(0, n_out, _TILE_ROWS):
+        score = (grad[:, i : i + _TILE_ROWS].t() @ x).abs_().view(-1)
+        begin, end = torch.searchsorted(present, torch.tensor([i * n_in, i * n_in + score.numel()], device=present.device)).tolist()
+        score[present[begin:end] - i * n_in] = -1.0
+        at = torch.nonzero(score >= floor).flatten()
+        values.append(score[at])
+        sites.append(at.add_(i * n_in))
+        total += at.numel()
+        if total > 4 * k:
+            value, flat = torch.cat(values), torch.cat(sites)
+            best = keep_best(value, k)
+            values, sites, total = [value[best]], [flat[best]], k
+            floor = float(values[0].min())
+    return torch.cat(values), torch.cat(sites)
 
 
 def best_absent_per_row(x: Tensor, grad: Tensor, present: Tensor, counts: Tensor) -> Tensor:
@@ -99,8 +144,9 @@ def _blot_out(score: Tensor, present: Tensor, rows: Tensor, cols: Tensor, n_in: 
 
 def _top(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``(rows, k)`` the k largest of each row and their columns; of equal ones the lowest columns."""
-    value, at = torch.topk(score, k)
-    tied = (score >= value[:, -1:]).sum(1) > k
+    value, at = torch.topk(score, min(k + 1, score.shape[1]))
+    tied = value[:, k - 1] == value[:, -1] if value.shape[1] > k else torch.zeros(0, dtype=torch.bool, device=score.device)
+    value, at = value[:, :k], at[:, :k]
     if bool(tied.any()):
         ordered = torch.sort(score[tied], dim=1, descending=True, stable=True)
         value[tied], at[tied] = ordered.values[:, :k], ordered.indices[:, :k]

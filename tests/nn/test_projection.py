@@ -7,7 +7,7 @@ from torch import nn
 import sparsefleet.nn as sfnn
 from sparsefleet.connections import Connections, sites_of_tiles
 from sparsefleet.errors import PluginError
-from sparsefleet.nn.absent import best_absent_per_row, best_absent_tiles
+from sparsefleet.nn.absent import best_absent, best_absent_per_row, best_absent_tiles
 from sparsefleet.nn.projection import fitted_draw, fitted_nnz
 from sparsefleet.nn.topology import Topology
 from sparsefleet.plugin import Progress, Rewirer, Update
@@ -86,6 +86,22 @@ def test_the_best_of_every_unit_are_found_tile_by_tile(seed, monkeypatch):
     free = 19 - torch.bincount(present // 19, minlength=11)
     counts = (torch.rand(11, generator=gen) * (free + 1)).long().clamp(max=free)
     assert torch.equal(best_absent_per_row(x, grad, present, counts), slow_best(grad.T @ x, present, counts))
+
+
+@pytest.mark.parametrize("units", [1, 64])
+@pytest.mark.parametrize("seed", range(6))
+def test_many_of_a_whole_layer_are_the_same_as_few_at_a_time(seed, units, monkeypatch):
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.randint(-1, 3, (2, 19), generator=gen).double() * (torch.rand(19, generator=gen) < 0.7)
+    grad = torch.randint(-1, 2, (2, 11), generator=gen).double()
+    present = torch.nonzero(torch.rand(11 * 19, generator=gen) < 0.3).flatten()
+    for k in (1, 7, 60, 11 * 19 - present.numel()):
+        few = best_absent(x, grad, present, k)
+        with monkeypatch.context() as patch:
+            patch.setattr("sparsefleet.nn.absent._MANY", 0)
+            patch.setattr("sparsefleet.nn.absent._SAMPLED_UNITS", units)
+            patch.setattr("sparsefleet.nn.absent._TILE_ROWS", 3)
+            assert torch.equal(best_absent(x, grad, present, k), few)
 
 
 @pytest.mark.parametrize("seed", range(4))
