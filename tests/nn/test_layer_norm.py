@@ -116,7 +116,8 @@ def test_activations_and_their_gradients_stay_feature_major_between_layers(layer
         part.register_full_backward_hook(lambda _, by_input, __: gradients.extend(g.stride() for g in by_input if g is not None))
     module(torch.randn(9, 20, requires_grad=True)).backward(torch.randn(9, 16))
     assert set(strides) == {(1, 9)}
-    assert set(gradients) == {(1, 9)}
+    assert set(gradients[:-1]) == {(1, 9)}  # the last one leaves the network, as row-major as what came in
+    assert len(gradients) == len(module)
 
 
 def test_one_transposing_copy_is_made_and_that_at_the_entry(monkeypatch):
