@@ -50,7 +50,7 @@ class Problem:
     @classmethod
     def load(cls, path: Path, device: str) -> Problem:
         """What ``save`` wrote, on ``device``; the answers stay on the CPU."""
-        (shape, *parts), *rest = torch.load(path)
+        (shape, *parts), *rest = torch.load(path, weights_only=True)
         return cls(Connections("layer", tuple(shape), *parts), *rest).on(device)
 
     def on(self, device: str) -> Problem:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sparsefleet import Connectivity, Rng, UserError, hookimpl
 
-_KINDS = ".safetensors, .npy, .npz, .pt, .csv"
+_KINDS = ".safetensors, .npy, .csv"
 
 
 class UserConnectivity(Connectivity):
     """Reads ``(2, nnz)`` integers, outputs above inputs; a site out of range or given twice ends the trial with the count of such sites.
 
-    ``.npy`` holds one array; ``.safetensors``, ``.npz`` and ``.pt`` (one tensor, or a mapping) name a layer each; ``.csv`` has the columns ``row,col`` or ``layer,row,col``. The density of the trial must be that of the sites, within 1 %.
+    ``.npy`` holds one array; ``.safetensors`` names a layer for each; ``.csv`` has the columns ``row,col`` or ``layer,row,col``. The density of the
+    trial must be that of the sites, within 1 %.
     """
 
     name = "user"
@@ -77,7 +78,7 @@ class UserConnectivity(Connectivity):
 @lru_cache(maxsize=1)
 def _read(path: Path, _changed_ns: int) -> Mapping[str, Tensor]:
     """The tensors of the file by layer; the empty name for one that names none."""
-    readers = {".npy": _npy, ".npz": _npy, ".pt": _pt, ".csv": _csv, ".safetensors": _safetensors}
+    readers = {".npy": _npy, ".csv": _csv, ".safetensors": _safetensors}
     if path.suffix not in readers:
         raise UserError(f"{path}: connections are read from {_KINDS}")
     try:
@@ -97,15 +98,7 @@ def _read(path: Path, _changed_ns: int) -> Mapping[str, Tensor]:
 
 
 def _npy(path: Path) -> Mapping[str, Tensor]:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return {"": torch.from_numpy(loaded)}
-    return {name: torch.from_numpy(loaded[name]) for name in loaded.files}
-
-
-def _pt(path: Path) -> Mapping[str, Any]:
-    loaded = torch.load(path, weights_only=True, map_location="cpu")
-    return loaded if isinstance(loaded, Mapping) else {"": loaded}
+    return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:
