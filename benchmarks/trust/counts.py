@@ -110,7 +110,7 @@ def brute(case: Case) -> Counted:
         found["nnz"].append(_connections(module))
         found["streamed"].append(streamed)
         found["gathered"].append(gathered)
-    found["stored"] = sum(len(t.flatten().tolist()) * t.element_size() for t in case.network.state_dict().values())
+    found["stored"] = sum(len(t.flatten().tolist()) * t.element_size() for t in (*case.network.parameters(), *case.network.buffers()))
     found["params"] = sum(found["nnz"]) + sum(p.numel() for name, p in case.network.named_parameters() if name.endswith("bias"))
     found["optimizer"] = _stepped(case) if case.op == "step" else 0
     return found

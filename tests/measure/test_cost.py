@@ -41,7 +41,7 @@ def test_a_sparse_layer_by_hand() -> None:
     assert forward.gather_bytes == n * 7 * 4
     assert forward.table_bytes == 7 * 64 * 4
     assert backward.flops == 2 * n * 7 and last.works[1].flops == 2 * last.works[0].flops
-    assert first.stored_bytes == n * (4 + 4 + 4 + 8) + 4 * (129 + 65), "the transpose's indices are stored too"
+    assert first.stored_bytes == n * (4 + 4 + 4 + 4) + 4 * (129 + 65), "the transpose's indices are stored too"
     assert first.compression == pytest.approx(64 * 128 * 4 / first.stored_bytes)
 
 
