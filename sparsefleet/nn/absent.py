@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsefleet.errors import PluginError
 from sparsefleet.ops.csr import top_absent_products
 from sparsefleet.sparsity.select import keep_best
 
@@ -39,7 +40,9 @@ def best_absent(x: Tensor, grad: Tensor, present: Tensor, k: int) -> Tensor:
         rank = sample.numel() - int(share * sample.numel())
         floor = float(torch.kthvalue(sample, rank).values) if rank > 0 else 0.0
         value, flat = _candidates(x, grad, present, floor, k)
-        share *= 2
+        if floor == 0.0 and value.numel() < k:
+            raise PluginError(f"only {value.numel()} of {k} absent sites have a gradient that is a number: the loss has diverged")
+        share = min(1.0, 2 * share)
     chosen = flat[keep_best(value, k)]
     row = torch.div(chosen, n_in, rounding_mode="floor")
     return torch.stack([row, chosen - row * n_in])

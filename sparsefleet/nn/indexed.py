@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsefleet.connections import Connections
 from sparsefleet.nn.linear import SparseLinear
 from sparsefleet.nn.module import Remap
-from sparsefleet.ops import Pattern, pattern_from, pattern_of, sparse_linear
+from sparsefleet.ops import Pattern, native, pattern_from, pattern_of, sparse_linear
 
 
 class IndexedLinear(SparseLinear):
@@ -89,9 +89,17 @@ class IndexedLinear(SparseLinear):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = self.col.device.type
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.col.device.type not in (before, "meta"):  # panels are the device's
+        if before == "meta" and self.col.device.type != "meta":  # no values came along: an empty index until a state dict is loaded
+            for name in ("crow", "col", "t_ptr", "t_row", "t_pos"):
+                getattr(self, name).zero_()
+        elif self.col.device.type not in (before, "meta"):  # panels are the device's
             self._rebuild()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._panels > 1 and (self.col.device.type != "cpu" or native.library() is None):  # pickled where panels were of use
+            self._rebuild()
 
     def _rebuild(self) -> None:
         self._take(pattern_from(self.crow, self.col, self.matrix_shape, fan_in=self._stored_fan_in()))

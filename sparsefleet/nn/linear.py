@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsefleet.connections import Connections, check_sites
-from sparsefleet.errors import UserError
+from sparsefleet.errors import InvalidMask, UserError
 from sparsefleet.nn.absent import best_absent, best_absent_per_row
 from sparsefleet.nn.module import Remap, SparseModule
 from sparsefleet.rng import Rng, key_of, uniform_at
 
 _Self = TypeVar("_Self", bound="SparseLinear")
+_CHUNK = 1 << 20
 
 
 class SparseLinear(SparseModule):
@@ -57,11 +58,12 @@ class SparseLinear(SparseModule):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+        if seed is None:  # what is given whole draws nothing, so that a storage changes no later draw
+            seed = 0 if isinstance(connections, Connections) and bias is not True else int(torch.randint(2**31 - 1, ()))
         dtype = dtype or torch.get_default_dtype()
         self.init_key = key_of(seed, "weight", "")
         if isinstance(connections, Connections):
-            conn = connections
+            conn = _checked(connections)
         else:
             conn = self._connected(connections, density, seed, torch.device(device or torch.get_default_device()))
             conn.weight = self.initial_draw(conn.flat).div_(math.sqrt(in_features)).to(dtype)
@@ -150,12 +152,14 @@ class SparseLinear(SparseModule):
             x = x.to(torch.get_autocast_dtype(device))
         out = self.multiply(x)
         if self._watching and out.requires_grad:
-            self._seen = [x.detach().reshape(-1, self.in_features)]
-            out.register_hook(self._keep)  # type: ignore[no-untyped-call]
+            seen = x.detach().reshape(-1, self.in_features)
+            out.register_hook(lambda grad: self._keep(seen, grad))  # type: ignore[no-untyped-call]
         return out
 
-    def _keep(self, grad: Tensor) -> None:
-        self._seen.append(grad.detach().reshape(-1, self.out_features))
+    def _keep(self, x: Tensor, grad: Tensor) -> None:
+        """Of a layer that is used several times in one pass, all uses count together."""
+        both = (x, grad.detach().reshape(-1, self.out_features))
+        self._seen = [torch.cat(parts) for parts in zip(self._seen, both, strict=True)] if self._seen else list(both)
 
     def values(self) -> Tensor:
         return self.values_.detach().view(-1)
@@ -200,19 +204,39 @@ class SparseLinear(SparseModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = {name: state_dict[f"{prefix}{name}"] for name in (*self.indices, "values_") if f"{prefix}{name}" in state_dict}
         whole = len(stored) == len(self.indices) + 1
-        problem = self._misfit(stored) if whole else ""
+        problem = self._misfit(stored) if whole else f"{', '.join(stored)} without the rest of the layer" if stored else ""
         if whole and not problem:
             for name in self.indices:
-                setattr(self, name, torch.empty_like(stored[name], device=self.values_.device))
+                setattr(self, name, torch.empty_like(stored[name], dtype=getattr(self, name).dtype, device=self.values_.device))
             if stored["values_"].shape != self.values_.shape:
                 self.values_.data = self.values_.new_empty(stored["values_"].shape)
                 self.values_.grad = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if problem:
+        if problem:  # nothing is taken over: kernels trust what is stored
             args[-1].append(f"{prefix.rstrip('.') or type(self).__name__}: {problem}")  # the last argument collects messages
-        elif whole:
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if whole:
             self._rebuild()
 
     def extra_repr(self) -> str:
         kept = self.nnz / max(1, self.in_features * self.out_features)
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, nnz={self.nnz}, density={kept:.4g}"
+
+
+def _checked(conn: Connections) -> Connections:
+    """``conn``, whose sites the kernels will trust.
+
+    Raises:
+        InvalidMask: sites out of range, given twice, or not in ascending order, with their number.
+    """
+    n_outside = n_disordered = 0
+    for start in range(0, conn.nnz, _CHUNK):
+        row, col = conn.row[start : start + _CHUNK + 1], conn.col[start : start + _CHUNK + 1]
+        outside = (row < 0) | (row >= conn.n_out) | (col < 0) | (col >= conn.n_in)
+        n_outside += int(outside[:_CHUNK].sum())
+        n_disordered += int((torch.diff(row * conn.n_in + col) <= 0).sum())
+    if n_outside:
+        raise InvalidMask(f"layer {conn.layer!r}: {n_outside} of {conn.nnz} connections lie outside {conn.n_out} x {conn.n_in}")
+    if n_disordered:
+        raise InvalidMask(f"layer {conn.layer!r}: {n_disordered} of {conn.nnz} connections do not ascend by (row, column)")
+    return conn

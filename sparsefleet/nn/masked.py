@@ -193,7 +193,13 @@ class MaskedModule(SparseModule):
         parameters = {**self.inner._parameters, "weight": nn.Parameter(self.weight.detach())}
         plain.__dict__.update({**self.inner.__dict__, "_modules": {}, "_parameters": parameters})
         rest = {key: value for key, value in self.__dict__.items() if key not in ("_modules", "_flat")}
-        return _put_together, (type(self), plain, self.mask.clone(), self.weight_parameter.detach().clone(), rest)
+        return _put_together, (
+            type(self),
+            plain,
+            self.mask.clone(),
+            self.weight_parameter.detach().clone().requires_grad_(self.weight_parameter.requires_grad),
+            rest,
+        )
 
     def extra_repr(self) -> str:
         return f"nnz={self.nnz}, density={self.nnz / self.mask.numel():.4g}"
@@ -241,7 +247,8 @@ def _put_together(kind: type[MaskedModule], plain: nn.Module, mask: Tensor, stor
     module = kind.__new__(kind)
     SparseModule.__init__(module)
     module._hold(plain, mask)
-    module.weight_parameter.detach().copy_(stored)
+    module.weight_parameter.detach().copy_(stored.detach())
+    module.weight_parameter.requires_grad_(stored.requires_grad)
     module.__dict__.update(rest)
     return module
 

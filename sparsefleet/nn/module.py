@@ -185,6 +185,8 @@ def remap_sites(flat: Tensor, keep: Tensor, new: Tensor, *, regrown_are_kept: bo
         new: ``(k,)`` int64 flat sites, ascending, none of them kept; may hold just-dropped ones.
         regrown_are_kept: a site that is dropped and grown at once is as if it had stayed; otherwise it starts anew.
     """
+    if keep.dtype != torch.bool or keep.shape != flat.shape:
+        raise PluginError(f"what stays must be ({flat.numel()},) bool, got {tuple(keep.shape)} {keep.dtype}")
     stays = keep
     if regrown_are_kept and new.numel() and flat.numel():
         at = torch.searchsorted(flat, new).clamp_(max=flat.numel() - 1)

@@ -133,7 +133,8 @@ def _timed(module: nn.Module, x: Tensor, up: Tensor, calls: int) -> float:
     for _ in range(calls):
         x.grad = None
         module.zero_grad(set_to_none=True)
-        module(x).backward(up)
+        with torch.enable_grad():
+            module(x).backward(up)
     _synchronise(x)
     return (time.perf_counter() - start) / calls
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsefleet.errors import UserError
+from sparsefleet.nn.block import BlockLinear
 from sparsefleet.nn.layer_norm import fuse_norms
+from sparsefleet.nn.linear import SparseLinear
 from sparsefleet.nn.materialise import draw_connections, rebuilt, replace_module, weight_shape
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.nn.topology import Change, Topology
@@ -104,6 +106,7 @@ class Sparsifier:
         """Replaces modules and parameters; the arguments of the topology."""
         model, present = self.model, {name: m for name, m in self.model.named_modules() if isinstance(m, SparseModule)}
         names = [name for name in names if not any(name.startswith(f"{parent}.") for parent in present)]
+        _check_places(model, names)
         shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
         asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
         made: dict[str, SparseModule] = {}
@@ -194,7 +197,7 @@ class Sparsifier:
             conn = old.connections()
             made[name] = new = rebuilt(old, conn, self.layer)
             new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
-            _exchange(self.optimizer, old.weight_parameter, new.weight_parameter, new)
+            _exchange(self.optimizer, old.weight_parameter, new.weight_parameter, new, old)
             before, after = getattr(old, "bias", None), getattr(new, "bias", None)
             if before is not None and after is not None:
                 _exchange(self.optimizer, before, after, None)
@@ -258,12 +261,34 @@ def _check(method: Pruner | Rewirer, storage: Layer, optimizer: torch.optim.Opti
         raise UserError(f"layer {storage.name!r} stores every weight")
 
 
-def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, module: SparseModule | None) -> None:
+def _check_places(model: nn.Module, names: list[str]) -> None:
+    if "" in names:
+        raise UserError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place", fix="wrap it in nn.Sequential")
+    for name in names:
+        weight: Any = model.get_submodule(name).weight
+        n_uses = sum(parameter is weight for module in model.modules() for parameter in module._parameters.values())
+        if n_uses > 1:
+            raise UserError(f"{name}.weight is shared with another module", fix=f"keep_dense=[{name!r}]")
+
+
+def _exchange(
+    optimizer: torch.optim.Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    module: SparseModule | None,
+    was: SparseModule | None = None,
+) -> None:
     """Puts ``new`` in the place of ``old``, with its slots; those of a dense-stored weight as the sparse ``module`` stores its connections."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     new.requires_grad_(old.requires_grad)
-    for key, slot in optimizer.state.pop(old, {}).items():
+    slots = optimizer.state.pop(old, {})
+    if module is not None and any(isinstance(slot, Tensor) and slot.dim() and slot.shape != old.shape for slot in slots.values()):
+        return  # factored slots (Adafactor) belong to the old shape: the optimizer starts them anew
+    place: Tensor | slice | None = None if module is None else module.flat_sites()
+    if isinstance(was, SparseLinear):
+        place = was.place if isinstance(was, BlockLinear) else slice(None)
+    for key, slot in slots.items():
         if isinstance(slot, Tensor) and slot.dim() and module is not None:
-            slot = module.as_stored(slot.reshape(-1)[module.flat_sites()])
+            slot = module.as_stored(slot.reshape(-1)[place])
         optimizer.state[new][key] = slot

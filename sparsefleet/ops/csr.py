@@ -157,7 +157,8 @@ def top_absent_products(x: Tensor, grad: Tensor, present: Tensor, k: int) -> Ten
         cols, col_norm, col_rest = _largest(x_norm, n_wanted)
         best, where = _search((x, grad), (rows, row_norm), (cols, col_norm), present, k)
         missed = _SLACK * max(row_rest * float(x_norm.max()), col_rest * float(g_norm.max()))
-        found = missed < 0 or (best.numel() == k and missed < float(best[-1]))
+        whole = row_rest < 0 and col_rest < 0
+        found = whole or missed < 0 or (best.numel() == k and missed < float(best[-1]))
         n_wanted *= 16
     flat = torch.sort(where).values
     return torch.stack([flat // n_in, flat % n_in])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, impl, register_autograd, register_fake
 
+from sparsefleet.errors import UserError
 from sparsefleet.ops import csr, native
 from sparsefleet.ops.pattern import Pattern
 
@@ -184,7 +185,20 @@ def _in_its_layout(ctx: Any, grad: Tensor) -> Tensor:
 
 register_autograd("sparsefleet::feature_major", _in_its_layout, setup_context=_keep_layout, lib=_LIBRARY)
 register_autograd("sparsefleet::row_major", lambda _, grad: grad, lib=_LIBRARY)
+register_autograd("sparsefleet::linear_backward", native.only_once, lib=_LIBRARY)
 register_autograd("sparsefleet::linear", _differentiate, setup_context=_keep, lib=_LIBRARY)
+
+
+def _check(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
+    """The kernels read where the pattern says, on its device, without another look."""
+    n_out = pattern.shape[0]
+    if values.numel() != pattern.nnz:
+        raise UserError(f"{values.numel()} values for {pattern.nnz} connections")
+    if bias is not None and bias.shape != (n_out,):
+        raise UserError(f"a bias of shape {tuple(bias.shape)} for {n_out} output units")
+    devices = {str(part.device) for part in (x, values, pattern.col, bias) if part is not None}
+    if len(devices) > 1:
+        raise UserError(f"the input and the layer lie on different devices: {', '.join(sorted(devices))}", fix="move one with .to(device)")
 
 
 def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
@@ -199,9 +213,14 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
 
     Returns:
         ``(..., n_out)``, feature-major.
+
+    Raises:
+        UserError: sizes that do not fit the pattern, or tensors on different devices.
     """
     n_out, n_in = pattern.shape
-    flat, values = x.reshape(-1, n_in), values.reshape(-1)
+    flat, values = x.reshape(-1, n_in), values.reshape(-1).contiguous()
+    bias = None if bias is None else bias.contiguous()
+    _check(flat, values, bias, pattern)
     if flat.shape[0] == 0 or pattern.nnz == 0:
         out = flat.new_zeros((flat.shape[0], n_out)) + (flat.sum() + values.sum()).to(x.dtype) * 0
         return (out if bias is None else out + bias.to(out.dtype)).reshape(*x.shape[:-1], n_out)
@@ -210,7 +229,7 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
     index = (pattern.crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos, n_in, -1 if pattern.fan_in is None else pattern.fan_in)
     with torch.autocast(flat.device.type, enabled=False):
         wide_bias = None if bias is None else bias.to(wide)
-        kept = flat if flat.device.type == "cuda" and flat.dtype == torch.bfloat16 else flat.to(wide)
+        kept = flat if flat.dtype == torch.bfloat16 and engine(flat.device).name == "triton" else flat.to(wide)
         if not kept.t().is_contiguous():  # turned once, and kept for the backward pass so
             kept = torch.ops.sparsefleet.feature_major(kept)
         out = torch.ops.sparsefleet.linear(kept, values.to(wide), wide_bias, *index, pattern.panels).to(

@@ -60,6 +60,7 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return *(part if needed else None for part, needed in zip(found, ctx.needs_input_grad, strict=False)), None, None
 
 
+register_autograd("sparsefleet::layer_norm_backward", native.only_once, lib=_LIBRARY)
 register_autograd("sparsefleet::layer_norm", _differentiate, setup_context=_keep, lib=_LIBRARY)
 
 
@@ -76,7 +77,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, relu:
     """
     kernels = x.dim() == 2 and x.numel() > 0 and x.device.type == "cpu" and native.library() is not None
     if kernels and {x.dtype, weight.dtype, bias.dtype} == {torch.float32} and x.t().is_contiguous() and not x.is_contiguous():
-        out: Tensor = torch.ops.sparsefleet.layer_norm(x, weight, bias, eps, relu)[0]
+        out: Tensor = torch.ops.sparsefleet.layer_norm(x, weight.contiguous(), bias.contiguous(), eps, relu)[0]
         return out
     y = F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
     return F.relu(y) if relu else y

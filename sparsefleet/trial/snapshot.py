@@ -50,9 +50,9 @@ def restore(training: Training, checkpoint: Checkpoint) -> None:
     for name, parameter in training.network.module.named_parameters():
         slots = checkpoint.group(f"slot/{name}")
         if slots:
+            fused = training.optimizer.defaults.get("fused")  # then a step is counted where the parameter lies
             training.optimizer.state[parameter] = {
-                key: slot.to(parameter.device) if slot.dim() else slot  # Adam counts its steps on the CPU
-                for key, slot in slots.items()
+                key: slot.to(parameter.device) if slot.dim() or fused else slot for key, slot in slots.items()
             }
     torch.set_rng_state(checkpoint.tensors["rng/torch"])
     if "rng/device" in checkpoint.tensors:
