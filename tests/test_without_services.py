@@ -48,6 +48,7 @@ def environment_without_services(tmp_path):
     return site
 
 
+@pytest.mark.slow
 def test_a_trial_runs_with_neither_ray_nor_mlflow_installed(environment_without_services, tmp_path):
     env = {"PYTHONPATH": str(environment_without_services), "SPARSEFLEET_CACHE": str(tmp_path / "cache"), "PATH": ""}
     done = subprocess.run(

@@ -84,6 +84,7 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, grid: Path) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_run_needs_one_trial_and_runs_it_without_ray(tmp_path: Path, grid: Path) -> None:
     home = tmp_path / "home"
     several = run_program("run", str(grid), home=home)

@@ -112,6 +112,7 @@ def test_a_memory_limit_is_a_clean_end(server: ForkServer, tmp_path: Path) -> No
     assert "memory" in outcome.reason
 
 
+@pytest.mark.slow
 def test_a_busy_work_folder_is_not_shared(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
@@ -135,6 +136,7 @@ for kind, message in server.run(job, 1.0):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "own_server"), [("sleep", False), ("hold_gil", False), ("fork_bomb", False), ("hold_gil", True)])
 def test_no_child_outlives_its_supervisor(node: NodeServer, tmp_path: Path, body: str, own_server: bool) -> None:
     path = "" if own_server else node.path
@@ -161,6 +163,7 @@ def test_a_server_that_is_killed_is_told(node: NodeServer, tmp_path: Path) -> No
     server.close()
 
 
+@pytest.mark.slow
 def test_without_a_node_server_one_is_started(tmp_path: Path) -> None:
     server = ForkServer(str(tmp_path / "nobody"))
     assert run(server, "ok", tmp_path, value=1).record["value"] == 1

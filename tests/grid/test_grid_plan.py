@@ -76,6 +76,7 @@ def _some(options: list[str], most: int) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(options), max_size=most, unique_by=lambda line: line.split(":")[0] if options is AXES else line)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(_some(AXES, 4), _some(INCLUDES, 2), _some(EXCLUDES, 2), st.sampled_from(BASES), st.sampled_from([24 * GIB, 2**22]))
 def test_counting_agrees_with_expanding(axes: list[str], include: list[str], exclude: list[str], base: str, memory: int) -> None:

@@ -48,6 +48,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> CountingClock:
     return clock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["forward", "step"])
 @pytest.mark.parametrize("activation", ["relu", "k-winners"])
 def test_a_saved_network_is_timed_against_its_dense_twin_and_a_small_dense_net(tmp_path: Path, op: str, activation: str) -> None:
@@ -69,6 +70,7 @@ def test_a_saved_network_is_timed_against_its_dense_twin_and_a_small_dense_net(t
     assert Timing.model_validate_json(timing.model_dump_json()) == timing
 
 
+@pytest.mark.slow
 def test_another_process_comes_to_the_same_timing(tmp_path: Path) -> None:
     result = measured(request_for(spec_of(), tmp_path))
     (tmp_path / "timing.json").write_text(result.timings[0].model_dump_json())
@@ -157,6 +159,7 @@ def test_a_twin_that_does_not_fit_is_a_value_and_the_small_net_is_still_a_rival(
     assert free is None or free > 0
 
 
+@pytest.mark.slow
 def test_a_later_process_takes_over_what_the_first_one_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The free memory may change between two processes of a figure; what they are timed against may not."""
     monkeypatch.setattr(run, "memory_free", lambda device: 50_000)
@@ -204,6 +207,7 @@ def test_a_second_measurement_names_the_samples_of_the_first(tmp_path: Path) -> 
     assert (second.timings[0].attempt, second.timings[0].earlier) == (2, [first.timings[0].samples_ref])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
 def test_memory_is_measured_in_passes_of_its_own(tmp_path: Path) -> None:
     memory = timing_of(request_for(spec_of(), tmp_path, "step")).memory
@@ -226,6 +230,7 @@ def test_a_compiled_dense_net_is_a_candidate_and_the_choice_is_recorded(tmp_path
         assert (row.median_s or 0) > 0 or row.why_not.startswith("does not compile here")
 
 
+@pytest.mark.slow
 def test_the_child_writes_its_result_and_says_what_is_missing(tmp_path: Path) -> None:
     request = request_for(spec_of(), tmp_path)
     path, answer = tmp_path / "request.json", tmp_path / "result.json"
@@ -250,6 +255,7 @@ def test_a_damaged_model_is_that_jobs_problem(tmp_path: Path) -> None:
     assert result.timings == []
 
 
+@pytest.mark.slow
 def test_work_at_some_steps_is_spread_over_all(tmp_path: Path, still: CountingClock) -> None:
     """SET rewires after every 20th step of 1000 but the last: 49 of 1000 steps have an update, as long as 11 steps of 1 ms."""
     rewires = Method(rewirer=PluginRef(name="set", params={"every": 20}))

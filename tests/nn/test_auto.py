@@ -93,6 +93,7 @@ axes:
 """
 
 
+@pytest.mark.slow
 def test_a_grid_holds_the_name_that_was_chosen(monkeypatch):
     """Times are given, since a busy machine's would decide otherwise each time; the next test takes them."""
     from sparsefleet.grid import choosing
@@ -116,6 +117,7 @@ def test_a_grid_holds_the_name_that_was_chosen(monkeypatch):
     choosing._fastest.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_grid_measures_under_a_lease(capsys, cache):
     from sparsefleet.grid import choosing
     from sparsefleet.grid.expand import walk

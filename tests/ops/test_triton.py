@@ -16,6 +16,7 @@ from sparsefleet.ops.triton_linear import Tile, available, small_tile, tile_for,
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_the_kernels_are_right_in_the_interpreter():
     """In a process of its own: Triton decides at import whether it compiles or interprets."""
     pytest.importorskip("triton")

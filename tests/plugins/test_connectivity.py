@@ -40,6 +40,7 @@ def test_exact_count_of_different_sites_the_same_at_every_draw(plugin, n_out, n_
     assert torch.equal(sites, plugin.draw((n_out, n_in), nnz, Rng(seed)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", DRAWN, ids=named)
 def test_a_million_by_a_million_costs_what_its_connections_cost(plugin):
     """10^12 sites, a million connections (8 MB an index): no temporary comes near what one bit per site would take (116 GiB)."""

@@ -35,6 +35,7 @@ def test_every_site_has_one_number_and_its_distance(n_out, n_in):
     assert torch.equal(gap[row, col], distance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "nnz"), [((12, 7), 25), ((6, 6), 10), ((5, 14), 30)])
 def test_the_probability_of_every_site_is_the_power_law(shape, nnz):
     log = torch.log1p(distances(*shape).double())
