@@ -18,7 +18,7 @@ ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 2**-8}
     params=[
         pytest.param(
             "cpu",
-            marks=pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter, by test_triton"),
+            marks=pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter, in a child process"),
         ),
         pytest.param("cuda", marks=pytest.mark.gpu),
     ]
