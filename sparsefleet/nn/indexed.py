@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsefleet.connections import Connections
 from sparsefleet.nn.linear import SparseLinear
 from sparsefleet.nn.module import Remap
-from sparsefleet.ops import Pattern, native, pattern_from, pattern_of, sparse_linear
+from sparsefleet.ops import Pattern, native, pattern_from, pattern_of, sparse_linear, split_sites
 
 
 class IndexedLinear(SparseLinear):
@@ -75,12 +75,9 @@ class IndexedLinear(SparseLinear):
         return self.pattern.flat()
 
     def set_topology(self, remap: Remap, values: Tensor) -> None:
-        begins = torch.arange(self.out_features + 1, device=remap.flat.device).mul_(self.in_features)
-        crow = torch.searchsorted(remap.flat, begins)
-        per_row = torch.diff(crow)
-        fan_in = self._fan_in(per_row)
-        col = torch.repeat_interleave(begins[:-1].neg(), per_row, output_size=remap.flat.numel()).add_(remap.flat)
-        self._take(pattern_from(self.crow if fan_in is not None else crow.int(), col.int(), self.matrix_shape, fan_in=fan_in))
+        crow, col = split_sites(remap.flat, self.matrix_shape)
+        fan_in = self._fan_in(torch.diff(crow.long()))
+        self._take(pattern_from(self.crow if fan_in is not None else crow, col, self.matrix_shape, fan_in=fan_in))
         self._set_values(self._shaped(values))
 
     def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:

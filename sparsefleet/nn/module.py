@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
 from sparsefleet.errors import PluginError
-from sparsefleet.ops import merge_sites
+from sparsefleet.ops import merge_sites, taken
 from sparsefleet.rng import Rng, uniform_at
 
 
@@ -48,17 +48,12 @@ class Remap:
         """``(nnz_new,)``: old per-connection values in the new order, zeros at grown connections."""
         if not values.numel():
             return values.new_zeros(self.source.shape)
-        return values.index_select(0, self._taken).masked_fill_(self.is_new, 0)
+        return taken(values, self.source)
 
     @cached_property
     def is_new(self) -> Tensor:
         """``(nnz_new,)`` bool: the grown ones."""
         return self.source < 0
-
-    @cached_property
-    def _taken(self) -> Tensor:
-        narrow = torch.int32 if self.before.numel() < 2**31 else torch.int64
-        return self.source.to(narrow).clamp_(min=0)
 
 
 class SparseModule(nn.Module):

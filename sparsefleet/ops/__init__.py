@@ -1,7 +1,7 @@
 """Sparse kernels behind ``torch.library``: C on the CPU, Triton on CUDA, plain torch where neither is."""
 
 from sparsefleet.ops.linear import Engine, engine, feature_major, row_major, sparse_linear
-from sparsefleet.ops.merge import merge_sites
+from sparsefleet.ops.merge import merge_sites, split_sites, taken
 from sparsefleet.ops.norm import layer_norm
 from sparsefleet.ops.pattern import Pattern, pattern_from, pattern_of
 
@@ -16,4 +16,6 @@ __all__ = [
     "pattern_of",
     "row_major",
     "sparse_linear",
+    "split_sites",
+    "taken",
 ]

@@ -507,6 +507,21 @@ void sf_merge(const int64_t *flat, const uint8_t *keep, int64_t n_flat, const in
     }
 }
 
+/* out[i] = values[source[i]], zero where the source is -1. */
+void sf_take(const float *values, const int64_t *source, int64_t n, float *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > SERIAL)
+    for (int64_t i = 0; i < n; i++) out[i] = source[i] < 0 ? 0.0f : values[source[i]];
+}
+
+/* Rows and columns of ascending sites: crow (n_out + 1) and col (n). */
+void sf_split(const int64_t *flat, int64_t n, int64_t n_out, int64_t n_in, int32_t *crow, int32_t *col, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > SERIAL)
+    for (int64_t i = 0; i <= n_out; i++) crow[i] = n_below(flat, n, i * n_in);
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > SERIAL)
+    for (int64_t i = 0; i < n_out; i++)
+        for (int32_t p = crow[i]; p < crow[i + 1]; p++) col[p] = flat[p] - i * n_in;
+}
+
 /* to[c][r] = from[r][c] for the rows of this thread, 16 by 16 in registers. */
 CLONES static void transpose_rows(const float *from, float *to, int64_t rows, int64_t cols, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
     for (int64_t r = r0; r < r1; r += LANES)

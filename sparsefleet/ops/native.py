@@ -78,6 +78,8 @@ _SIGNATURES = {
     "sf_backward_f64": "mlpppppi",
     "sf_transpose_index": "mlpppi",
     "sf_transpose": "pplli",
+    "sf_take": "pplpi",
+    "sf_split": "plllppi",
     "sf_merge": "pplplpppi",
     "sf_place": "ii",
     "sf_gather": "ppllpi",
@@ -140,6 +142,20 @@ def merge(flat: Tensor, keep: Tensor, fresh: Tensor, n_kept: int) -> tuple[Tenso
     counts = flat.new_empty(torch.get_num_threads())
     _call("sf_merge", flat, keep, flat.numel(), fresh, fresh.numel(), out, source, counts)
     return out, source
+
+
+def take(values: Tensor, source: Tensor) -> Tensor:
+    """``taken`` of contiguous float32 values."""
+    out = values.new_empty(source.shape)
+    _call("sf_take", values, source, source.numel(), out)
+    return out
+
+
+def split(flat: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """``split_sites`` of a contiguous array."""
+    crow, col = (torch.empty(n, dtype=torch.int32) for n in (shape[0] + 1, flat.numel()))
+    _call("sf_split", flat, flat.numel(), *shape, crow, col)
+    return crow, col
 
 
 def transposed(x: Tensor) -> Tensor:

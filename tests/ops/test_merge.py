@@ -1,9 +1,9 @@
-"""Merging sites against sorting them."""
+"""Merging sites against sorting them, values that follow, and sites as rows and columns."""
 
 import pytest
 import torch
 
-from sparsefleet.ops import merge_sites
+from sparsefleet.ops import merge_sites, split_sites, taken
 from sparsefleet.rng import Rng
 
 
@@ -33,3 +33,22 @@ def test_merging_is_sorting(n, n_fresh, kept, threads):
         assert all(torch.equal(a, b) for a, b in zip(found, by_sorting(flat, keep, absent), strict=True))
     spread = torch.nonzero(~taken).flatten()[Rng("spread", n).distinct(n_fresh, int((~taken).sum()))]
     assert all(torch.equal(a, b) for a, b in zip(merge_sites(flat, keep, spread), by_sorting(flat, keep, spread), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 7, 150_000])
+def test_values_follow_and_grown_ones_are_zero(n, dtype):
+    values = torch.arange(1, 101).to(dtype)
+    source = Rng("source", n).integers(n, 101) - 1
+    found = taken(values, source)
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.cat([values, torch.zeros(1, dtype=dtype)])[source])
+
+
+@pytest.mark.parametrize(("n_out", "n_in", "nnz"), [(1, 1, 0), (1, 1, 1), (5, 7, 0), (5, 7, 12), (5, 7, 35), (900, 1100, 200_000)])
+def test_sites_as_rows_and_columns(n_out, n_in, nnz):
+    flat = Rng("split", nnz).distinct(nnz, n_out * n_in)
+    crow, col = split_sites(flat, (n_out, n_in))
+    assert crow.dtype == col.dtype == torch.int32
+    assert torch.equal(crow.long(), torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(flat // n_in, minlength=n_out).cumsum(0)]))
+    assert torch.equal(col.long(), flat % n_in)
