@@ -76,7 +76,7 @@ class IndexedLinear(SparseLinear):
 
     def set_topology(self, remap: Remap, values: Tensor) -> None:
         crow, col = split_sites(remap.flat, self.matrix_shape)
-        fan_in = self._fan_in(torch.diff(crow.long()))
+        fan_in = self._fan_in(torch.diff(crow))
         self._take(pattern_from(self.crow if fan_in is not None else crow, col, self.matrix_shape, fan_in=fan_in))
         self._set_values(self._shaped(values))
 
