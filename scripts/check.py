@@ -1,6 +1,6 @@
 """Runs every check of the house and ends with 1 if one fails: ``python scripts/check.py``; ``--all`` adds the slow tests.
 
-The tests that need a GPU are never among them: ``python -m pytest -m gpu``.
+The tests that need a GPU or MNIST's files are never among them: ``python -m pytest -m gpu``, ``-m data``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def checks(everything: bool) -> list[Check]:
         Check("imports", (str(BIN / "lint-imports"),)),
         Check("types", (PYTHON, "-m", "mypy")),
         Check("docs", (PYTHON, "docs/generate.py", "--check"), "python docs/generate.py"),
-        Check("tests", (PYTHON, "-m", "pytest", "-q", "-m", f"not ({SLOW} or gpu)")),
+        Check("tests", (PYTHON, "-m", "pytest", "-q", "-m", f"not ({SLOW} or gpu or data)")),
     ]
     if everything:
         quick_extra = f"{EXTRA} and not ({SLOW} or gpu)"

@@ -17,14 +17,18 @@ LAYERS = {
     "block": sfnn.BlockLinear,
     "masked": sfnn.MaskedLinear,
 }
-try:
-    import torch_sparse  # noqa: F401
-except (ImportError, OSError):
-    pass
-else:
-    LAYERS["spmm"] = lambda *a, **k: sfnn.TorchSparseLinear(*a, engine="spmm", **k)
-    LAYERS["SparseTensor"] = lambda *a, **k: sfnn.TorchSparseLinear(*a, engine="tensor", **k)
+PEERS = {
+    "spmm": lambda *a, **k: torch_sparse_linear("spmm", *a, **k),
+    "SparseTensor": lambda *a, **k: torch_sparse_linear("tensor", *a, **k),
+}
+LAYERS |= PEERS
+NAMES = [pytest.param(name, marks=pytest.mark.torch_sparse) if name in PEERS else name for name in LAYERS]
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+
+
+def torch_sparse_linear(engine, *args, **options):
+    pytest.importorskip("torch_sparse")
+    return sfnn.TorchSparseLinear(*args, engine=engine, **options)
 
 
 def dense_of(layer):
@@ -36,7 +40,7 @@ def net(make, **options):
     return nn.Sequential(make(12, 16, 0.3, seed=1, **options), nn.ReLU(), make(16, 8, 0.5, seed=2, **options))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_any_leading_dimensions(name):
     layer = LAYERS[name](12, 8, 0.3, seed=3, dtype=torch.float64)
     weight, bias = dense_of(layer), layer.bias.detach()
@@ -46,7 +50,7 @@ def test_any_leading_dimensions(name):
         assert layer(x).shape == (*leading, 8)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_the_dense_weight_at_its_sites(name):
     layer = LAYERS[name](12, 8, 0.3, seed=3, dtype=torch.float64)
     weight = dense_of(layer).clone().requires_grad_()
@@ -61,7 +65,7 @@ def test_gradients_are_those_of_the_dense_weight_at_its_sites(name):
     torch.testing.assert_close(layer.bias.grad, up.sum((0, 1)))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name):
     layer = LAYERS[name](8, 8, 0.3, seed=3, dtype=torch.float64)
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
@@ -73,7 +77,7 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(call, (x, *parameters.values()))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy", "pickle", "torch.save"])
 def test_round_trips(name, how):
     make = LAYERS[name]
@@ -134,7 +138,7 @@ def test_a_damaged_index_is_refused(name, key, damage):
     assert torch.equal(layer.flat_sites(), before)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_dtypes(name):
     layer, x = LAYERS[name](12, 8, 0.5, seed=1), torch.randn(4, 12)
     want = nn.functional.linear(x, dense_of(layer), layer.bias)

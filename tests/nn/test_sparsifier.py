@@ -121,7 +121,9 @@ LAYERS = [
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "layer", [pytest.param(name, marks=pytest.mark.torch_sparse) if name == "torch-sparse" else name for name in LAYERS]
+)
 @pytest.mark.parametrize(("method", "optimizer"), RUNS)
 def test_every_method_runs_on_every_layer_or_says_why_not(method, optimizer, layer):
     if layer == "torch-sparse":

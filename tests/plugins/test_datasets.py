@@ -17,6 +17,7 @@ from sparsefleet import UserError
 
 NOWHERE = Path("nowhere")
 TEST_DATA = os.environ.get("SPARSEFLEET_TEST_DATA")
+DEBIAN = Path("/usr/share/datasets")
 
 
 def idx_bytes(array):
@@ -144,7 +145,16 @@ def test_a_truncated_download_is_said_to_be_one(tmp_path, cut):
         idx.read(path, n_dims=3)
 
 
-@pytest.mark.skipif(TEST_DATA is None, reason="SPARSEFLEET_TEST_DATA does not name a folder with MNIST/raw")
+@pytest.mark.skipif(not (DEBIAN / "fashion-mnist").is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist():
+    train, test = FashionMnist().load(DEBIAN, "train"), FashionMnist().load(DEBIAN, "test")
+    assert train.y.bincount().tolist() == [6000] * 10 and test.y.bincount().tolist() == [1000] * 10
+    assert train.x.shape == (60_000, 1, 28, 28)
+    assert abs(float(train.x.mean())) < 2e-3
+    assert abs(float(train.x.std()) - 1) < 2e-3
+
+
+@pytest.mark.data
 def test_the_real_mnist():
     train, test = Mnist().load(Path(TEST_DATA), "train"), Mnist().load(Path(TEST_DATA), "test")
     assert train.y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
