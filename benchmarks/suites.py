@@ -28,6 +28,11 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("accuracy", "coverage of the accuracy intervals", "benchmarks.trust.coverage:figures", 0.7),
     ),
     "ops": tuple(Part(case.id, case.title, "benchmarks.ops.command:case_part", case.minutes) for case in CASES.values()),
+    "updates": tuple(
+        Part(f"{rewirer}/{layer}", f"an update of {rewirer} on {layer}, in training steps", "benchmarks.updates.cost:figures", 0.5)
+        for rewirer in ("set", "rigl")
+        for layer in ("fixed-fan-in", "csr")
+    ),
     "gpu": (
         Part("checks", "the Triton kernels against float64", "benchmarks.gpu.checks:figures", 1),
         Part("rates", "what this GPU can do at best", "benchmarks.gpu.rates:figures", 0.5),

@@ -284,13 +284,17 @@ def check_sites(sites: Tensor, shape: tuple[int, int], *, layer: str) -> Tensor:
     if sites.dtype != torch.int64:
         raise InvalidMask(f"layer {layer!r}: connections must be int64, got {sites.dtype}")
     row, col = sites
-    outside = int(((row < 0) | (row >= n_out) | (col < 0) | (col >= n_in)).sum())
-    if outside:
+    if not row.numel():
+        return sites[0]
+    if any(least < 0 or most >= n for unit, n in ((row, n_out), (col, n_in)) for least, most in (map(int, torch.aminmax(unit)),)):
+        outside = int(((row < 0) | (row >= n_out) | (col < 0) | (col >= n_in)).sum())
         raise InvalidMask(f"layer {layer!r}: {outside} of {row.numel()} connections lie outside {n_out} x {n_in}")
     flat: Tensor = (row * n_in).add_(col)
-    if bool((flat[1:] < flat[:-1]).any()):
+    apart = torch.diff(flat)
+    if apart.numel() and int(apart.min()) < 0:
         flat = torch.sort(flat).values
-    n_twice = int((flat[1:] == flat[:-1]).sum())
-    if n_twice:
+        apart = torch.diff(flat)
+    if apart.numel() and not int(apart.min()):
+        n_twice = apart.numel() - int(torch.count_nonzero(apart))
         raise InvalidMask(f"layer {layer!r}: {n_twice} of {flat.numel()} connections are duplicates")
     return flat

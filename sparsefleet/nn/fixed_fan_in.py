@@ -9,8 +9,6 @@ from torch import Tensor
 
 from sparsefleet.errors import UserError
 from sparsefleet.nn.indexed import IndexedLinear
-from sparsefleet.nn.module import Remap
-from sparsefleet.ops import pattern_from
 from sparsefleet.rng import Rng
 
 
@@ -48,18 +46,6 @@ class FixedFanInLinear(IndexedLinear):
                 fix="use csr, or connections with a constant fan-in",
             )
         return least
-
-    def set_topology(self, remap: Remap, values: Tensor) -> None:
-        fan_in, rest = divmod(remap.flat.numel(), self.out_features)
-        col = torch.empty(remap.flat.numel(), dtype=torch.int32, device=remap.flat.device)
-        if fan_in and not rest:  # one pass, where every unit has as many as it must
-            begins = torch.arange(self.out_features, device=col.device).mul_(self.in_features)[:, None]
-            rows = torch.sub(remap.flat.view(-1, fan_in), begins, out=col.view(-1, fan_in))
-            if int(rows[:, 0].min()) >= 0 and int(rows[:, -1].max()) < self.in_features:  # sites ascend
-                self._take(pattern_from(self.crow, col, self.matrix_shape, fan_in=fan_in))
-                self._set_values(self._shaped(values))
-                return
-        super().set_topology(remap, values)  # which says what is wrong
 
     def _shaped(self, values: Tensor) -> Tensor:
         return values.view(self.out_features, values.numel() // self.out_features)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
 from sparsefleet.errors import PluginError
-from sparsefleet.ops import merge_sites, taken
+from sparsefleet.ops import merge_sites, positions, taken
 from sparsefleet.rng import Rng, uniform_at
 
 
@@ -21,11 +21,12 @@ class Remap:
     """How the connections after a topology change relate to those before.
 
     Attributes:
-        source: ``(nnz_new,)`` int64: position among the old connections, or -1 for a grown one; new order is ascending by site.
+        source: ``(nnz_new,)`` integer: position among the old connections, or -1 for a grown one; new order is ascending by site.
         grown: ``(m,)`` int64 flat sites that are new.
         flat: ``(nnz_new,)`` int64 all flat sites, ascending.
         before: ``(nnz,)`` int64 the flat sites that were.
         stays: ``(nnz,)`` bool which of them stay.
+        n_twice: how many grown ones stayed anyway; a mistake.
     """
 
     source: Tensor
@@ -33,6 +34,7 @@ class Remap:
     flat: Tensor
     before: Tensor
     stays: Tensor
+    n_twice: int
 
     @property
     def n_dropped(self) -> int:
@@ -177,16 +179,17 @@ def remap_sites(flat: Tensor, keep: Tensor, new: Tensor, *, regrown_are_kept: bo
     Args:
         flat: ``(nnz,)`` int64 ascending.
         keep: ``(nnz,)`` bool.
-        new: ``(k,)`` int64 flat sites, ascending, none of them kept; may hold just-dropped ones.
+        new: ``(k,)`` int64 flat sites, ascending; may hold just-dropped ones, and those that are kept are counted.
         regrown_are_kept: a site that is dropped and grown at once is as if it had stayed; otherwise it starts anew.
     """
     if keep.dtype != torch.bool or keep.shape != flat.shape:
         raise PluginError(f"what stays must be ({flat.numel()},) bool, got {tuple(keep.shape)} {keep.dtype}")
     stays = keep
     if regrown_are_kept and new.numel() and flat.numel():
-        at = torch.searchsorted(flat, new).clamp_(max=flat.numel() - 1)
-        returned = flat[at] == new
-        stays = keep.index_fill(0, at[returned], True)
-        new = new[~returned]
-    sites, source = merge_sites(flat, stays, new)
-    return Remap(source=source, grown=new, flat=sites, before=flat, stays=stays)
+        at = positions(flat, new)
+        returned = at >= 0
+        if bool(returned.any()):
+            stays = keep.index_fill(0, at[returned], True)
+            new = new[~returned]
+    sites, source, n_twice = merge_sites(flat, stays, new)
+    return Remap(source=source, grown=new, flat=sites, before=flat, stays=stays, n_twice=n_twice)

@@ -138,7 +138,7 @@ class Topology:
                 returning, keep = keep.clone(), keep[present]
                 returning[present] = False
                 new = torch.stack([conn.row[returning], conn.col[returning]])
-            changes.append(self._change(name, keep, new))
+            changes.append(self.change(name, keep, new))
         return changes
 
     def _global_budget(self, scores: Mapping[str, Tensor], density: float) -> dict[str, int]:
@@ -191,23 +191,34 @@ class Topology:
         for name, conn in layers.items():
             module = self.modules[name]
             update = update_of(rewirer, conn, progress, target[name])
-            changes.append(self._change(name, update.keep, update.new, rewirer, conn))
+            changes.append(self.change(name, update.keep, update.new, rewirer, conn))
             if module.nnz != target[name] and not rewirer.varies_nnz and module.tile == 1:
                 raise PluginError(
                     f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"
                 )
         return changes
 
-    def _change(self, name: str, keep: Tensor, new: Tensor, rewirer: Rewirer | None = None, old: Connections | None = None) -> Change:
+    def change(self, name: str, keep: Tensor, new: Tensor, rewirer: Rewirer | None = None, old: Connections | None = None) -> Change:
+        """The surgery: connections, weights, optimizer slots and the method's state of one layer, as a method has chosen.
+
+        Args:
+            keep: ``(nnz,)`` bool: who stays.
+            new: ``(2, k)`` int64 sites that grow; none of them stays.
+            rewirer: gives grown connections their first weight and state; default: zero, or what the layer stores there.
+            old: the layer's connections, where the caller has them.
+
+        Raises:
+            InvalidMask: sites that do not fit, or given twice.
+            PluginError: sites that are there already.
+        """
         module = self.modules[name]
         if not new.numel() and bool(keep.all()):
             return Change(name, 0, 0, module.nnz)
         old = old or self._connections(name, Rng("unseeded"))
         new_flat = check_sites(new, module.matrix_shape, layer=name)
-        remap = remap_sites(old.flat, keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
-        n_present = int(torch.count_nonzero(remap.flat[1:] == remap.flat[:-1]))
-        if n_present:
-            raise PluginError(f"layer {name!r}: {n_present} of {new_flat.numel()} grown connections are already there")
+        remap = remap_sites(module.flat_sites(), keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
+        if remap.n_twice:
+            raise PluginError(f"layer {name!r}: {remap.n_twice} of {new_flat.numel()} grown connections are already there")
         values = remap.gather(old.weight)
         state = {key: remap.gather(value) for key, value in old.state.items()}
         if rewirer is not None and remap.grown.numel():
@@ -220,13 +231,14 @@ class Topology:
 
     @staticmethod
     def _fill_grown(old: Connections, remap: Remap, values: Tensor, state: dict[str, Tensor], rewirer: Rewirer) -> None:
-        sites = torch.stack([remap.grown // old.n_in, remap.grown % old.n_in])
+        row = torch.div(remap.grown, old.n_in, rounding_mode="trunc")
+        sites = torch.stack([row, remap.grown - row * old.n_in])
         weight = rewirer.grown_weight(old, sites, old.rng).to(values.dtype)
-        is_new = remap.is_new  # ascending by site, as remap.grown is
-        values[is_new] = weight
+        if int(torch.count_nonzero(weight)):  # zeros are there already
+            values[remap.is_new] = weight  # ascending by site, as remap.grown is
         grown = replace(old, row=sites[0], col=sites[1], weight=weight, grad=None, state={})
         for key, first in rewirer.initial_state(grown).items():
-            state[key][is_new] = first.to(state[key].dtype)
+            state[key][remap.is_new] = first.to(state[key].dtype)
 
     def _remap_slots(self, module: SparseModule, remap: Remap, values: Tensor) -> None:
         parameter = module.weight_parameter

@@ -25,6 +25,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16
 #define SERIAL 100000 /* multiplications that are not worth a second thread */
+#define CHAINS 4 /* merged side by side by one thread */
 #define AHEAD_ROWS 8 /* connections whose activations are fetched ahead */
 #define AHEAD_VALUES 48
 
@@ -444,6 +445,12 @@ void sf_backward_f64(const matrix *m, int64_t batch, const double *value, const 
     }
 }
 
+/* Rows of the entries that stand at `position`, of which every row has fan_in: exact, for half an entry is far more than a double's rounding. */
+CLONES static void rows_of(const int32_t *position, int64_t n, int64_t fan_in, int32_t *row) {
+    double share = 1.0 / fan_in;
+    for (int64_t k = 0; k < n; k++) row[k] = (int32_t)((position[k] + 0.5) * share);
+}
+
 /* The index of Wᵀ by counting; t_ptr, t_row and t_pos of m are written, through pointers that are not const. */
 void sf_transpose_index(const matrix *m, int64_t panel_rows, int32_t *t_ptr, int32_t *t_row, int32_t *t_pos, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -456,6 +463,11 @@ void sf_transpose_index(const matrix *m, int64_t panel_rows, int32_t *t_ptr, int
         for (int64_t j = 0, at = begin; j < m->n_in; j++) {
             at += ptr[j];
             ptr[j] = at;
+        }
+        if (!m->crow) { /* one scattered store is half the time of two */
+            for (int64_t p = end - 1; p >= begin; p--) t_pos[--ptr[m->col[p]]] = p;
+            rows_of(t_pos + begin, end - begin, m->fan_in, t_row + begin);
+            continue;
         }
         for (int64_t i = last - 1, p = end - 1; i >= first; i--)
             for (int64_t from = row_begin(m, i); p >= from; p--) {
@@ -477,40 +489,106 @@ static int64_t n_below(const int64_t *ascending, int64_t n, int64_t value) {
     return low;
 }
 
-/* The sites of `flat` that stay and the `fresh` ones, both ascending, as one ascending list; source: position in flat, or -1. counts: threads + 1. */
-void sf_merge(const int64_t *flat, const uint8_t *keep, int64_t n_flat, const int64_t *fresh, int64_t n_fresh, int64_t *out, int64_t *source,
+typedef struct {
+    int64_t p, last, low, end, at, limit; /* positions in flat, in fresh and in what comes out; the limit is where the next chain's begins */
+} chain;
+
+/* Without branches: who comes next is a coin's toss. */
+INLINE int64_t merge_next(chain *c, const int64_t *flat, const uint8_t *keep, const int64_t *fresh, int64_t *out, int32_t *source) {
+    int64_t old = flat[c->p], new = fresh[c->low], take = new < old, stays = keep[c->p] != 0;
+    out[c->at] = take ? new : old;
+    source[c->at] = take ? -1 : (int32_t)c->p;
+    c->at += take | stays;
+    c->low += take;
+    c->p += !take;
+    return (new == old) & stays;
+}
+
+INLINE int both_left(const chain *c) { return (c->at < c->limit) & (c->p < c->last) & (c->low < c->end); }
+
+/* The sites of `flat` that stay and the `fresh` ones, both ascending, as one ascending list; source: position in flat, or -1.
+   counts: CHAINS for every thread; the first becomes how many fresh ones the thread found that stay anyway. */
+void sf_merge(const int64_t *flat, const uint8_t *keep, int64_t n_flat, const int64_t *fresh, int64_t n_fresh, int64_t *out, int32_t *source,
               int64_t *counts, int threads) {
 #pragma omp parallel num_threads(threads) if (n_flat > SERIAL)
     {
-        int me = omp_get_thread_num(), all = omp_get_num_threads();
-        int64_t first = n_flat * me / all, last = n_flat * (me + 1) / all, kept = 0;
-        for (int64_t p = first; p < last; p++) kept += keep[p] != 0;
-        counts[me] = kept;
-        int64_t low = me ? n_below(fresh, n_fresh, flat[first]) : 0, end = me + 1 == all ? n_fresh : n_below(fresh, n_fresh, flat[last]);
-#pragma omp barrier
-        int64_t at = low;
-        for (int other = 0; other < me; other++) at += counts[other];
-        for (int64_t p = first; p < last; p++) {
-            while (low < end && fresh[low] < flat[p]) {
-                out[at] = fresh[low++];
-                source[at++] = -1;
-            }
-            if (keep[p]) {
-                out[at] = flat[p];
-                source[at++] = p;
-            }
+        int me = omp_get_thread_num() * CHAINS, all = omp_get_num_threads() * CHAINS;
+        chain chains[CHAINS];
+        for (int k = 0; k < CHAINS; k++) {
+            chain *c = chains + k;
+            c->p = n_flat * (me + k) / all;
+            c->last = n_flat * (me + k + 1) / all;
+            c->low = me + k ? n_below(fresh, n_fresh, c->p < n_flat ? flat[c->p] : INT64_MAX) : 0;
+            c->end = me + k + 1 == all ? n_fresh : n_below(fresh, n_fresh, c->last < n_flat ? flat[c->last] : INT64_MAX);
+            int64_t kept = 0;
+            for (int64_t q = c->p; q < c->last; q++) kept += keep[q] != 0;
+            counts[me + k] = kept;
         }
-        while (low < end) {
-            out[at] = fresh[low++];
-            source[at++] = -1;
+#pragma omp barrier
+        for (int k = 0; k < CHAINS; k++) {
+            chain *c = chains + k;
+            c->at = c->low;
+            for (int other = 0; other < me + k; other++) c->at += counts[other];
+            c->limit = c->at + counts[me + k] + c->end - c->low;
+        }
+#pragma omp barrier
+        int64_t twice = 0;
+        chain a = chains[0], b = chains[1], c = chains[2], d = chains[3]; /* side by side, for each waits for its own last step */
+        while (both_left(&a) & both_left(&b) & both_left(&c) & both_left(&d)) {
+            twice += merge_next(&a, flat, keep, fresh, out, source);
+            twice += merge_next(&b, flat, keep, fresh, out, source);
+            twice += merge_next(&c, flat, keep, fresh, out, source);
+            twice += merge_next(&d, flat, keep, fresh, out, source);
+        }
+        chains[0] = a, chains[1] = b, chains[2] = c, chains[3] = d;
+        for (int k = 0; k < CHAINS; k++) {
+            chain *c = chains + k;
+            while (both_left(c)) twice += merge_next(c, flat, keep, fresh, out, source);
+            for (; c->at < c->limit && c->p < c->last; c->p++) {
+                out[c->at] = flat[c->p];
+                source[c->at] = c->p;
+                c->at += keep[c->p] != 0;
+            }
+            for (; c->low < c->end; c->low++) {
+                out[c->at] = fresh[c->low];
+                source[c->at++] = -1;
+            }
+            counts[me + k] = 0;
+        }
+        counts[me] = twice;
+    }
+}
+
+/* at[k]: where sites[k] stands in flat, -1 if nowhere; both ascending. */
+void sf_find(const int64_t *flat, int64_t n_flat, const int64_t *sites, int64_t n, int64_t *at, int threads) {
+#pragma omp parallel num_threads(threads) if (n > SERIAL)
+    {
+        int me = omp_get_thread_num(), all = omp_get_num_threads();
+        int64_t first = n * me / all, last = n * (me + 1) / all, p = first < last ? n_below(flat, n_flat, sites[first]) : 0;
+        for (int64_t k = first; k < last; k++) {
+            for (int64_t step = 1; p < n_flat && flat[p] < sites[k]; step *= 2) { /* where few are sought, in strides */
+                if (p + step < n_flat && flat[p + step] < sites[k]) p += step;
+                else p += 1, step = 1;
+            }
+            at[k] = p < n_flat && flat[p] == sites[k] ? p : -1;
         }
     }
 }
 
 /* out[i] = values[source[i]], zero where the source is -1. */
-void sf_take(const float *values, const int64_t *source, int64_t n, float *out, int threads) {
+void sf_take(const int32_t *values, const int32_t *source, int64_t n, int32_t *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (n > SERIAL)
-    for (int64_t i = 0; i < n; i++) out[i] = source[i] < 0 ? 0.0f : values[source[i]];
+    for (int64_t i = 0; i < n; i++) {
+        int32_t grown = source[i] >> 31;
+        out[i] = values[source[i] & ~grown] & ~grown;
+    }
+}
+
+/* Ascending sites of rows of columns. */
+void sf_sites(const matrix *m, int64_t *flat, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < m->n_out; i++)
+        for (int64_t p = row_begin(m, i); p < row_begin(m, i + 1); p++) flat[p] = i * m->n_in + m->col[p];
 }
 
 /* Rows and columns of ascending sites: crow (n_out + 1) and col (n). */

@@ -25,6 +25,7 @@ TILE = 64
 """Columns of the batch that are computed together."""
 FEW = 4
 """Batches up to this size have kernels of their own."""
+_CHAINS = 4
 _WHOLE_TILES = (16, 32, 64)
 _WORTH_PLACING = 10**7
 _TRIES = 7
@@ -79,6 +80,8 @@ _SIGNATURES = {
     "sf_transpose_index": "mlpppi",
     "sf_transpose": "pplli",
     "sf_take": "pplpi",
+    "sf_find": "plplpi",
+    "sf_sites": "mpi",
     "sf_split": "plllppi",
     "sf_merge": "pplplpppi",
     "sf_place": "ii",
@@ -135,19 +138,33 @@ def transpose_index(pattern: Pattern) -> None:
     _call("sf_transpose_index", _matrix(pattern), panel_rows(pattern), pattern.t_ptr, pattern.t_row, pattern.t_pos)
 
 
-def merge(flat: Tensor, keep: Tensor, fresh: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
-    """``merge_sites`` of contiguous arrays."""
-    out = flat.new_empty(n_kept + fresh.numel())
-    source = torch.empty_like(out)
-    counts = flat.new_empty(torch.get_num_threads())
+def merge(flat: Tensor, keep: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor, int]:
+    """``merge_sites`` of contiguous arrays, fewer than 2^31 together."""
+    out = flat.new_empty(int(torch.count_nonzero(keep)) + fresh.numel())
+    source = torch.empty_like(out, dtype=torch.int32)
+    counts = flat.new_zeros(torch.get_num_threads() * _CHAINS)
     _call("sf_merge", flat, keep, flat.numel(), fresh, fresh.numel(), out, source, counts)
-    return out, source
+    return out, source, int(counts.sum())
+
+
+def find(flat: Tensor, sites: Tensor) -> Tensor:
+    """``positions`` of contiguous arrays."""
+    at = torch.empty_like(sites)
+    _call("sf_find", flat, flat.numel(), sites, sites.numel(), at)
+    return at
 
 
 def take(values: Tensor, source: Tensor) -> Tensor:
-    """``taken`` of contiguous float32 values."""
+    """``taken`` of contiguous values of 4 bytes, by int32 positions."""
     out = values.new_empty(source.shape)
     _call("sf_take", values, source, source.numel(), out)
+    return out
+
+
+def sites(pattern: Pattern) -> Tensor:
+    """``(nnz,)`` int64 ascending sites."""
+    out = torch.empty(pattern.nnz, dtype=torch.int64)
+    _call("sf_sites", _matrix(pattern), out)
     return out
 
 

@@ -52,6 +52,8 @@ class Pattern:
 
     def flat(self) -> Tensor:
         """``(nnz,)`` int64 sites ``row * n_in + col``, ascending."""
+        if self.col.device.type == "cpu" and native.library() is not None:
+            return native.sites(self)
         return self.row().mul_(self.shape[1]).add_(self.col)
 
     def to(self, device: torch.device | str) -> Pattern:

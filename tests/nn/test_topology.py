@@ -131,7 +131,7 @@ def test_all_slots_of_grown_connections_are_zero_and_kept_ones_follow(layer, opt
     keep = torch.ones(first.nnz, dtype=torch.bool)
     keep[::4] = False
     new = first.connections().select(keep).random_absent(int((~keep).sum()))
-    Topology(sparse, optim, 0)._change("0", keep, new)
+    Topology(sparse, optim, 0).change("0", keep, new)
     assert first.weight_parameter is parameter
     is_kept = torch.isin(first.flat_sites(), before_sites[keep])
     for key, old in before.items():

@@ -206,6 +206,18 @@ def test_panels_list_every_entry_once_and_change_nothing(monkeypatch):
     assert torch.equal(pattern.t_ptr.long(), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
 
 
+@pytest.mark.parametrize(("fan_in", "n_out", "n_in"), [(1, 5, 3), (3, 1, 3), (7, 4001, 90), (49, 3000, 60), (200, 501, 2000)])
+def test_the_transposed_index_of_a_constant_fan_in_is_that_of_its_rows(fan_in, n_out, n_in):
+    flat = Rng("rows", fan_in).distinct_in_groups(torch.full((n_out,), fan_in), torch.full((n_out,), n_in))
+    crow = torch.arange(n_out + 1, dtype=torch.int32) * fan_in
+    col = (flat % n_in).int()
+    same, free = pattern_from(crow[:0], col, (n_out, n_in), fan_in=fan_in), pattern_from(crow, col, (n_out, n_in))
+    assert torch.equal(same.flat(), flat)
+    assert torch.equal(free.flat(), flat)
+    for name in ("t_ptr", "t_row", "t_pos"):
+        assert torch.equal(getattr(same, name), getattr(free, name))
+
+
 @pytest.mark.parametrize("batch", [64, 128])
 def test_both_copies_of_a_loop_give_the_same_bits(batch):
     pattern = free_pattern(700, 900, 30_000)

@@ -1,0 +1,1 @@
+"""What rewiring costs, in training steps."""
