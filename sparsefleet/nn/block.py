@@ -6,6 +6,7 @@ the blocks' own rows and columns. torch has no backward for BSR, and the one for
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparsefleet.errors import UserError
 from sparsefleet.nn.absent import best_absent_tiles
 from sparsefleet.nn.linear import SparseLinear
 from sparsefleet.nn.module import Remap
+from sparsefleet.ops.operands import nothing, refuse_tangents, wide as wide_of
 from sparsefleet.rng import Rng
 
 _CHUNK_BYTES = 1 << 24
@@ -161,13 +163,14 @@ class BlockLinear(SparseLinear):
         self.values_.detach().view(-1)[self.place] = values.to(self.values_.dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
+        refuse_tangents(x, self.values_, self.bias)
         (n_out, n_in), size = self.matrix_shape, self._size
         high, wide = self._grid()
-        flat = x.reshape(-1, n_in)
-        if flat.shape[0] == 0 or self.tiles.numel() == 0:  # the libraries refuse empty operands
-            out = flat.new_zeros((flat.shape[0], n_out)) + (flat.sum() + self.values_.sum()).to(x.dtype) * 0
+        flat = x.reshape(math.prod(x.shape[:-1]), n_in)
+        if flat.shape[0] == 0 or self.tiles.numel() == 0:
+            out = nothing(flat, self.values_, n_out, x.dtype)
         else:
-            kind = torch.float64 if torch.float64 in (x.dtype, self.values_.dtype) else torch.float32
+            kind = wide_of(x, self.values_)
             with torch.autocast(x.device.type, enabled=False):
                 turned = nn.functional.pad(flat.t(), (0, 0, 0, wide * size - n_in)).to(kind).contiguous()
                 index = self.crow, self.col, self.t_crow, self.t_row, self.t_order

@@ -14,6 +14,12 @@ from sparsefleet.nn.module import Remap
 from sparsefleet.ops import Pattern, native, pattern_from, pattern_of, sparse_linear, split_sites
 
 
+def _address(index: Tensor) -> int | None:
+    """Where an index lies; None where nobody can tell: while it is traced, or where it has no memory."""
+    traced = torch.compiler.is_compiling() or type(index) is not Tensor or index.is_meta
+    return None if traced else index.data_ptr()
+
+
 class IndexedLinear(SparseLinear):
     """The index is part of the state; the transposed index follows from it and is rebuilt whenever it is loaded or changes."""
 
@@ -43,6 +49,7 @@ class IndexedLinear(SparseLinear):
 
     def _take(self, pattern: Pattern) -> None:
         self._panels = pattern.panels
+        self._indexed = _address(pattern.col)
         for name in ("crow", "col"):
             self.register_buffer(name, getattr(pattern, name), persistent=name in self.indices)
         for name in ("t_ptr", "t_row", "t_pos"):
@@ -51,6 +58,8 @@ class IndexedLinear(SparseLinear):
     @property
     def pattern(self) -> Pattern:
         """Where the weight and its transpose have entries."""
+        if _address(self.col) not in (self._indexed, None):  # other connections stand in for a while, as ``functional_call`` does it
+            self._rebuild()
         return Pattern(
             shape=(self.out_features, self.in_features),
             fan_in=self._stored_fan_in(),
@@ -83,25 +92,23 @@ class IndexedLinear(SparseLinear):
     def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:
         return self._shaped(super().remap_slot(slot, remap).view(-1))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = self.col.device.type
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if before == "meta" and self.col.device.type != "meta":  # no values came along: an empty index until a state dict is loaded
-            for name in ("crow", "col", "t_ptr", "t_row", "t_pos"):
-                getattr(self, name).zero_()
-        elif self.col.device.type not in (before, "meta"):  # panels are the device's
-            self._rebuild()
-        return self
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._indexed = _address(self.col)
         if self._panels > 1 and (self.col.device.type != "cpu" or native.library() is None):  # pickled where panels were of use
             self._rebuild()
 
     def _rebuild(self) -> None:
-        self._take(pattern_from(self.crow, self.col, self.matrix_shape, fan_in=self._stored_fan_in()))
+        col = self.col.to(torch.int32).contiguous()
+        crow = (
+            torch.empty_like(self.crow, device=col.device) if self.crow.is_meta else self.crow.to(col.device)
+        )  # of one fan-in it is empty
+        crow = crow.to(torch.int32).contiguous()
+        self._take(pattern_from(crow, col, self.matrix_shape, fan_in=self._stored_fan_in()))
 
     def _misfit(self, stored: dict[str, Tensor]) -> str:
+        if stored["col"].dim() != 1:
+            return f"columns of shape {tuple(stored['col'].shape)}, expected one dimension"
         col, row = stored["col"].reshape(-1).long(), self._rows_of(stored)
         if isinstance(row, str):
             return row

@@ -13,10 +13,12 @@ from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import InvalidMask, UserError
 from sparsefleet.nn.absent import best_absent, best_absent_per_row
 from sparsefleet.nn.module import Remap, SparseModule
+from sparsefleet.ops.operands import refuse_misfits
 from sparsefleet.rng import Rng, key_of, uniform_at
 
 _Self = TypeVar("_Self", bound="SparseLinear")
 _CHUNK = 1 << 20
+_MOST_UNITS = 2**31 - 1
 
 
 class SparseLinear(SparseModule):
@@ -34,7 +36,7 @@ class SparseLinear(SparseModule):
         connections: ``(2, nnz)`` int64 (output unit, input unit) in any order, in place of a random draw; or ``Connections`` with weights.
 
     Raises:
-        UserError: a density outside (0, 1], or connections that the layer cannot hold.
+        UserError: a density outside (0, 1], no units, or connections that the layer cannot hold.
         InvalidMask: connections out of range or doubled, with their counts.
     """
 
@@ -57,10 +59,11 @@ class SparseLinear(SparseModule):
         connections: Tensor | Connections | None = None,
     ) -> None:
         super().__init__()
+        _check_sizes(in_features, out_features, connections)
         self.in_features, self.out_features = in_features, out_features
         if seed is None:  # what is given whole draws nothing, so that a storage changes no later draw
             seed = 0 if isinstance(connections, Connections) and bias is not True else int(torch.randint(2**31 - 1, ()))
-        dtype = dtype or torch.get_default_dtype()
+        asked, dtype = dtype, dtype or torch.get_default_dtype()
         self.init_key = key_of(seed, "weight", "")
         if isinstance(connections, Connections):
             conn = _checked(connections)
@@ -74,6 +77,8 @@ class SparseLinear(SparseModule):
         self._watching = False
         self._seen: list[Tensor] = []
         self._store(conn)
+        if isinstance(connections, Connections) and (device is not None or asked is not None):
+            self.to(device=device, dtype=asked)
 
     @classmethod
     def from_connections(cls: type[_Self], conn: Connections, bias: Tensor | None, **options: Any) -> _Self:
@@ -145,8 +150,7 @@ class SparseLinear(SparseModule):
         return torch.sparse_coo_tensor(where, self.values(), self.matrix_shape, is_coalesced=True, check_invariants=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise UserError(f"{type(self).__name__} takes (..., {self.in_features}), got {tuple(x.shape)}")
+        refuse_misfits(x, self.in_features, type(self).__name__)
         device = x.device.type
         if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
@@ -218,9 +222,31 @@ class SparseLinear(SparseModule):
         if whole:
             self._rebuild()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = [getattr(self, name) for name in self.indices]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = [(old, new) for old, new in zip(before, (getattr(self, name) for name in self.indices), strict=True) if new is not old]
+        moved = [(old, new) for old, new in moved if not new.is_meta]
+        if any(
+            old.is_meta or not torch.equal(old.to(new.device), new) for old, new in moved
+        ):  # of ``to_empty``: none until they are loaded
+            for index in self.buffers(recurse=False):
+                index.zero_()
+        elif any(old.device.type != new.device.type for old, new in moved):  # what follows from the index is the device's
+            self._rebuild()
+        return self
+
     def extra_repr(self) -> str:
         kept = self.nnz / max(1, self.in_features * self.out_features)
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, nnz={self.nnz}, density={kept:.4g}"
+
+
+def _check_sizes(in_features: int, out_features: int, connections: Tensor | Connections | None) -> None:
+    for name, n in (("in_features", in_features), ("out_features", out_features)):
+        if not isinstance(n, int) or not 1 <= n <= _MOST_UNITS:
+            raise UserError(f"{name} must be a whole number from 1 to {_MOST_UNITS}, got {n!r}")
+    if isinstance(connections, Connections) and connections.shape != (out_features, in_features):
+        raise UserError(f"connections of {connections.n_out} x {connections.n_in} units for a layer of {out_features} x {in_features}")
 
 
 def _checked(conn: Connections) -> Connections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from sparsefleet.connections import Connections
 from sparsefleet.errors import UserError
 from sparsefleet.nn.linear import SparseLinear
 from sparsefleet.nn.module import Remap
+from sparsefleet.ops.operands import nothing, refuse_tangents, wide
 
 
 def imported_torch_sparse() -> Any:
@@ -83,7 +85,7 @@ class TorchSparseLinear(SparseLinear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._rebuild()
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tensor": None}  # torch-sparse's class cannot be copied or pickled
@@ -96,11 +98,12 @@ class TorchSparseLinear(SparseLinear):
         self._set_values(values)
 
     def multiply(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.in_features)
+        refuse_tangents(x, self.values_, self.bias)
+        flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         if flat.shape[0] == 0 or self.nnz == 0:
-            out = flat.new_zeros((flat.shape[0], self.out_features)) + (flat.sum() + self.values_.sum()).to(x.dtype) * 0
+            out = nothing(flat, self.values_, self.out_features, x.dtype)
         else:
-            kind = torch.float64 if torch.float64 in (x.dtype, self.values_.dtype) else torch.float32
+            kind = wide(x, self.values_)
             with torch.autocast(x.device.type, enabled=False):
                 out = self._product(flat.to(kind), self.values_.to(kind)).to(x.dtype)
         if self.bias is not None:

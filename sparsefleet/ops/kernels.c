@@ -25,6 +25,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16
 #define SERIAL 100000 /* multiplications that are not worth a second thread */
+#ifndef SF_SOURCE
+#define SF_SOURCE "unknown" /* the build gives the CRC-32 of this file */
+#endif
 #define CHAINS 4 /* merged side by side by one thread */
 #define AHEAD_ROWS 8 /* connections whose activations are fetched ahead */
 #define AHEAD_VALUES 48
@@ -341,6 +344,15 @@ void sf_backward(const matrix *m, int64_t batch, const float *value, const float
     }
 }
 
+/* A copy of the loop for each small batch b. */
+#define OF_BATCH(f, ...) \
+    switch (b) { \
+    case 1: f(__VA_ARGS__, 1); break; \
+    case 2: f(__VA_ARGS__, 2); break; \
+    case 3: f(__VA_ARGS__, 3); break; \
+    default: f(__VA_ARGS__, 4); \
+    }
+
 /* Up to four columns: rows in order, so that values and indices stream; every thread adds into a dx of its own. */
 INLINE void forward_few(const matrix *m, const float *value, const float *bias, const float *x, float *y, int64_t first, int64_t last, int b) {
     for (int64_t i = first, p = row_begin(m, first); i < last; i++) {
@@ -359,10 +371,7 @@ INLINE void forward_few(const matrix *m, const float *value, const float *bias, 
 
 CLONES static void forward_few_range(const matrix *m, const float *value, const float *bias, const float *x, float *y, int64_t first,
                                      int64_t last, int b) {
-    if (b == 1) forward_few(m, value, bias, x, y, first, last, 1);
-    else if (b == 2) forward_few(m, value, bias, x, y, first, last, 2);
-    else if (b == 3) forward_few(m, value, bias, x, y, first, last, 3);
-    else forward_few(m, value, bias, x, y, first, last, 4);
+    OF_BATCH(forward_few, m, value, bias, x, y, first, last);
 }
 
 INLINE void backward_few(const matrix *m, const float *value, const float *x, const float *dy, float *dx, float *dvalue, int64_t first,
@@ -383,10 +392,7 @@ INLINE void backward_few(const matrix *m, const float *value, const float *x, co
 
 CLONES static void backward_few_range(const matrix *m, const float *value, const float *x, const float *dy, float *dx, float *dvalue,
                                       int64_t first, int64_t last, int b) {
-    if (b == 1) backward_few(m, value, x, dy, dx, dvalue, first, last, 1);
-    else if (b == 2) backward_few(m, value, x, dy, dx, dvalue, first, last, 2);
-    else if (b == 3) backward_few(m, value, x, dy, dx, dvalue, first, last, 3);
-    else backward_few(m, value, x, dy, dx, dvalue, first, last, 4);
+    OF_BATCH(backward_few, m, value, x, dy, dx, dvalue, first, last);
 }
 
 void sf_forward_few(const matrix *m, int64_t batch, const float *value, const float *bias, const float *x, float *y, int threads) {
@@ -478,6 +484,9 @@ void sf_transpose_index(const matrix *m, int64_t panel_rows, int32_t *t_ptr, int
     }
     t_ptr[m->panels * m->n_in] = row_begin(m, m->n_out);
 }
+
+/* Read from the library's bytes: one that was built from another source is not used. */
+const char sf_source[] = "sparsefleet kernels " SF_SOURCE;
 
 static int64_t n_below(const int64_t *ascending, int64_t n, int64_t value) {
     int64_t low = 0;

@@ -6,6 +6,7 @@ transposed only if it is not; a chain of sparse layers therefore transposes at i
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.library import Library, impl, register_autograd, register_fake
 
 from sparsefleet.errors import UserError
 from sparsefleet.ops import csr, native
+from sparsefleet.ops.operands import nothing, refuse_misfits, refuse_tangents, wide
 from sparsefleet.ops.pattern import Pattern
 
 _LIBRARY = Library("sparsefleet", "DEF")
@@ -93,7 +95,7 @@ def _csr(pattern: Pattern) -> csr.CsrPattern:
 
 
 def _n_out(crow: Tensor, col: Tensor, fan_in: int) -> int:
-    return crow.shape[0] - 1 if fan_in < 0 else col.shape[0] // fan_in
+    return crow.shape[0] - 1 if fan_in < 0 else col.numel() // fan_in
 
 
 def _forward(x: Tensor, values: Tensor, bias: Tensor | None, *index: Any) -> Tensor:
@@ -196,7 +198,8 @@ def _check(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> 
         raise UserError(f"{values.numel()} values for {pattern.nnz} connections")
     if bias is not None and bias.shape != (n_out,):
         raise UserError(f"a bias of shape {tuple(bias.shape)} for {n_out} output units")
-    devices = {str(part.device) for part in (x, values, pattern.col, bias) if part is not None}
+    index = (pattern.crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos)
+    devices = {str(part.device) for part in (x, values, bias, *index) if part is not None}
     if len(devices) > 1:
         raise UserError(f"the input and the layer lie on different devices: {', '.join(sorted(devices))}", fix="move one with .to(device)")
 
@@ -215,24 +218,26 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
         ``(..., n_out)``, feature-major.
 
     Raises:
-        UserError: sizes that do not fit the pattern, or tensors on different devices.
+        UserError: sizes that do not fit the pattern, tensors on different devices, numbers that are not floating-point, or forward-mode
+            differentiation.
     """
     n_out, n_in = pattern.shape
-    flat, values = x.reshape(-1, n_in), values.reshape(-1).contiguous()
+    refuse_misfits(x, n_in)
+    refuse_tangents(x, values, bias)
+    flat, values = x.reshape(math.prod(x.shape[:-1]), n_in), values.reshape(-1).contiguous()
     bias = None if bias is None else bias.contiguous()
     _check(flat, values, bias, pattern)
-    if flat.shape[0] == 0 or pattern.nnz == 0:
-        out = flat.new_zeros((flat.shape[0], n_out)) + (flat.sum() + values.sum()).to(x.dtype) * 0
-        return (out if bias is None else out + bias.to(out.dtype)).reshape(*x.shape[:-1], n_out)
-    wide = torch.float64 if torch.float64 in (x.dtype, values.dtype) else torch.float32
+    kind = wide(x, values)
     half = torch.get_autocast_dtype(flat.device.type) if torch.is_autocast_enabled(flat.device.type) else x.dtype
+    result = half if kind == torch.float32 else kind
+    if flat.shape[0] == 0 or pattern.nnz == 0:
+        out = nothing(flat, values, n_out, result)
+        return (out if bias is None else out + bias.to(out.dtype)).reshape(*x.shape[:-1], n_out)
     index = (pattern.crow, pattern.col, pattern.t_ptr, pattern.t_row, pattern.t_pos, n_in, -1 if pattern.fan_in is None else pattern.fan_in)
     with torch.autocast(flat.device.type, enabled=False):
-        wide_bias = None if bias is None else bias.to(wide)
-        kept = flat if flat.dtype == torch.bfloat16 and engine(flat.device).name == "triton" else flat.to(wide)
+        wide_bias = None if bias is None else bias.to(kind)
+        kept = flat if flat.dtype == torch.bfloat16 and flat.is_cuda and engine(flat.device).name == "triton" else flat.to(kind)
         if not kept.t().is_contiguous():  # turned once, and kept for the backward pass so
             kept = torch.ops.sparsefleet.feature_major(kept)
-        out = torch.ops.sparsefleet.linear(kept, values.to(wide), wide_bias, *index, pattern.panels).to(
-            half if wide == torch.float32 else wide
-        )
+        out = torch.ops.sparsefleet.linear(kept, values.to(kind), wide_bias, *index, pattern.panels).to(result)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], n_out)

@@ -54,9 +54,10 @@ def why_not() -> str:
         return reason
     try:
         _load()
-    except OSError as error:
-        return f"the CPU kernels do not load: {error}"
-    return ""
+    except (OSError, AttributeError) as error:
+        reason = f"the CPU kernels do not load: {error}"
+        warnings.warn(f"{reason}; sparse layers compute in plain torch until then", stacklevel=2)
+    return reason
 
 
 @functools.cache
@@ -100,7 +101,11 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return None
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise RuntimeError(f"a CPU kernel was given a {tensor.device.type} tensor with strides {tensor.stride()}")
+    return tensor.data_ptr()
 
 
 def _matrix(pattern: Pattern) -> _Matrix:
@@ -114,9 +119,10 @@ def _place() -> None:
     """Takes the faster of two copies of the loops that fetch by index; see docs/decisions/0012. About 50 ms, once a process."""
     from sparsefleet.ops.pattern import pattern_from
 
-    n, fan_in, draws = 20_000, 10, torch.Generator().manual_seed(0)
-    pattern = pattern_from(torch.empty(0, dtype=torch.int32), torch.randint(n, (n * fan_in,), generator=draws).int(), (n, n), fan_in=fan_in)
-    x, values = torch.ones(n, TILE), torch.ones(pattern.nnz)
+    n, fan_in, draws = 20_000, 10, torch.Generator("cpu").manual_seed(0)
+    index: dict[str, Any] = {"dtype": torch.int32, "device": "cpu"}
+    pattern = pattern_from(torch.empty(0, **index), torch.randint(n, (n * fan_in,), generator=draws, **index), (n, n), fan_in=fan_in)
+    x, values = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in ((n, TILE), (pattern.nnz,)))
     matrix, y, by_x, by_values = _matrix(pattern), torch.empty_like(x), torch.empty_like(x), torch.empty_like(values)
     best = {(kernel, copy): math.inf for kernel in (0, 1) for copy in (0, 1)}
     for _ in range(_TRIES):
@@ -163,14 +169,14 @@ def take(values: Tensor, source: Tensor) -> Tensor:
 
 def sites(pattern: Pattern) -> Tensor:
     """``(nnz,)`` int64 ascending sites."""
-    out = torch.empty(pattern.nnz, dtype=torch.int64)
+    out = torch.empty_like(pattern.col, dtype=torch.int64).view(-1)
     _call("sf_sites", _matrix(pattern), out)
     return out
 
 
 def split(flat: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """``split_sites`` of a contiguous array."""
-    crow, col = (torch.empty(n, dtype=torch.int32) for n in (shape[0] + 1, flat.numel()))
+    crow, col = (flat.new_empty(n, dtype=torch.int32) for n in (shape[0] + 1, flat.numel()))
     _call("sf_split", flat, flat.numel(), *shape, crow, col)
     return crow, col
 
@@ -274,5 +280,5 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
 def multiply_add(rounds: int) -> int:
     """Floating-point operations done, on all threads together: 16 independent multiply-adds of 16 float32 each, ``rounds`` times."""
     threads = torch.get_num_threads()
-    _call("sf_multiply_add", rounds, torch.zeros(threads, TILE))
+    _call("sf_multiply_add", rounds, torch.zeros(threads, TILE, dtype=torch.float32, device="cpu"))
     return 2 * 16 * 16 * rounds * threads

@@ -23,7 +23,13 @@ _LIBRARY.define(
 
 @impl(_LIBRARY, "layer_norm", "CPU")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, rstd = native.norm_forward(x.t(), weight, bias, eps, relu)
+    from sparsefleet.ops.linear import feature_major
+
+    if native.library() is None:
+        y, *moments = torch.native_layer_norm(x, x.shape[1:], weight, bias, eps)
+        mean, rstd = (moment.reshape(-1) for moment in moments)
+        return feature_major(y.relu_() if relu else y).t(), mean, rstd
+    y, mean, rstd = native.norm_forward(feature_major(x), weight, bias, eps, relu)
     return y.t(), mean, rstd
 
 
@@ -33,20 +39,26 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from sparsefleet.ops.linear import feature_major
 
-    by_x, by_weight, by_bias = native.norm_backward(feature_major(grad), x.t(), weight, bias, mean, rstd, relu)
+    if native.library() is None:
+        moments = mean[:, None], rstd[:, None]
+        if relu:
+            grad = grad.masked_fill((x - moments[0]).mul_(moments[1]).mul_(weight).add_(bias) <= 0, 0)
+        by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[1:], *moments, weight, bias, [True] * 3)
+        return feature_major(by_x).t(), by_weight, by_bias
+    by_x, by_weight, by_bias = native.norm_backward(feature_major(grad), feature_major(x), weight, bias, mean, rstd, relu)
     return by_x.t(), by_weight, by_bias
 
 
 @register_fake("sparsefleet::layer_norm", lib=_LIBRARY)
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x.t()).t(), x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
+    return x.new_empty(x.shape[1], x.shape[0]).t(), x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
 
 
 @register_fake("sparsefleet::layer_norm_backward", lib=_LIBRARY)
 def _fake_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x.t()).t(), torch.empty_like(weight), torch.empty_like(bias)
+    return x.new_empty(x.shape[1], x.shape[0]).t(), torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -75,7 +87,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, relu:
         bias: ``(features,)``.
         relu: whether negative results become zero.
     """
-    kernels = x.dim() == 2 and x.numel() > 0 and x.device.type == "cpu" and native.library() is not None
+    kernels = x.dim() == 2 and x.numel() > 0 and x.device.type == "cpu"
     if kernels and {x.dtype, weight.dtype, bias.dtype} == {torch.float32} and x.t().is_contiguous() and not x.is_contiguous():
         out: Tensor = torch.ops.sparsefleet.layer_norm(x, weight.contiguous(), bias.contiguous(), eps, relu)[0]
         return out
