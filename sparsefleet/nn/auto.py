@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
+from sparsefleet.errors import UserError
 from sparsefleet.nn.csr import CsrLinear
 from sparsefleet.nn.fixed_fan_in import FixedFanInLinear
 from sparsefleet.nn.masked import MaskedModule
@@ -19,12 +20,15 @@ from sparsefleet.nn.race import Choice, Setting, choose, dense_is_too_large
 class AutoLinear:
     """Builds a ``FixedFanInLinear``, a ``CsrLinear`` or a ``MaskedLinear``: ``AutoLinear(784, 2000)`` *is* the layer that won.
 
-    The first layer of its kind on a machine is timed for about a second; the choice is kept in the cache folder and told on standard error.
+    The first layer of its kind on a machine is built and timed as every candidate, about a second beyond the building; the choice is kept in the cache folder and told on standard error.
 
     Args:
         in_features, out_features, density, bias, seed, device, dtype, connections: as for ``SparseLinear``. Without ``connections`` a
             constant fan-in is drawn, which every storage can hold.
         batch_size: the batch that the layer is meant for.
+
+    Raises:
+        UserError: what ``SparseLinear`` raises, or a batch of nothing.
     """
 
     def __new__(  # type: ignore[misc]
@@ -58,6 +62,8 @@ def _masked(conn: Connections, bias: Tensor | None) -> MaskedModule:
 
 def choice_for(conn: Connections, batch_size: int, candidates: dict[str, Callable[[], SparseModule]]) -> Choice:
     """The race for ``conn``, between those of ``candidates`` that can hold it."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
     per_row = conn.per_row()
     constant = conn.nnz > 0 and bool((per_row == per_row[0]).all())
     setting = Setting(

@@ -29,7 +29,7 @@ class FixedFanInLinear(IndexedLinear):
     def __init__(
         self, in_features: int, out_features: int, density: float = 0.1, *positional: Any, fan_in: int | None = None, **options: Any
     ) -> None:
-        if fan_in is not None and not 1 <= fan_in <= in_features:
+        if fan_in is not None and not (isinstance(fan_in, int) and 1 <= fan_in <= in_features):
             raise UserError(f"a fan-in of {fan_in} does not fit: a unit has {in_features} inputs")
         super().__init__(in_features, out_features, fan_in / in_features if fan_in else density, *positional, **options)
 

@@ -21,7 +21,7 @@ import sparsefleet
 from sparsefleet.home import cache_dir
 from sparsefleet.ops import engine
 
-_ROUNDS = 15
+_ROUNDS, _LEAST_ROUNDS, _BUDGET_S = 15, 5, 1.0
 _BLOCK_S = 0.005
 _TIE = 0.03
 _MOST_DENSE_BYTES = 1 << 30
@@ -113,7 +113,10 @@ def _race(setting: Setting, candidates: Mapping[str, Callable[[], nn.Module]], l
     up = torch.randn(setting.batch_size, setting.shape[0], generator=gen).to(setting.device, dtype)
     calls = {name: max(1, round(_BLOCK_S / max(_timed(module, x, up, 2), 1e-9))) for name, module in modules.items()}
     times: dict[str, list[float]] = {name: [] for name in modules}
+    begun = time.perf_counter()
     for i in range(_ROUNDS):
+        if i >= _LEAST_ROUNDS and time.perf_counter() - begun > _BUDGET_S:
+            break
         for name in list(modules)[:: 1 if i % 2 else -1]:  # neighbours disturb all alike
             times[name].append(_timed(modules[name], x, up, calls[name]))
     seconds = {name: statistics.median(taken) for name, taken in times.items()}

@@ -28,7 +28,12 @@ def distribute(
     Args:
         shapes: weight shapes, ``(out, in)`` or ``(out, in, kh, kw)``.
         density: kept share of all sites together, in (0, 1].
+
+    Raises:
+        UserError: another density, or fewer connections than layers.
     """
+    if not isinstance(density, int | float) or not 0 < density <= 1:
+        raise UserError(f"density must be in (0, 1], got {density!r}")
     sites = {name: math.prod(shape) for name, shape in shapes.items()}
     total = total_nnz(sum(sites.values()), density)
     if total < len(sites):

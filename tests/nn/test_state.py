@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp
 from sparsefleet import kernels
 from sparsefleet.connections import Connections
 from sparsefleet.errors import UserError
-from sparsefleet.nn import BlockLinear, CsrLinear, FixedFanInLinear, LayerNorm
+from sparsefleet.nn import AutoLinear, BlockLinear, CsrLinear, FixedFanInLinear, LayerNorm
 from sparsefleet.ops import pattern_of, sparse_linear
 
 LAYERS = [CsrLinear, FixedFanInLinear, BlockLinear]
@@ -166,3 +166,11 @@ def test_kernels_of_another_source_are_not_used(tmp_path, monkeypatch):
         kernels._is_fresh.cache_clear()
     assert os.environ.get("SPARSEFLEET_KERNELS") is None
     assert not kernels.why_not()
+
+
+def test_a_fan_in_or_a_batch_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"a fan-in of 2\.5 does not fit"):
+        FixedFanInLinear(12, 8, fan_in=2.5)
+    for batch_size in (0, -1):
+        with pytest.raises(UserError, match="batch_size must be at least 1"):
+            AutoLinear(12, 8, batch_size=batch_size)

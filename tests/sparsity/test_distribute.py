@@ -56,3 +56,9 @@ def test_total_is_exact_and_no_layer_is_empty_or_overfull(shapes, density, kind)
 
 def test_a_million_squared_is_counted_exactly():
     assert distribute({"wide": (10**6, 10**6)}, 1e-9, "uniform") == {"wide": 1000}
+
+
+@pytest.mark.parametrize("density", [0, -1, 1.0001, 2, float("nan"), "0.1", None])
+def test_a_density_that_is_none_is_refused(density):
+    with pytest.raises(UserError, match=r"density must be in \(0, 1\], got"):
+        distribute({"a": (3, 4)}, density, "uniform")
