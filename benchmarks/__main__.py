@@ -1,7 +1,8 @@
 """Runs benchmark suites and keeps their figures, per machine, in benchmarks/results/SUITE-MACHINE.json.
 
-Every figure is printed beside its target. "not run" (with the reason) is neither kept nor missed. What is left out with --only keeps its older
-value and date in the file; figures of --quick never replace those of a full run. ops has options of its own: ops --help.
+Every figure is printed beside its target. "not run" (with the reason) is neither kept nor missed, and neither is UNPROVEN: a timing that is not
+trustworthy, or any figure of --quick. What is left out with --only keeps its older value and date in the file; figures of --quick never replace
+those of a full run. ops has options of its own: ops --help.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.harness import RESULTS, SCHEMA, Book, Found, Part, Row, about, describe, run_part
+from benchmarks.harness import RESULTS, SCHEMA, Book, Found, Part, Row, about, describe, results_folder, run_part
 from benchmarks.suites import SUITES, listing
 
 
@@ -32,7 +32,7 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few cells: shows that it works, not how well")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, the lines for people on stderr")
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the file is kept; default: benchmarks/results"
+        "--results", type=results_folder, default=RESULTS, metavar="FOLDER", help="where the file is kept; default: benchmarks/results"
     )
     options = parser.parse_args(arguments)
     suites = SUITES if options.suite == "all" else {options.suite: SUITES[options.suite]}

@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+QUICK = "quick run"
+"""The doubt about every figure of one."""
+
 
 class NotRun(Exception):
     """Raised by a benchmark that cannot run here; the text says why."""
@@ -21,6 +24,7 @@ class Figure:
         target: limit that the value must keep; None if it is only told.
         at_least: whether the target is a lower limit.
         most: an upper limit beside a lower ``target``.
+        doubt: why the value proves nothing: its timing is not trustworthy, or the run was a quick one; then no target is kept or missed by it.
         broken: the benchmark itself failed; that is neither "not run" nor "missed".
     """
 
@@ -33,11 +37,12 @@ class Figure:
     note: str = ""
     most: float | None = None
     broken: bool = False
+    doubt: str = ""
 
     @property
     def kept(self) -> bool | None:
-        """Whether the target is kept; None without a value or a target."""
-        if self.value is None or self.target is None:
+        """Whether the target is kept; None without a value or a target, and where the value is in doubt."""
+        if self.value is None or self.target is None or self.doubt:
             return None
         if not self.at_least:
             return self.value <= self.target
@@ -45,11 +50,13 @@ class Figure:
 
     @property
     def word(self) -> str:
-        """``kept``, ``MISSED``, ``told`` (there is no target), ``not run`` or ``BROKEN``."""
+        """``kept``, ``MISSED``, ``UNPROVEN`` (the value is in doubt), ``told`` (there is no target), ``not run`` or ``BROKEN``."""
         if self.broken:
             return "BROKEN"
         if self.value is None:
             return "not run"
+        if self.doubt and self.target is not None:
+            return "UNPROVEN"
         return {True: "kept", False: "MISSED", None: "told"}[self.kept]
 
     @property
@@ -63,7 +70,9 @@ class Figure:
 
     def line(self) -> str:
         """For people: what, value, target, word."""
-        because = f"  ({self.note})" if self.note else ""
+        doubt = "" if self.doubt in self.note else self.doubt
+        because = "; ".join(part for part in (doubt, self.note) if part)
+        because = f"  ({because})" if because else ""
         if self.value is None:
             return f"{self.what:62} {self.word}{f': {self.note}' if self.note else ''}"
         spread = f" [{self.spread[0]:.4g}, {self.spread[1]:.4g}]" if self.spread else ""
@@ -99,4 +108,4 @@ class Run:
 
     def note(self, text: str = "") -> str:
         """``text``, with the remark that a quick run deserves."""
-        return "; ".join(part for part in (text, "quick run, few cells" if self.quick else "") if part)
+        return "; ".join(part for part in (text, f"{QUICK}, few cells" if self.quick else "") if part)

@@ -6,6 +6,7 @@ replaces a full one. The file is written after every part, so that what is inter
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -14,12 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure
+from benchmarks.figures import QUICK, Figure
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -60,7 +61,11 @@ class Found:
 
 
 def run_part(part: Part, *, quick: bool) -> Found:
-    """The figures of a part, from a process of its own, which ends with this one; a part that fails is one broken figure."""
+    """The figures of a part, from a process of its own, which ends with this one; a part that fails is one broken figure.
+
+    Args:
+        quick: puts every figure in doubt.
+    """
     with tempfile.TemporaryDirectory(prefix="sparsefleet-benchmark-") as folder:
         answer = Path(folder) / "figures.json"
         begun = time.monotonic()
@@ -69,7 +74,10 @@ def run_part(part: Part, *, quick: bool) -> Found:
         if not answer.exists():
             return Found([Figure(part.title, "", note=f"its process ended with {code}", broken=True)], seconds=seconds)
         found = json.loads(answer.read_text())
-    return Found([Figure(**row) for row in found["figures"]], found["raw"], seconds)
+    figures = [Figure(**row) for row in found["figures"]]
+    if quick:
+        figures = [replace(figure, doubt=figure.doubt or QUICK) for figure in figures]
+    return Found(figures, found["raw"], seconds)
 
 
 def run_module(
@@ -144,6 +152,21 @@ class Book:
         fresh = self.path.with_suffix(".new")
         fresh.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n")
         fresh.replace(self.path)
+
+
+def results_folder(text: str) -> Path:
+    """The folder that ``--results`` names, made if it is not there, so that nothing is measured in vain.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot be made or written.
+    """
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror or error}") from error
 
 
 def about(fingerprint: dict[str, Any], *, quick: bool) -> Row:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, NotRun, Run
-from benchmarks.harness import RESULTS, SCHEMA, Book, Found, Part, about, describe
+from benchmarks.harness import RESULTS, SCHEMA, Book, Found, Part, about, describe, results_folder
 from benchmarks.ops.cases import CASES, NAMES, Case, free_case, peer_called
 from benchmarks.suites import SUITES
 
@@ -53,7 +53,9 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="on a CPU; default: all (sparseprop: 1)")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, not how well")
     parser.add_argument("--json", action="store_true", help="one JSON object per case on stdout, the lines for people on stderr")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where it is kept; default: benchmarks/results")
+    parser.add_argument(
+        "--results", type=results_folder, default=RESULTS, metavar="FOLDER", help="where it is kept; default: benchmarks/results"
+    )
     options = parser.parse_args(arguments)
     options.cases = _cases(parser, options)
     names = [part.strip() for part in options.peers.split(",") if part.strip()]
@@ -76,7 +78,7 @@ def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     if options.case or len(given) < len(FREE):
         parser.error("a layer of one's own takes --in, --out, --density and --batch together, and no --case")
     values = [getattr(options, name) for name in FREE]
-    if min(values) <= 0 or options.density > 1:
+    if min(values[:2] + values[3:]) <= 0 or not 0 < options.density <= 1:  # nan is neither
         parser.error(f"sizes must be positive and the density in (0, 1], got {', '.join(map(str, values))}")
     return [free_case(*values)]
 

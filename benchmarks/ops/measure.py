@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ from benchmarks.figures import NotRun
 from benchmarks.harness import run_module
 from benchmarks.ops import cases
 from benchmarks.ops.cases import FEATURE_MAJOR, MAIN, ROW_MAJOR, Case, Shape
+from sparsefleet.measure.verdict import UNTRUSTED
+from sparsefleet.report.breakeven import crossing
 
 OURS = "ours"
 _MOST_OF_FREE = 0.85
@@ -207,17 +207,33 @@ def fastest_dense(point: dict[str, Any], op: str = MAIN) -> dict[str, Any] | Non
 
 
 def break_even(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The sparsity in percent from which on ours is faster than dense: log-log between the two points around it, or beyond the last ones."""
-    known = [(point["density"], row["ratio"]) for point in points if (row := fastest_dense(point)) is not None]
-    if len(known) < 2:
-        return {"percent": None, "note": "dense was measured at fewer than two sparsities"}
-    known.sort(reverse=True)
-    inside = [pair for pair in pairwise(known) if pair[0][1] <= 1 <= pair[1][1]]
-    note = (
-        "" if inside else "extrapolated: ours is faster at every one" if known[0][1] > 1 else "extrapolated: dense is faster at every one"
-    )
-    (d0, r0), (d1, r1) = inside[0] if inside else known[:2] if known[0][1] > 1 else known[-2:]
-    if r0 == r1:
-        return {"percent": None, "note": "the ratio does not depend on the sparsity"}
-    log_density = math.log(d0) - math.log(r0) * (math.log(d1) - math.log(d0)) / (math.log(r1) - math.log(r0))
-    return {"percent": 100 * (1 - min(1.0, math.exp(log_density))), "note": note}
+    """The sparsity from which on ours is faster than dense: log-log between the two points around it, never beyond the points measured.
+
+    Returns:
+        ``percent``, a bound where ``bound`` says ``at most`` (ours is faster at every point) or ``at least`` (dense is), None where the ratios
+        allow neither; ``note``; and ``doubts``, what speaks against the timings that it rests on.
+    """
+    rows = {point["density"]: row for point in points if (row := fastest_dense(point)) is not None}
+    doubts = [f"density {density:.4g}: {doubt}" for density, row in rows.items() if (doubt := doubt_of(row))]
+    ratios = {density: row["ratio"] for density, row in rows.items()}
+    if not ratios:
+        return {"percent": None, "bound": "", "note": "dense was measured at no sparsity", "doubts": doubts}
+    if min(ratios.values()) > 1:
+        density, bound, note = max(ratios), "at most", "at most: ours is faster at every sparsity that was measured"
+    elif max(ratios.values()) <= 1:
+        density, bound, note = min(ratios), "at least", "at least: dense is faster at every sparsity that was measured"
+    else:
+        found, _, note = crossing(ratios)
+        if found is None:
+            return {"percent": None, "bound": "", "note": note, "doubts": doubts}
+        density, bound = found, ""
+    return {"percent": 100 * (1 - density), "bound": bound, "note": note, "doubts": doubts}
+
+
+def doubt_of(row: dict[str, Any], which: str = "") -> str:
+    """Why the ratio of a comparison proves nothing; empty where its verdict is trusted.
+
+    Args:
+        which: ``row_major_`` for that ratio.
+    """
+    return f"not trustworthy: {'; '.join(row[f'{which}reasons'])}" if row[f"{which}verdict"] == UNTRUSTED else ""

@@ -15,7 +15,7 @@ from sparsefleet.measure.peaks import peaks
 
 
 def of_limit(problem: Problem, device: str, threads: int, ops: dict[str, Any]) -> dict[str, Any]:
-    """The limit's time, what decides it, and the percent of it that ours reached; by direction.
+    """The limit's time, what decides it, the percent of it that ours reached, and the verdict on ours' timing; by direction.
 
     Raises:
         Wrong: faster than the limit, also after the limits were measured again: the model or the measurement is wrong.
@@ -30,7 +30,12 @@ def of_limit(problem: Problem, device: str, threads: int, ops: dict[str, Any]) -
         (layer,) = both.layers  # the optimizer is not timed here
         limits = {"forward": (forward.seconds, forward.bound), "backward": (layer.seconds - first.seconds, layer.bound)}
         found = {
-            name: {"limit_ms": 1e3 * seconds, "bound": bound, "percent": 1e5 * seconds / ops[name]["ours_ms"]}
+            name: {
+                "limit_ms": 1e3 * seconds,
+                "bound": bound,
+                "percent": 1e5 * seconds / ops[name]["ours_ms"],
+                **{word: ops[name][word] for word in ("verdict", "reasons")},
+            }
             for name, (seconds, bound) in limits.items()
         }
         above = [f"{name} at {row['percent']:.0f} %" for name, row in found.items() if row["percent"] > 100 * SLACK]

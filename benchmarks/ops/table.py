@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.figures import Figure
+from benchmarks.figures import QUICK, Figure
 from benchmarks.ops import cases
 from benchmarks.ops.cases import MAIN, Case, Target
-from benchmarks.ops.measure import fastest_dense
+from benchmarks.ops.measure import doubt_of, fastest_dense
 
 _MIB = 2**20
 _WORDS = {
-    "ratio": "ours over {peer}, forward + backward",
-    "forward_ratio": "ours over {peer}, forward",
-    "row_major_ratio": "ours over {peer}, forward + backward, transposes in and out",
-    "peak_ratio": "peak memory of {peer} over ours",
+    "ratio": "times faster than {peer}, forward + backward",
+    "forward_ratio": "times faster than {peer}, forward",
+    "row_major_ratio": "times faster than {peer}, forward + backward, transposes in and out",
+    "peak_ratio": "times less peak memory than {peer}",
     "limit_forward": "of this machine's limit, forward",
     "limit_backward": "of this machine's limit, backward",
     "break_even": "break-even sparsity against {peer}",
@@ -23,7 +24,7 @@ _WORDS = {
 
 def table(found: dict[str, Any]) -> str:
     """One line a side: times in ms, peak memory, ratio by forward + backward with its interval, and what speaks against it."""
-    head = f"{'':20} {'fwd ms':>9} {'bwd ms':>9} {'f+b ms':>9} {'step ms':>9} {'peak MiB':>9}  over ours [95 %]"
+    head = f"{'':20} {'fwd ms':>9} {'bwd ms':>9} {'f+b ms':>9} {'step ms':>9} {'peak MiB':>9}  ours is … times faster [95 %]"
     lines = [f"{found['case']}  {found['title']}, {found['device']}, {found['threads']} thread(s)"]
     for point in found.get("points", [found]):
         ours, shape = point["ours"], "{}→{}".format(*point["shape"])
@@ -60,58 +61,73 @@ def _because(reasons: list[str]) -> str:
 
 def figures(case: Case, found: dict[str, Any]) -> list[Figure]:
     """Every peer's ratio, the shares of the limit and the memory; with a target where the case has one for this kind of device."""
-    note = "quick run, few rounds" if found["quick"] else ""
     targets = [target for target in case.targets if target.device == found["device"]]
-    made = [_judged(case, target, found, note) for target in targets]
+    made = [_judged(case, target, found) for target in targets]
     with_target = {figure.what for figure in made}
     told = [
         figure
         for point in found.get("points", [found])
         for name, peer in point["peers"].items()
-        for figure in (_told(case, name, peer, point, note),)
+        for figure in (_told(case, name, peer, point, found["quick"]),)
         if figure.what not in with_target
     ]
     return made + told
 
 
-def _judged(case: Case, target: Target, found: dict[str, Any], note: str) -> Figure:
+@dataclass(frozen=True)
+class _Value:
+    """What was found for a target; ``doubt`` says why it proves nothing."""
+
+    value: float | None
+    note: str
+    spread: tuple[float, float] | None = None
+    doubt: str = ""
+
+
+def _judged(case: Case, target: Target, found: dict[str, Any]) -> Figure:
     unit = "%" if target.measure.startswith(("limit", "break")) else "times"
     what = _WORDS[target.measure].format(peer=target.against) + f": {case.title}"
-    value, spread, why = _value(target, found)
-    why = "; ".join(part for part in (why, note) if part)
-    return Figure(what, unit, value, spread, target.least, at_least=target.measure != "break_even", note=why)
+    got = _value(target, found)
+    doubt = got.doubt or (QUICK if found["quick"] else "")
+    at_least = target.measure != "break_even"
+    return Figure(what, unit, got.value, got.spread, target.least, at_least=at_least, note=got.note, doubt=doubt)
 
 
-def _value(target: Target, found: dict[str, Any]) -> tuple[float | None, tuple[float, float] | None, str]:
-    """(value, interval, note)."""
+def _value(target: Target, found: dict[str, Any]) -> _Value:
     if target.measure == "break_even":
-        return found["break_even"]["percent"], None, found["break_even"]["note"]
+        return _break_even(found["break_even"], target.least)
     if target.measure.startswith("limit"):
         row = found["ours"]["limit"][target.measure.removeprefix("limit_")]
-        return row["percent"], None, f"{row['bound']}; the limit is {row['limit_ms']:.3g} ms"
+        return _Value(row["percent"], f"{row['bound']}; the limit is {row['limit_ms']:.3g} ms", doubt=doubt_of(row))
     peer = found["peers"].get(target.against)
     if peer is None:
-        return None, None, "not asked for"
+        return _Value(None, "not asked for")
     if "ops" not in peer:
-        return None, None, peer.get("not_run") or peer["wrong"]
+        return _Value(None, peer.get("not_run") or peer["wrong"])
     if target.measure == "peak_ratio":
         own, other = found["ours"]["peak_bytes"], peer["peak_bytes"]
-        return (other / own, None, f"{other / _MIB:.1f} against {own / _MIB:.1f} MiB") if own and other else (None, None, "not readable")
+        return _Value(other / own, f"{other / _MIB:.1f} against {own / _MIB:.1f} MiB") if own and other else _Value(None, "not readable")
     op = "forward" if target.measure == "forward_ratio" else MAIN
     row = fastest_dense(found, op) if target.against == cases.DENSE else peer["ops"][op]
     row = row or peer["ops"][op]
     which = "row_major_" if target.measure == "row_major_ratio" else ""
-    reasons, own_ms = row[f"{which}reasons"], row[f"ours_{which}ms"]
     spread = row[f"{which}ci"]
-    note = f"{row['ms']:.4g} ms against {own_ms:.4g} ms; {row[f'{which}verdict']}{_because(reasons)}"
-    return row[f"{which}ratio"], tuple(spread) if spread else None, note
+    note = f"{row['ms']:.4g} ms against {row[f'ours_{which}ms']:.4g} ms; {row[f'{which}verdict']}"
+    return _Value(row[f"{which}ratio"], note, tuple(spread) if spread else None, doubt_of(row, which))
 
 
-def _told(case: Case, name: str, peer: dict[str, Any], point: dict[str, Any], note: str) -> Figure:
+def _break_even(found: dict[str, Any], most: float) -> _Value:
+    """A lower bound can miss an upper limit and never keep it."""
+    percent, doubt = found["percent"], "; ".join(found["doubts"])
+    if found["bound"] == "at least" and percent <= most:
+        doubt = doubt or "only a lower bound is known"
+    return _Value(percent, found["note"], doubt=doubt)
+
+
+def _told(case: Case, name: str, peer: dict[str, Any], point: dict[str, Any], quick: bool) -> Figure:
     density = f", density {point['density']:.4g}" if len(case.shapes) > 1 else ""
     what = _WORDS["ratio"].format(peer=name) + f": {case.title}{density}"
     if "ops" not in peer:
         return Figure(what, "times", note=peer.get("not_run") or peer["wrong"], broken="wrong" in peer)
-    ci = peer["ci"]
-    why = f"{peer['fwd_bwd_ms']:.4g} ms; {peer['verdict']}{_because(peer['reasons'])}"
-    return Figure(what, "times", peer["ratio_vs_ours"], tuple(ci) if ci else None, note="; ".join(part for part in (why, note) if part))
+    spread, doubt = tuple(peer["ci"]) if peer["ci"] else None, doubt_of(peer) or (QUICK if quick else "")
+    return Figure(what, "times", peer["ratio_vs_ours"], spread, note=f"{peer['fwd_bwd_ms']:.4g} ms; {peer['verdict']}", doubt=doubt)

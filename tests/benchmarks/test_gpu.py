@@ -94,8 +94,9 @@ def test_a_case_runs_with_its_peers_and_is_judged(monkeypatch: pytest.MonkeyPatc
     assert dense["ops"][MAIN]["rounds"] >= 7
     assert 0 < found["ours"]["limit"]["forward"]["percent"] < 100
     judged = {figure.what: figure for figure in gpu_case.judged(case, found)}
-    assert judged["ours over dense, forward + backward: 40→30, 90 %, batch 8"].word == "kept"
+    assert judged["times faster than dense, forward + backward: 40→30, 90 %, batch 8"].word == "kept"
     assert judged["of this machine's limit, forward: 40→30, 90 %, batch 8"].word == "MISSED"
+    assert found["ours"]["limit"]["backward"]["verdict"] == "SAME"  # our call against itself
     assert judged["fp32, backward, of the limit: 40→30, 90 %, batch 8"].word == "told"
 
 

@@ -76,11 +76,16 @@ def row(value: float | None, *, part: str = "A", what: str = "speed", quick: boo
         (Figure("a", "%", 95, target=90, most=99), "kept"),
         (Figure("a", "%", 100, target=90, most=99), "MISSED"),
         (Figure("a", "", broken=True), "BROKEN"),
+        (Figure("a", "s", 1.0, target=1.0, doubt="not trustworthy: noise"), "UNPROVEN"),
+        (Figure("a", "s", 0.9, target=1.0, doubt="quick run"), "UNPROVEN"),
+        (Figure("a", "s", 0.9, doubt="quick run"), "told"),
+        (Figure("a", "s", target=1.0, doubt="quick run"), "not run"),
     ],
 )
 def test_not_run_is_neither_kept_nor_missed(figure: Figure, word: str) -> None:
     assert figure.word == word
     assert word == "told" or word in figure.line()
+    assert figure.value is None or figure.doubt in figure.line()
     assert figure.kept is {"kept": True, "MISSED": False}.get(word)
 
 
@@ -92,6 +97,13 @@ def test_a_part_runs_in_a_process_of_its_own() -> None:
     assert [(figure.what, figure.value) for figure in found.figures] == [("speed", 2.0), ("size", 3.0)]
     assert found.raw == {"cells": [1, 2]}
     assert 0 < found.seconds < 30
+
+
+def test_a_quick_part_keeps_and_misses_nothing() -> None:
+    found = run_part(part("missed"), quick=True)
+    assert [(figure.word, figure.doubt) for figure in found.figures] == [("UNPROVEN", "quick run")]
+    (stored,) = found.rows(part("missed"), {"quick": True})
+    assert (stored["value"], stored["kept"], stored["doubt"]) == (4.0, None, "quick run")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +201,17 @@ def test_only_takes_a_word_of_the_title_and_refuses_one_that_is_nowhere(run: Any
     assert run("nothing")[0] == 2
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command.main(["cli", "--results", "/proc/nope"])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[-1]) == (
+        "",
+        "python -m benchmarks: error: argument --results: '/proc/nope' cannot be written: No such file or directory",
+    )
+
+
 def test_a_broken_part_ends_with_1_and_does_not_stop_the_others(run: Any) -> None:
     code, said, _, stored = run("mine", "--only", "KILLED", "GOOD")
     assert code == 1
@@ -204,7 +227,7 @@ def test_json_is_all_there_is_on_stdout(run: Any) -> None:
         (s, w) for s in ("mine", "other") for w in ("speed", "size")
     ]
     assert all(figure["quick"] for figure in body["figures"])
-    assert "target >= 1 times  kept" in err
+    assert "target >= 1 times  UNPROVEN  (quick run)" in err
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
