@@ -146,8 +146,10 @@ def rewires_in_place(plugin: Layer) -> None:
     module(x).backward(up)
     optimizer.step()
     module.enforce()
-    unit = torch.arange(conn.nnz) if conn.tile == 1 else conn.row // conn.tile + conn.col // conn.tile
-    keep = unit % 3 != 0
+    tile = conn.row // conn.tile * -(-conn.n_in // conn.tile) + conn.col // conn.tile
+    rank = torch.unique(tile, return_inverse=True)[1]  # among the tiles, or among the connections where a tile is one site
+    keep = rank % 3 != 0
+    expect(not bool(keep.all()), "a layer with connections to drop", f"all {conn.nnz} kept", "let the topology hold at least one")
     new = conn.select(keep).random_absent(int((~keep).sum()), Rng("rewire"))
     remap = remap_sites(module.flat_sites(), keep, new[0] * conn.n_in + new[1], regrown_are_kept=False)
     slot = optimizer.state[parameter]["momentum_buffer"]

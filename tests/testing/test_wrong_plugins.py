@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import Field
+from sparsefleet_plugins.layers.block import Block, BlockLinear
 from sparsefleet_plugins.layers.csr import Csr, CsrLinear
 from sparsefleet_plugins.pruning.magnitude import Magnitude
 from torch import nn
@@ -222,6 +223,13 @@ class ForgetfulSlots(CsrLinear):
         return slot
 
 
+class ForgetfulBlocks(BlockLinear):
+    """Momentum stays where it was while the blocks move."""
+
+    def remap_slot(self, slot, remap):
+        return slot
+
+
 class DenseInside(CsrLinear):
     def forward(self, x):
         dense = torch.zeros(self.matrix_shape, dtype=x.dtype).view(-1).index_put((self.flat_sites(),), self.values_)
@@ -229,15 +237,16 @@ class DenseInside(CsrLinear):
 
 
 @pytest.mark.parametrize(
-    ("module", "found"),
+    ("module", "base", "found"),
     [
-        (Leaky, "equals_the_masked_reference"),
-        (ForgetfulSlots, "rewires_in_place"),
-        (DenseInside, "allocates_by_connections"),
+        (Leaky, Csr, "equals_the_masked_reference"),
+        (ForgetfulSlots, Csr, "rewires_in_place"),
+        (ForgetfulBlocks, Block, "rewires_in_place"),
+        (DenseInside, Csr, "allocates_by_connections"),
     ],
 )
-def test_wrong_layers(module, found):
-    class Wrong(Csr):
+def test_wrong_layers(module, base, found):
+    class Wrong(base):
         """Builds a wrong module."""
 
         name = "wrong"
