@@ -164,6 +164,10 @@ def command_line() -> str:
         for s in SETTINGS.values()
     ]
     lines.append("| setting | environment | meaning | default |\n|---|---|---|---|\n" + "".join(_row(row) for row in rows))
+    lines.append(
+        "`SPARSEFLEET_KERNELS=off` (or 0, false, no) turns the CPU kernels off: sparse layers then compute in plain torch, slower, and their trials "
+        "have keys of their own. Unset, on, 1, true and yes leave them on.\n"
+    )
     tree = "\n".join(inspect.getdoc(errors).split("\n")[2:])  # type: ignore[union-attr]
     lines.append(
         f"## Exit codes\n\n0: it went well. 130: interrupted. Else the number beside the error that ended it:\n\n```text\n{tree}\n```\n"

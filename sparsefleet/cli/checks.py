@@ -1,4 +1,4 @@
-"""What ``doctor`` looks at. Every check is quick, and none imports torch, ray or mlflow."""
+"""What ``doctor`` looks at. Every check takes seconds at most, and none imports torch, ray or mlflow into this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from urllib.parse import urlsplit
 from sparsefleet import kernels
 from sparsefleet.cli.machine import Finding, cpu_checks, gpu_checks, setting_checks
 from sparsefleet.cli.session import Session
+from sparsefleet.errors import UserError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LITTLE_DISK = 2 * 2**30
+_LOAD_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,24 @@ def _versions(session: Session) -> Iterator[Check]:
 
 
 def _kernels(session: Session) -> Iterator[Check]:
-    reason = kernels.why_not()
-    yield Check(
-        "sparse kernels", "warn" if reason else "ok", reason or "built", "install gcc, then pip install --force-reinstall --no-deps ."
-    )
+    try:
+        off = kernels.is_off()
+    except UserError as error:
+        yield Check("sparse kernels", "fail", error.what, error.fix or "")
+        return
+    reason = kernels.why_not() or _load_kernels()
+    fix = f"unset {kernels.VARIABLE}" if off else "install gcc, then pip install --force-reinstall --no-deps ."
+    yield Check("sparse kernels", "warn" if reason else "ok", reason or "built, and loaded", fix)
+
+
+def _load_kernels() -> str:
+    """Why the kernels cannot be loaded; in a process of its own, with torch, as layers load them: a damaged library may end it."""
+    look = "from sparsefleet.ops import native; print(native.why_not())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", look], capture_output=True, text=True, check=False, timeout=_LOAD_S)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        return f"loading the CPU kernels ended with {done.returncode}{f': {said[-1]}' if said else ''}"
+    return done.stdout.strip()
 
 
 def _plugins(session: Session) -> Iterator[Check]:

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from sparsefleet.kernels import VARIABLE as OWN_KERNELS
 from sparsefleet.measure import machine, nvidia
 from sparsefleet.measure.cpus import cpus_allowed
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PRECISION_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-_KERNEL_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_DEBUG_CPU_TYPE", "CUDA_LAUNCH_BLOCKING", "LD_PRELOAD")
+_KERNEL_VARIABLES = (OWN_KERNELS, "ATEN_CPU_CAPABILITY", "MKL_DEBUG_CPU_TYPE", "CUDA_LAUNCH_BLOCKING", "LD_PRELOAD")
 _WINDOW_S = 0.15
 _STEAL_LIMIT = 0.02
 _BUSY_CPUS = 0.1

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import os
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ def why_not() -> str:
     """Why the kernels are not used; empty where they are."""
     reason = kernels.why_not()
     if reason:
-        if os.environ.get("SPARSEFLEET_KERNELS") != "off":
+        if not kernels.is_off():
             warnings.warn(f"{reason}; sparse layers compute in plain torch until then", stacklevel=2)
         return reason
     try:
