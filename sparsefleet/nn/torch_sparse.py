@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -21,13 +23,17 @@ def imported_torch_sparse() -> Any:
     Raises:
         UserError: it is not installed, or was built for another torch.
     """
+    if sys.modules.get("torch_sparse") is not None:
+        return sys.modules["torch_sparse"]  # at every product
     try:
-        import torch_sparse
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # the package's business, twice in every process
+            import torch_sparse
     except (ImportError, OSError) as error:
         raise UserError(
             "layer torch-sparse needs the package torch-sparse",
             cause=str(error),
-            fix="pip install --no-build-isolation 'sparsefleet[torch-sparse]'",
+            fix="python scripts/torch_sparse_wheels.py, in a clone of sparsefleet: builds it for this torch",
         ) from error
     return torch_sparse
 
