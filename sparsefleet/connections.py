@@ -287,8 +287,11 @@ def check_sites(sites: Tensor, shape: tuple[int, int], *, layer: str) -> Tensor:
     if not row.numel():
         return sites[0]
     if any(least < 0 or most >= n for unit, n in ((row, n_out), (col, n_in)) for least, most in (map(int, torch.aminmax(unit)),)):
-        outside = int(((row < 0) | (row >= n_out) | (col < 0) | (col >= n_in)).sum())
-        raise InvalidMask(f"layer {layer!r}: {outside} of {row.numel()} connections lie outside {n_out} x {n_in}")
+        inside = (row >= 0) & (row < n_out) & (col >= 0) & (col < n_in)
+        n_in_range = int(inside.sum())
+        n_twice = n_in_range - torch.unique(row[inside] * n_in + col[inside]).numel()
+        more = f", and {n_twice} of the others are duplicates" if n_twice else ""
+        raise InvalidMask(f"layer {layer!r}: {row.numel() - n_in_range} of {row.numel()} connections lie outside {n_out} x {n_in}{more}")
     flat: Tensor = (row * n_in).add_(col)
     apart = torch.diff(flat)
     if apart.numel() and int(apart.min()) < 0:

@@ -260,6 +260,8 @@ class Connectivity(Plugin):
     """What every draw has: constant fan-in (up to one), whole blocks, whole rows (the last of each may be a part); or nothing of these."""
     reads_files: ClassVar[bool] = False
     """What it draws also depends on ``files``; their bytes are part of the trial's key."""
+    settled_by: ClassVar[str] = ""
+    """The parameter that, where it is given, settles how many connections a layer gets (``nnz_of``); empty: the density alone."""
 
     @abstractmethod
     def draw(self, shape: tuple[int, int], nnz: int, rng: Rng) -> Tensor:
@@ -268,6 +270,13 @@ class Connectivity(Plugin):
     def draw_for(self, layer: str, shape: tuple[int, int], nnz: int, rng: Rng) -> Tensor:
         """``draw``, for connectivities that must know which layer it is (given by the user, or from another trial)."""
         return self.draw(shape, nnz, rng)
+
+    def check_layers(self, names: Sequence[str]) -> None:
+        """Refuses what cannot be right for a network whose sparse layers are ``names``, input to output, before anything is drawn.
+
+        Raises:
+            UserError: it has connections for a layer that is not there.
+        """
 
     def nnz_of(self, layer: str, shape: tuple[int, int], asked: int) -> int:
         """How many connections the layer gets: what the density asks, unless the connectivity settles it (given sites, a given fan-in)."""

@@ -17,6 +17,7 @@ class FixedFanIn(Connectivity):
     name = "fixed-fan-in"
     paper = "arXiv 2305.02299, section 3"
     topology = "constant-fan-in"
+    settled_by = "fan_in"
 
     fan_in: int | None = Field(None, ge=1, description="inputs per unit in every layer; null: as the density asks, layer by layer")
 

@@ -8,9 +8,10 @@ from typing import Literal
 from sparsefleet.grid.choosing import chosen_layer
 from sparsefleet.grid.fit import Facts, dense_need, unfit
 from sparsefleet.grid.model import Grid, default_layer
+from sparsefleet.grid.realised import given_misfit, is_settled, too_thin
 from sparsefleet.grid.selecting import first_candidate
 from sparsefleet.grid.settings import PLAIN_METHOD, REQUIRED, State, Unplaced, assign, method_of, plugin_ref, tagged
-from sparsefleet.trial.spec import TrialSpec
+from sparsefleet.trial.spec import TrialSpec, canonical_json
 
 Kind = Literal["sparse", "static", "active", "dense", "skip"]
 _STATIC, _DENSE, _MASKED, _RELU = "static", "dense", "masked", "relu"
@@ -26,6 +27,7 @@ class Verdict:
         reason: why it is skipped.
         mistake: the file contradicts itself, as opposed to what a machine or plugin cannot do.
         infeasible: why the dense twin cannot be trained; a value, not an error.
+        key: the base key that a mistake is looked for at, where no axis is to blame.
     """
 
     kind: Kind
@@ -33,6 +35,7 @@ class Verdict:
     reason: str = ""
     mistake: bool = False
     infeasible: str | None = None
+    key: str = "density"
 
 
 class Judge:
@@ -41,6 +44,7 @@ class Judge:
     def __init__(self, grid: Grid, facts: Facts) -> None:
         self.grid = grid
         self.facts = facts
+        self._given: dict[str, str | None] = {}
 
     def judge(self, state: State) -> Verdict:
         """What ``state`` is, with every default resolved."""
@@ -74,6 +78,10 @@ class Judge:
             method_of(state["method"])
         except ValueError as error:
             return Verdict("skip", state, str(error).split("\n")[-2].strip() if "\n" in str(error) else str(error), mistake=True)
+        chain = self.facts.chain(state)
+        thin = too_thin(state, chain) if chain else None
+        if thin:
+            return Verdict("skip", state, thin, mistake=True)
         if self.facts.of("layer", state["layer"]).get("chooses"):
             chosen = chosen_layer(state, self.facts)
             if isinstance(chosen, str):
@@ -82,6 +90,9 @@ class Judge:
         reason = unfit(state, self.facts)
         if reason:
             return Verdict("skip", state, reason)
+        wrong = self._given_wrongly(state)
+        if wrong:
+            return Verdict("skip", state, wrong, mistake=True, key="connectivity")
         try:
             twin = self.twin(state)
         except Unplaced as error:
@@ -91,6 +102,15 @@ class Judge:
             return Verdict("skip", state, f"start: twin, but at {self._width(state)} the twin's {infeasible}")
         kind: Kind = "static" if _STATIC in (state["method"].get("rewirer") or {}) else "sparse"
         return Verdict(kind, state, infeasible=infeasible)
+
+    def _given_wrongly(self, state: State) -> str | None:
+        if not is_settled(state, self.facts.of("connectivity", state.get("connectivity"))):
+            return None
+        parts = ("dataset", "model", "layer", "connectivity", "activation", "density", "method")
+        slot = canonical_json({part: state.get(part) for part in parts})
+        if slot not in self._given:
+            self._given[slot] = given_misfit(spec_of(state), self.facts.catalog)
+        return self._given[slot]
 
     def _width(self, state: State) -> str:
         chain = self.facts.chain(state)

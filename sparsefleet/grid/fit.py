@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefleet.grid import need
 from sparsefleet.grid.need import Chain, Need, chain_of, size_text
+from sparsefleet.grid.realised import density_misfit, is_settled
 from sparsefleet.grid.settings import State
-from sparsefleet.grid.storage import storage_misfit, width_misfit
+from sparsefleet.grid.storage import storage_misfit, tile_of, width_misfit
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
@@ -136,6 +137,7 @@ def unfit(state: State, facts: Facts) -> str | None:
         storage_misfit(state, of_layer, of_method, facts.of("connectivity", state.get("connectivity")))
         or _kind_misfit(state, facts, layer, of_layer)
         or (width_misfit(state, of_layer, chain.widths) if chain else None)
+        or (_density_misfit(state, facts, of_layer, chain) if chain else None)
     )
     if reason:
         return reason
@@ -148,6 +150,12 @@ def unfit(state: State, facts: Facts) -> str | None:
         return f"layer={stored} at width {chain.widest:,}: {why}" if why and chain else None
     why = sparse_need(state, facts)
     return f"layer={layer} at width {chain.widest:,}, density {state['density']:g}: {why}" if why and chain else None
+
+
+def _density_misfit(state: State, facts: Facts, of_layer: State, chain: Chain) -> str | None:
+    if is_settled(state, facts.of("connectivity", state.get("connectivity"))):
+        return None
+    return density_misfit(state, chain, of_layer.get("topology", "free"), tile_of(state))
 
 
 def _kind_misfit(state: State, facts: Facts, layer: str, of_layer: State) -> str | None:

@@ -122,7 +122,7 @@ def _hopeless(grid: Grid, judge: Judge) -> Iterator[Problem]:
     candidates = [tuple(first)]
     for n, axis in enumerate(grid.axes):
         candidates += [(*first[:n], choice, *first[n + 1 :]) for choice in axis.choices[1:50]]
-    reason = ""
+    first_mistake: Verdict | None = None
     for choices in candidates:
         try:
             state = compose(grid.base, choices)
@@ -133,6 +133,6 @@ def _hopeless(grid: Grid, judge: Judge) -> Iterator[Problem]:
         verdict: Verdict = judge.judge(first_candidate(state))
         if not verdict.mistake:
             return
-        reason = reason or verdict.reason
-    if reason:
-        yield ("axes",) if grid.axes else ("density",), f"no point can run: {reason}"
+        first_mistake = first_mistake or verdict
+    if first_mistake:
+        yield ("axes",) if grid.axes else (first_mistake.key,), f"no point can run: {first_mistake.reason}"

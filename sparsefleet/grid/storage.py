@@ -34,8 +34,8 @@ def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, 
     if topology == "block":
         if not of_method.get("fits_tiles", True):
             return f"{name} decides about each connection by itself; layer={layer} holds whole blocks"
-        if given == "block" and drawn.get("size") != _size(state):
-            return f"connectivity={connectivity} draws blocks of {drawn.get('size')}, layer={layer} holds blocks of {_size(state)}"
+        if given == "block" and drawn.get("size") != tile_of(state):
+            return f"connectivity={connectivity} draws blocks of {drawn.get('size')}, layer={layer} holds blocks of {tile_of(state)}"
     if topology == "constant-fan-in" and given in ("block", "row"):
         return f"connectivity={connectivity} draws whole {given}s, layer={layer} holds equally many inputs for every output"
     return None
@@ -47,7 +47,7 @@ def _of_pruner(state: State, layer: str, topology: str, of_layer: dict[str, Any]
     if topology == "constant-fan-in":
         return None if kind in ("unstructured", "n:m") else gives
     if topology == "block":
-        size = _size(state)
+        size = tile_of(state)
         same = kind == "unstructured" or (kind == "block" and (pattern.get("rows"), pattern.get("cols")) == (size, size))
         return None if same else f"layer={layer} holds blocks of {size}, which pattern {kind} does not give" if kind == "block" else gives
     if kind != "n:m":
@@ -70,6 +70,7 @@ def width_misfit(state: State, of_layer: dict[str, Any], widths: tuple[int, ...]
     return f"layer={layer} needs widths that are multiples of {multiple}, and there is {wrong[0]} (keep_dense leaves first or last dense)"
 
 
-def _size(state: State) -> int:
+def tile_of(state: State) -> int:
+    """Units per side of the blocks that the layer holds; 1 for other layers."""
     (parameters,) = state["layer"].values()
     return int(parameters.get("size", 1))

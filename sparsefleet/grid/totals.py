@@ -18,6 +18,7 @@ from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_
 from sparsefleet.grid.fit import memory_of
 from sparsefleet.grid.model import Choice, Grid, default_layer
 from sparsefleet.grid.need import Need, most
+from sparsefleet.grid.realised import holds_units
 from sparsefleet.grid.selecting import candidates, first_candidate, picks_of
 from sparsefleet.grid.settings import Path, State, Unplaced, value_at
 from sparsefleet.trial.spec import canonical_json
@@ -150,6 +151,7 @@ class Counted:
         self.open_base = grid.base
         self.grid, self.judge = replace(grid, base=first_candidate(grid.base)), judge
         self._tight = self._is_tight()
+        self._apart_below = 1.0 if self._tight else self._held_below()
         self.classes = [classes_of(grid, factor, self._features, _matters) for factor in self.factors]
         self.verdicts: dict[tuple[int, ...], Verdict] = {}
         self.totals = Totals()
@@ -159,7 +161,7 @@ class Counted:
         ((kind, parameters),) = state["optimizer"].items() if "optimizer" in state else [("", {})]
         return {
             **{key: state.get(key) for key in ("dataset", "model", "layer", "activation", "connectivity", "method")},
-            "density": state["density"] if self._tight else state["density"] == 1,
+            "density": state["density"] if state["density"] < self._apart_below else state["density"] == 1,
             "optimizer": {"kind": kind, "momentum": parameters.get("momentum", 0) > 0, kind: {"momentum": parameters.get("momentum", 0)}},
             "train": {
                 "epochs": "epochs" in state["train"],
@@ -180,6 +182,16 @@ class Counted:
         bounds = [most(chain, batch) for chain in chains if chain is not None]
         self.bound = max(bounds) if bounds and not any(s["resources"]["gpus"] > 0 for s in states) else None
         return any(bound > self.judge.facts.memory for bound in bounds)
+
+    def _held_below(self) -> float:
+        """Below which densities are told apart: a layer could not hold them, given connections not have them, or a layer be left without any."""
+        facts, states = self.judge.facts, [self.grid.base, *(lenient(self.grid.base, cell) for f in self.factors for cell in f.cells)]
+        if any(facts.of("connectivity", state.get("connectivity")).get("settled_by") for state in states):
+            return 1.0
+        if any(holds_units(facts.of("layer", state.get("layer"))) for state in states):
+            return 1.0
+        chains = [facts.chain(state) for state in states if "model" in state and "dataset" in state]
+        return max((len(chain.widths) / chain.n_weights for chain in chains if chain), default=0.0)
 
     def count(self) -> Totals:
         """The totals.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import PluginError, UserError
 from sparsefleet.nn.layer_norm import fuse_norms
+from sparsefleet.nn.masked import MaskedModule
 from sparsefleet.nn.module import SparseModule
-from sparsefleet.nn.projection import fitted_draw, fitted_nnz
+from sparsefleet.nn.projection import fitted_draw, fitted_nnz, refuse_misfit
 from sparsefleet.plugin import Connectivity, Layer
 from sparsefleet.rng import Rng, key_of, uniform_at
 
@@ -71,6 +72,8 @@ def draw_connections(
     else:
         drawn = Rng(seed, "connectivity", name)
         flat = check_sites(fitted_draw(connectivity, name, matrix, nnz, drawn, (topology, tile)).to(device), matrix, layer=name)
+        if connectivity.reads_files:
+            refuse_misfit(f"connectivity {connectivity.name!r}", name, flat, matrix, (topology, tile))
         if flat.numel() != nnz and tile == 1:
             raise PluginError(f"connectivity {connectivity.name!r} drew {flat.numel()} connections for layer {name!r}, asked {nnz}")
     return Connections(name, matrix, flat // matrix[1], flat % matrix[1], torch.empty(0, device=device))
@@ -127,8 +130,11 @@ def rebuilt(old: nn.Module, conn: Connections, layer: Layer) -> SparseModule:
     """
     if isinstance(old, SparseModule):
         values, shape, bias = conn.weight, old.matrix_shape, getattr(old, "bias", None)
-        with torch.device("meta"):
-            template: nn.Module = nn.Linear(shape[1], shape[0], bias=bias is not None)
+        if isinstance(old, MaskedModule):
+            template = _on_meta(old.plain())
+        else:
+            with torch.device("meta"):
+                template = nn.Linear(shape[1], shape[0], bias=bias is not None)
     else:
         weight, bias = old.get_parameter("weight"), getattr(old, "bias", None)
         values = weight.detach().reshape(-1)[conn.flat]

@@ -9,26 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefleet.connections import Connections, n_tiles, sites_of_tiles
-from sparsefleet.errors import PluginError
+from sparsefleet.connections import Connections, sites_of_tiles
+from sparsefleet.errors import PluginError, UserError
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.plugin import Connectivity, Progress, Rewirer, Update
 from sparsefleet.rng import Rng
+from sparsefleet.sparsity.fitted import fitted_nnz as fitted_nnz
 from sparsefleet.sparsity.pattern import keep_by_pattern
 from sparsefleet.sparsity.select import keep_best_per_row
 from sparsefleet.sparsity.vocabulary import Block, Pattern, Unstructured
-
-
-def fitted_nnz(nnz: int, shape: tuple[int, int], topology: str, tile: int = 1) -> int:
-    """The count nearest to ``nnz`` that the topology can hold: a whole fan-in or whole tiles, at least one of them.
-
-    With ragged edges the tiles drawn may hold somewhat fewer.
-    """
-    if topology == "constant-fan-in":
-        return shape[0] * min(shape[1], max(1, round(nnz / shape[0])))
-    if topology == "block":
-        return min(shape[0] * shape[1], max(1, n_tiles(nnz, tile)) * tile**2)
-    return nnz
 
 
 def fitted_pattern(module: SparseModule, pattern: Pattern) -> tuple[Pattern, bool]:
@@ -57,7 +46,7 @@ def update_of(rewirer: Rewirer, conn: Connections, progress: Progress, n_target:
 def fitted_draw(connectivity: Connectivity, name: str, shape: tuple[int, int], nnz: int, rng: Rng, onto: tuple[str, int]) -> Tensor:
     """``(2, n)`` sites that the connectivity draws, as the topology can hold them.
 
-    For tiles the connectivity draws on the grid of tiles. For a constant fan-in, units with too many connections keep random ones and units
+    For tiles the connectivity draws on the grid of tiles; one that draws tiles itself draws sites, and the tiles they lie in are taken. For a constant fan-in, units with too many connections keep random ones and units
     with too few get random ones; sites that a user gave stay as they are.
 
     Args:
@@ -71,6 +60,10 @@ def fitted_draw(connectivity: Connectivity, name: str, shape: tuple[int, int], n
         flat = sites_of_tiles(torch.sort(row * wide + col).values, shape, tile)
         return torch.stack([flat // shape[1], flat % shape[1]])
     sites = connectivity.draw_for(name, shape, nnz, rng)
+    if topology == "block" and not connectivity.reads_files:
+        wide = -(-shape[1] // tile)
+        flat = sites_of_tiles(torch.unique(sites[0] // tile * wide + sites[1] // tile), shape, tile)
+        return torch.stack([flat // shape[1], flat % shape[1]])
     if topology != "constant-fan-in" or connectivity.topology == topology or connectivity.reads_files:
         return sites
     flat = torch.sort(sites[0] * shape[1] + sites[1]).values
@@ -79,3 +72,29 @@ def fitted_draw(connectivity: Connectivity, name: str, shape: tuple[int, int], n
     keep = keep_best_per_row(rng.spawn("surplus").at(flat), conn.row, torch.full((shape[0],), fan_in, device=flat.device))
     kept = Connections(name, shape, conn.row[keep], conn.col[keep], flat.new_empty(0), constant_fan_in=True)
     return torch.cat([torch.stack([kept.row, kept.col]), kept.random_absent(nnz - kept.nnz, rng.spawn("lacking"))], 1)
+
+
+def refuse_misfit(by: str, name: str, flat: Tensor, shape: tuple[int, int], onto: tuple[str, int]) -> None:
+    """Refuses given sites that the topology cannot hold as they are.
+
+    Args:
+        by: who gives them, and ``name`` to which layer: for the message.
+        flat: ``(nnz,)`` ascending.
+        onto: the topology, and units per side of its tiles.
+
+    Raises:
+        UserError: they have no constant fan-in, or are not whole tiles.
+    """
+    (topology, tile), row = onto, flat // shape[1]
+    if topology == "constant-fan-in":
+        least, most = (int(count) for count in torch.aminmax(torch.bincount(row, minlength=shape[0])))
+        if least != most:
+            raise UserError(f"{by} gives {name} a fan-in of {least} to {most}, and the layer holds a constant one", fix="layer: csr")
+    elif topology == "block":
+        tiles = torch.unique(row // tile * -(-shape[1] // tile) + flat % shape[1] // tile)
+        if sites_of_tiles(tiles, shape, tile).numel() != flat.numel():
+            raise UserError(
+                f"{by} gives {name} {flat.numel():,} connections that lie in {tiles.numel():,} blocks of {tile} x {tile}"
+                " without filling them, and the layer holds whole blocks",
+                fix="layer: csr",
+            )

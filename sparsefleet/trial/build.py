@@ -106,6 +106,27 @@ def build_network(
     return Network(module, sparse, shapes, asked, n_params, factor, storage, kept, names)
 
 
+def check_connectivity(spec: TrialSpec, registry: Registry, data_root: Path) -> None:
+    """Refuses connections that do not fit the network of ``spec``, before anything is trained; given ones are read, one layer at a time.
+
+    Raises:
+        UserError: they are not there or not readable, are for another network or density, or not what the layer can hold.
+    """
+    connectivity: Connectivity = registry.build("connectivity", spec.connectivity).located(data_root)
+    for path in connectivity.files(data_root):
+        if not path.is_file():
+            raise UserError(f"connectivity {spec.connectivity.name!r}: {path} is not there")
+    info: DataInfo = registry.plugin_class("dataset", spec.dataset.name).info  # type: ignore[attr-defined]
+    module, _ = _on_meta(spec, registry, info)
+    names = list(registry.build("model", spec.model).prunable(module))
+    kept = _dense_kept(spec, names)
+    shapes = {name: weight_shape(module.get_submodule(name)) for name in names if name not in kept}
+    asked = _budget(spec, shapes, connectivity)
+    layer: Layer = registry.build("layer", spec.layer)
+    for name, shape in shapes.items() if connectivity.reads_files else ():
+        draw_connections(name, shape, asked[name], connectivity, spec.seed, torch.device("cpu"), layer)
+
+
 class _OneByOne(Mapping[str, tuple[Layer, Connections]]):
     """Connections that exist only while their layer is built: drawn sites take several times the bytes of the layer that stores them."""
 
@@ -130,6 +151,7 @@ def _budget(spec: TrialSpec, shapes: Mapping[str, tuple[int, ...]], connectivity
     asked = distribute(shapes, spec.density, "uniform" if kind == "global" else kind)
     if connectivity is None:
         return asked
+    connectivity.check_layers(list(shapes))
     given = {name: connectivity.nnz_of(name, (shape[0], math.prod(shape[1:])), asked[name]) for name, shape in shapes.items()}
     other = [name for name in shapes if given[name] != asked[name]]
     wanted, found = (sum(counts[name] for name in other) for counts in (asked, given))
@@ -137,7 +159,7 @@ def _budget(spec: TrialSpec, shapes: Mapping[str, tuple[int, ...]], connectivity
         density = found / sum(math.prod(shapes[name]) for name in other)
         raise UserError(
             f"connectivity {connectivity.name!r} has {found:,} connections for {', '.join(other)}; density {spec.density:g} asks for {wanted:,}",
-            fix=f"density: {density:.4g}",
+            fix=f"density: {density:.4g}" if 0 < density < 1 else "fewer than all sites" if density else "at least one site",
         )
     return given
 

@@ -261,7 +261,10 @@ def test_shipped_grids_load_with_the_installed_plugins() -> None:
 
 def test_expansion_is_lazy() -> None:
     values = ", ".join(str(round(0.0001 * n, 6)) for n in range(1, 1001))
-    grid = grid_of(f"seeds: 2147483648\nmethod: {{rewirer: set}}\naxes:\n  density: [{values}]\n  optimizer.sgd.lr: [{values}]\n")
+    grid = grid_of(
+        f"seeds: 2147483648\nmethod: {{rewirer: set}}\naxes:\n  density: [{values}]\n  optimizer.sgd.lr: [{values}]\n",
+        set_=("model.mlp.hidden=[6400]",),
+    )
     first = [next(stream).arm for stream in [expand(grid, CATALOGUE)] for _ in range(2)]
     assert first == ["dense", "sparse"]
     assert count(grid) == 1000 * 1000 * 2147483648

@@ -117,9 +117,12 @@ def _values(n: int, step: float = 1e-6) -> str:
 MILLION = f"method: {{rewirer: set}}\nseeds: 10\naxes:\n  optimizer.sgd.lr: [{_values(100)}]\n  density: [{_values(1000, 1e-4)}]\n"
 
 
+WIDE = ("model.mlp.hidden=[6400]",)  # at 1e-4 a narrow net would have no connection for each layer
+
+
 def test_a_million_points_are_planned_exactly_in_a_second() -> None:
     with within(1.0):
-        grid = grid_of(MILLION.replace("[0.0001,", "[\n0.0001,").replace(", ", ",\n") + ARMS.replace(", ", ", "))
+        grid = grid_of(MILLION.replace("[0.0001,", "[\n0.0001,").replace(", ", ",\n") + ARMS.replace(", ", ", "), set_=WIDE)
         made = plan(grid, CATALOGUE)
     assert (made.points, made.totals.own, made.totals.twins) == (1_000_000, 1_000_000, 1_000)
     assert dict(made.totals.controls) == {"random-static": 1_000_000, "small-dense": 1_000_000}
@@ -133,7 +136,7 @@ def test_huge_grids_are_counted_and_refused(n_axes: int, n: int) -> None:
     names = ["optimizer.sgd.lr", "density", "train.weight_decay", "validation", "train.label_smoothing", "limits.timeout_s"][:n_axes]
     lines = "".join(f"  {name}:\n    [{_values(500, 1e-4)},\n    {_values(1000, 1e-4).split(', ', 500)[-1]}]\n" for name in names)
     with within(n_axes):  # the thousand values of an axis take a tenth of a second to read and judge; 10**6 points would take minutes
-        grid = grid_of("method: {rewirer: set}\naxes:\n" + lines)
+        grid = grid_of("method: {rewirer: set}\naxes:\n" + lines, set_=WIDE)
         assert count(grid) == n
         made = plan(grid, CATALOGUE)
         with pytest.raises(
@@ -159,7 +162,7 @@ def test_a_plan_is_made_in_a_fresh_process_within_time_and_memory_and_without_to
     from grid_plugins import HEAD
 
     path = tmp_path / "million.yaml"
-    path.write_text(HEAD + MILLION.replace(", ", ",\n    ").replace("{rewirer", "{rewirer"))
+    path.write_text(HEAD.replace("[64]", "[6400]") + MILLION.replace(", ", ",\n    ").replace("{rewirer", "{rewirer"))
     code = (
         "import json, sys, time\n"
         "from sparsefleet.registry import catalog\n"

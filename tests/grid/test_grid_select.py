@@ -143,7 +143,7 @@ def test_a_million_tuned_points_are_counted_in_a_second() -> None:
     text = f"method: {{rewirer: set}}\nseeds: 10\n{LR}train.weight_decay: {{select: [{values[:800].rsplit(',', 1)[0]}]}}\naxes:\n  density: [{values}]\n"
     n = len(values[:800].rsplit(",", 1)[0].split(","))
     with within(1.0):
-        grid = grid_of(text)
+        grid = grid_of(text, set_=("model.mlp.hidden=[6400]",))
         totals = Counted(grid, Judge(grid, Facts(CATALOGUE))).count()
     assert (totals.points, totals.own, totals.twins) == (1000 * 10 * 3 * n, 1000 * 10 * 3 * n, 10 * 3 * n)
     assert totals.points > 1_000_000

@@ -142,6 +142,16 @@ def test_every_connectivity_is_drawn_onto_tiles(name, params):
     assert torch.equal(torch.sort(sites[0] * 40 + sites[1]).values, sites_of_tiles(tiles, (24, 40), 4))
 
 
+def test_blocks_are_drawn_onto_tiles_with_ragged_edges():
+    """10 outputs and 64 inputs: three rows of tiles, of 4, 4 and 2 units; 128 connections are 8 to 16 tiles."""
+    connectivity = REGISTRY.build("connectivity", PluginRef(name="blocks", params={"size": 4}))
+    sites = fitted_draw(connectivity, "w", (10, 64), 128, Rng(3), ("block", 4))
+    tiles = torch.unique(sites[0] // 4 * 16 + sites[1] // 4)
+    assert 128 <= sites.shape[1] < 128 + 16
+    assert torch.equal(torch.sort(sites[0] * 64 + sites[1]).values, sites_of_tiles(tiles, (10, 64), 4))
+    assert sfnn.BlockLinear(64, 10, connections=sites).nnz == sites.shape[1]
+
+
 def test_pruning_keeps_the_best_of_every_unit_or_tile():
     gen = torch.Generator().manual_seed(0)
     weight = torch.randn(8, 12, generator=gen)

@@ -74,6 +74,41 @@ def test_duplicates_and_sites_out_of_range_are_counted(tmp_path):
         drawn(outside)
 
 
+def test_sites_out_of_range_do_not_hide_duplicates(tmp_path):
+    both = written(tmp_path, "npy", torch.tensor([[0, 0, 3, 2, 2], [2, 2, 0, 9, 9]]))  # 0,2 twice; three outside of 3 x 4
+    with pytest.raises(InvalidMask, match="3 of 5 connections lie outside 3 x 4, and 1 of the others are duplicates"):
+        drawn(both)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("layer,row,col\nfc2,1,2\n\nfc2,3\n", r"line 4 must be layer,row,col, two whole numbers last, got 'fc2,3'"),
+        ("row,col\n1,2\n1.5,3\n", r"line 3 must be row,col, two whole numbers last, got '1.5,3'"),
+        ("row,col\n1,2,3\n", r"line 2 must be row,col, .* got '1,2,3'"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, lines, problem):
+    (tmp_path / "a.csv").write_text(lines)
+    with pytest.raises(UserError, match=problem):
+        drawn(UserConnectivity(file=str(tmp_path / "a.csv")))
+
+
+def test_a_file_without_connections_is_refused_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "a.csv").write_text("row,col\n")
+    with pytest.raises(UserError, match=r"a\.csv holds no connection"):
+        drawn(UserConnectivity(file=str(tmp_path / "a.csv")))
+    assert not recwarn.list
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path):
+    plugin = written(tmp_path, "csv", name="hidden").model_copy(update={"others": "random"})
+    with pytest.raises(UserError, match=r"the file names hidden; the model has fc1, fc2$"):
+        build_network(spec_with(0.1, file=plugin.file, others="random"), data_root=tmp_path)
+    with pytest.raises(UserError, match=r"layer names fc9; the model has fc1, fc2$"):
+        build_network(spec_with(0.1, file=str(written(tmp_path, "npy").file), layer="fc9", others="random"), data_root=tmp_path)
+
+
 def test_the_notebooks_own_example_has_thousands_of_duplicates(tmp_path):
     """Source: 200 random outputs, drawn with replacement, for each of 784 inputs."""
     gen = torch.Generator().manual_seed(0)
