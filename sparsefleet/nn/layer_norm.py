@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsefleet.nn.places import has_hooks
 from sparsefleet.ops import layer_norm
 
 
@@ -41,7 +42,7 @@ def fuse_norms(network: nn.Module, sparse: list[nn.Module]) -> None:
     """Replaces torch's LayerNorms behind modules that keep activations feature-major, with the ReLU behind them where there is one.
 
     Only inside an ``nn.Sequential``, where what follows what can be read. Names, parameters and state dict keys stay: the norm is
-    replaced under its name, and the ReLU by an ``nn.Identity``.
+    replaced under its name, and the ReLU by an ``nn.Identity``. One that has hooks stays what it is.
     """
     wanted = {id(module) for module in sparse if getattr(module, "keeps_feature_major", False)}
     for parent in list(network.modules()):
@@ -52,8 +53,10 @@ def fuse_norms(network: nn.Module, sparse: list[nn.Module]) -> None:
             norm = parent._modules[name]
             if id(parent._modules[before]) not in wanted or type(norm) is not nn.LayerNorm or len(norm.normalized_shape) != 1:
                 continue
+            if has_hooks(norm):
+                continue
             behind = parent._modules[after] if after is not None else None
-            relu = type(behind) is nn.ReLU
+            relu = type(behind) is nn.ReLU and not has_hooks(behind)
             setattr(parent, name, _fused(norm, relu))
             if relu and after is not None:
                 setattr(parent, after, nn.Identity())

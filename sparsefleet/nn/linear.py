@@ -75,7 +75,7 @@ class SparseLinear(SparseModule):
         self.bias: nn.Parameter | None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
         self._watching = False
-        self._seen: list[Tensor] = []
+        self._seen: list[tuple[Tensor, Tensor, int]] = []
         self._store(conn)
         if isinstance(connections, Connections) and (device is not None or asked is not None):
             self.to(device=device, dtype=asked)
@@ -157,13 +157,16 @@ class SparseLinear(SparseModule):
         out = self.multiply(x)
         if self._watching and out.requires_grad:
             seen = x.detach().reshape(-1, self.in_features)
-            out.register_hook(lambda grad: self._keep(seen, grad))  # type: ignore[no-untyped-call]
+            version = _version(seen)
+            out.register_hook(lambda grad: self._keep(seen, grad, version))  # type: ignore[no-untyped-call]
         return out
 
-    def _keep(self, x: Tensor, grad: Tensor) -> None:
-        """Of a layer that is used several times in one pass, all uses count together."""
-        both = (x, grad.detach().reshape(-1, self.out_features))
-        self._seen = [torch.cat(parts) for parts in zip(self._seen, both, strict=True)] if self._seen else list(both)
+    def _keep(self, x: Tensor, grad: Tensor, version: int) -> None:
+        """All uses in all passes count together, as in the gradient that an optimizer gets; x is an alias, so its version goes along."""
+        self._seen.append((x, grad.detach().reshape(-1, self.out_features), version))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": []}  # a copy has no gradients either
 
     def values(self) -> Tensor:
         return self.values_.detach().view(-1)
@@ -192,10 +195,16 @@ class SparseLinear(SparseModule):
         self._seen = []
 
     def _watched(self) -> tuple[Tensor, Tensor]:
-        """``(batch, n_in)`` inputs and ``(batch, n_out)`` gradients of the last watched pass."""
-        if len(self._seen) != 2:
+        """``(batch, n_in)`` inputs and ``(batch, n_out)`` gradients of all watched passes, one after another."""
+        if not self._seen:
             raise RuntimeError(f"layer {self.layer_name!r}: no watched backward pass has run")
-        x, grad = self._seen
+        if any(_version(x) > version for x, _, version in self._seen):
+            raise UserError(
+                f"layer {self.layer_name!r}: its input was changed in place before the update that grows by it",
+                fix="give the layer a copy of that input: layer(x.clone())",
+            )
+        inputs, grads, _ = zip(*self._seen, strict=True)
+        x, grad = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (inputs, grads))
         kind = grad.dtype if grad.dtype in (torch.float32, torch.float64) else torch.float32
         return x.to(kind), grad.to(kind)
 
@@ -210,6 +219,7 @@ class SparseLinear(SparseModule):
         whole = len(stored) == len(self.indices) + 1
         problem = self._misfit(stored) if whole else f"{', '.join(stored)} without the rest of the layer" if stored else ""
         if whole and not problem:
+            self._forget_unless_at(stored)
             for name in self.indices:
                 setattr(self, name, torch.empty_like(stored[name], dtype=getattr(self, name).dtype, device=self.values_.device))
             if stored["values_"].shape != self.values_.shape:
@@ -221,6 +231,12 @@ class SparseLinear(SparseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if whole:
             self._rebuild()
+
+    def _forget_unless_at(self, stored: dict[str, Tensor]) -> None:
+        """Other connections than these do not keep what belongs to them: the method's state and the watched passes."""
+        own = [(getattr(self, name), stored[name]) for name in self.indices] if self.method_state or self._seen else []
+        if any(index.shape != new.shape or not torch.equal(index, new.to(index)) for index, new in own):
+            self.method_state, self._seen = {}, []
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = [getattr(self, name) for name in self.indices]
@@ -247,6 +263,11 @@ def _check_sizes(in_features: int, out_features: int, connections: Tensor | Conn
             raise UserError(f"{name} must be a whole number from 1 to {_MOST_UNITS}, got {n!r}")
     if isinstance(connections, Connections) and connections.shape != (out_features, in_features):
         raise UserError(f"connections of {connections.n_out} x {connections.n_in} units for a layer of {out_features} x {in_features}")
+
+
+def _version(x: Tensor) -> int:
+    """How often ``x`` was changed in place; tensors of inference mode do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def _checked(conn: Connections) -> Connections:

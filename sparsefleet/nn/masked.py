@@ -21,7 +21,7 @@ _Self = TypeVar("_Self", bound="MaskedModule")
 
 
 class _Mask(nn.Module):
-    """Parametrization ``weight * mask`` that can keep the gradient of its result."""
+    """Parametrization ``weight * mask`` that can keep the gradient of its result, summed over all uses and passes."""
 
     mask: Tensor
 
@@ -38,7 +38,7 @@ class _Mask(nn.Module):
         return masked
 
     def _keep(self, grad: Tensor) -> None:
-        self.grad = grad.detach()
+        self.grad = grad.detach() if self.grad is None else self.grad + grad.detach()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight * self.mask
@@ -144,9 +144,7 @@ class MaskedModule(SparseModule):
         return slot
 
     def watch_absent(self, on: bool) -> None:
-        self._mask_module.watching = on
-        if not on:
-            self._mask_module.grad = None
+        self._mask_module.watching, self._mask_module.grad = on, None
 
     def best_absent(self, present: Tensor, k: int) -> Tensor:
         conn = Connections(self.layer_name, self.matrix_shape, *_split(present, self.matrix_shape[1]), weight=present.new_empty(0))
@@ -157,7 +155,7 @@ class MaskedModule(SparseModule):
         return conn.best_absent_per_row(counts, self.dense_grad())
 
     def dense_grad(self) -> Tensor:
-        """``(n_out, n_in)`` gradient by the masked weight in the last watched backward pass."""
+        """``(n_out, n_in)`` gradient by the masked weight, summed over the backward passes since watching began."""
         grad = self._mask_module.grad
         if grad is None:
             raise RuntimeError(f"layer {self.layer_name!r}: no watched backward pass has run")
@@ -178,28 +176,30 @@ class MaskedModule(SparseModule):
         )
         return conn
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(f"{prefix}inner.parametrizations.weight.0.mask")
+        held = bool(self.method_state) or self._mask_module.grad is not None
+        if held and stored is not None and stored.shape == self.mask.shape and not torch.equal(stored.to(self.mask), self.mask):
+            self.method_state, self._mask_module.grad = {}, None  # they belong to the connections that were
         self._flat = None
-        super()._load_from_state_dict(*args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._flat = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def __reduce__(self) -> Any:
-        """torch pickles no parametrized module, so the parts go and are put together again."""
+    def plain(self) -> nn.Module:
+        """The torch module without its mask: the same Parameters under their first names, the stored weight among them."""
         kind: Any = parametrize.type_before_parametrizations(self.inner)
-        plain = kind.__new__(kind)  # removing the parametrization would take it off the class, and so off this module too
-        parameters = {**self.inner._parameters, "weight": nn.Parameter(self.weight.detach())}
+        plain: nn.Module = kind.__new__(kind)  # removing the parametrization would take it off the class, and so off this module too
+        parameters = {**self.inner._parameters, "weight": self.weight_parameter}
         plain.__dict__.update({**self.inner.__dict__, "_modules": {}, "_parameters": parameters})
+        return plain
+
+    def __reduce__(self) -> Any:
+        """torch pickles no parametrized module, so the parts go and are put together again; a Parameter stays the one that others hold."""
         rest = {key: value for key, value in self.__dict__.items() if key not in ("_modules", "_flat")}
-        return _put_together, (
-            type(self),
-            plain,
-            self.mask.clone(),
-            self.weight_parameter.detach().clone().requires_grad_(self.weight_parameter.requires_grad),
-            rest,
-        )
+        return _put_together, (type(self), self.plain(), self.mask.clone(), self.weight_parameter, rest)
 
     def extra_repr(self) -> str:
         return f"nnz={self.nnz}, density={self.nnz / self.mask.numel():.4g}"
@@ -243,12 +243,12 @@ def _inner(conn: Connections, bias: Tensor | None, template: nn.Module) -> tuple
     return inner, mask
 
 
-def _put_together(kind: type[MaskedModule], plain: nn.Module, mask: Tensor, stored: Tensor, rest: dict[str, Any]) -> MaskedModule:
+def _put_together(kind: type[MaskedModule], plain: nn.Module, mask: Tensor, stored: nn.Parameter, rest: dict[str, Any]) -> MaskedModule:
     module = kind.__new__(kind)
     SparseModule.__init__(module)
+    plain.register_parameter("weight", nn.Parameter(torch.zeros_like(stored)))  # masking the stored one would clear its absent values
     module._hold(plain, mask)
-    module.weight_parameter.detach().copy_(stored.detach())
-    module.weight_parameter.requires_grad_(stored.requires_grad)
+    module.inner.parametrizations.weight.original = stored
     module.__dict__.update(rest)
     return module
 

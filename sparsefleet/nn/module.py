@@ -125,11 +125,11 @@ class SparseModule(nn.Module):
 
     @abstractmethod
     def watch_absent(self, on: bool) -> None:
-        """Whether the next backward passes keep what ``best_absent`` needs."""
+        """Whether the coming backward passes keep, together, what ``best_absent`` needs; what was kept is forgotten."""
 
     @abstractmethod
     def best_absent(self, present: Tensor, k: int) -> Tensor:
-        """``(2, k)`` sites outside ``present`` with the largest gradient magnitude in the last watched backward pass."""
+        """``(2, k)`` sites outside ``present`` with the largest gradients by magnitude, summed over the backward passes since watching began."""
 
     def best_absent_per_row(self, present: Tensor, counts: Tensor) -> Tensor:
         """``(2, sum(counts))`` sites outside ``present``: of every output unit as many as asked, as ``best_absent`` ranks them."""

@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparsefleet.errors import UserError
 from sparsefleet.nn.block import BlockLinear
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.linear import SparseLinear
+from sparsefleet.nn.masked import MaskedModule
 from sparsefleet.nn.materialise import draw_connections, rebuilt, replace_module, weight_shape
 from sparsefleet.nn.module import SparseModule
+from sparsefleet.nn.places import leave_fast_paths, refuse_losses
 from sparsefleet.nn.topology import Change, Topology
 from sparsefleet.plugin import Connectivity, Layer, Plugin, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
@@ -31,8 +34,8 @@ class Sparsifier:
 
     The modules of the model are replaced at once: a rewirer's by ``layer`` with the sites that ``connectivity`` draws, a pruner's by dense
     storage with a mask, until ``finish``. Weights stay what they are at those sites, the optimizer's parameters and slots follow. Modules that
-    are sparse already (``sparsefleet.nn``) are taken as they are. It uses the code of a trial: same seed, names, weights and batches give
-    the same masks.
+    are sparse already (``sparsefleet.nn``) are taken as they are; one that stands in several places is replaced in all of them. It uses the
+    code of a trial: same seed, names, weights and batches give the same masks.
 
     Args:
         model: on its device, with its first weights.
@@ -48,7 +51,8 @@ class Sparsifier:
             ``seed`` (0).
 
     Raises:
-        UserError: the method cannot run with this layer or optimizer, or a name is unknown.
+        UserError: the method cannot run with this layer or optimizer, a name is unknown, or a module has hooks or shares a parameter; the
+            model is then as it was.
     """
 
     def __init__(
@@ -81,7 +85,8 @@ class Sparsifier:
         self.prunings = pruning_steps(self.schedule, total_steps) if self.pruner else []
         storage = self.layer if self.rewirer else _plugin(registry, "layer", "masked")
         _check(self.method, storage, optimizer)
-        names = [name for name, module in model.named_modules() if type(module).__name__ in storage.kinds and name not in keep_dense]
+        kept = {id(module) for name, module in model.named_modules(remove_duplicate=False) if name in keep_dense}
+        names = [name for name, module in model.named_modules() if type(module).__name__ in storage.kinds and id(module) not in kept]
         self.topology = Topology(*self._sparse(names, storage, _plugin(registry, "connectivity", connectivity)))
         self.topology.start(self.method)
         self._watch()
@@ -103,31 +108,26 @@ class Sparsifier:
     def _sparse(
         self, names: list[str], storage: Layer, connectivity: Connectivity
     ) -> tuple[dict[str, SparseModule], torch.optim.Optimizer, int, dict[str, tuple[int, ...]], dict[str, int]]:
-        """Replaces modules and parameters; the arguments of the topology."""
+        """Builds all modules, then replaces old ones and their parameters; the arguments of the topology."""
         model, present = self.model, {name: m for name, m in self.model.named_modules() if isinstance(m, SparseModule)}
         names = [name for name in names if not any(name.startswith(f"{parent}.") for parent in present)]
-        _check_places(model, names)
-        shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
-        asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
-        made: dict[str, SparseModule] = {}
-        for name in names:
-            old: Any = model.get_submodule(name)
-            shape = shapes[name]
-            nnz = math.prod(shape) if self.pruner else asked[name]
-            conn = draw_connections(name, shape, nnz, connectivity, self.seed, old.weight.device, storage)
-            made[name] = new = rebuilt(old, conn, storage)
-            new.layer_name, new.kernel, new.init_key = name, math.prod(shape[2:]), key_of(self.seed, "weight", name)
-            _exchange(self.optimizer, old.weight, new.weight_parameter, new)
-            if old.bias is not None:
-                bias: Any = new.bias
-                _exchange(self.optimizer, old.bias, bias, None)
-            replace_module(model, name, new)
-        if not (made or present):
+        refuse_losses(model, names, fix="register them once the Sparsifier stands, or name the module in keep_dense")
+        if not (names or present):
             raise UserError(
                 f"the model has no module that layer {self.layer.name!r} can store", fix=f"it stores: {', '.join(storage.kinds)}"
             )
-        for new in made.values() if self.pruner else ():
-            new.topology, new.tile = self.layer.topology if self.layer.topology != "all" else "free", self.layer.tile
+        shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
+        asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
+        made: dict[str, SparseModule] = {}
+        for name, shape in shapes.items():
+            old = model.get_submodule(name)
+            nnz = math.prod(shape) if self.pruner else asked[name]
+            conn = draw_connections(name, shape, nnz, connectivity, self.seed, old.get_parameter("weight").device, storage)
+            made[name] = new = rebuilt(old, conn, storage)
+            new.layer_name, new.kernel, new.init_key = name, math.prod(shape[2:]), key_of(self.seed, "weight", name)
+            if self.pruner and _kind(new) in self.layer.kinds:
+                new.topology, new.tile = self.layer.topology if self.layer.topology != "all" else "free", self.layer.tile
+        self._replace(made)
         for name, module in present.items():
             module.layer_name = name
         chosen = {name: m for name, m in model.named_modules() if isinstance(m, SparseModule)}
@@ -136,15 +136,29 @@ class Sparsifier:
             asked.setdefault(name, module.nnz)
             module.is_last = name == next(reversed(chosen))
         fuse_norms(model, list(chosen.values()))
+        leave_fast_paths(model)
         return chosen, self.optimizer, self.seed, shapes, asked
+
+    def _replace(self, made: Mapping[str, SparseModule]) -> None:
+        """Puts the modules in the places of those of these names, wherever they stand, and their parameters into the optimizer."""
+        stands_for = {self.model.get_submodule(name): new for name, new in made.items()}
+        for old, new in stands_for.items():
+            was, weight = (old, old.weight_parameter) if isinstance(old, SparseModule) else (None, old.get_parameter("weight"))
+            _exchange(self.optimizer, weight, new.weight_parameter, new, was)
+            before, after = getattr(old, "bias", None), getattr(new, "bias", None)
+            if before is not None and after is not None:
+                _exchange(self.optimizer, before, after, None)
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if module in stands_for:
+                replace_module(self.model, name, stands_for[module])
 
     # One step
 
     def step(self) -> list[Change]:
         """The optimizer's step, or the update that takes its place, then whatever is due; what changed, by layer.
 
-        Gradients must be there, and stay until it returns. For methods that grow by gradient it has told the layers to watch the pass that
-        was just made: the last one before this call, where several were accumulated.
+        Gradients must be there, and stay until it returns. For methods that grow by gradient it has told the layers to watch: they grow by
+        the sum over all backward passes since the last call, as gradients accumulate.
         """
         rewirer, changes = self.rewirer, []
         before, after = self._progress(self.step_count), self._progress(self.step_count + 1)
@@ -185,25 +199,24 @@ class Sparsifier:
     def finish(self) -> nn.Module:
         """The model with its final layers: what a pruner left moves from dense storage to ``layer``; slots follow, training may go on.
 
+        What ``layer`` does not store, as a Conv2d, stays masked.
+
         Raises:
-            UserError: pruning has not reached its end.
+            UserError: pruning has not reached its end, or a module that moves has hooks.
         """
         if self.pruner and self.prunings and self.step_count < self.prunings[-1]:
             raise UserError(f"pruning ends at step {self.prunings[-1]}, and {self.step_count} are done")
         if self.pruner is None or self.layer.name == "masked":
             return self.model
+        moving = {name: old for name, old in self.modules.items() if _kind(old) in self.layer.kinds}
+        refuse_losses(self.model, moving, fix="remove them, and register them again after finish()")
         made: dict[str, SparseModule] = {}
-        for name, old in self.modules.items():
-            conn = old.connections()
-            made[name] = new = rebuilt(old, conn, self.layer)
+        for name, old in moving.items():
+            made[name] = new = rebuilt(old, old.connections(), self.layer)
             new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
-            _exchange(self.optimizer, old.weight_parameter, new.weight_parameter, new, old)
-            before, after = getattr(old, "bias", None), getattr(new, "bias", None)
-            if before is not None and after is not None:
-                _exchange(self.optimizer, before, after, None)
-            replace_module(self.model, name, new)
+        self._replace(made)
         fuse_norms(self.model, list(made.values()))
-        self.topology = Topology(made, self.optimizer, self.seed, self.topology.shapes)
+        self.topology = Topology({**self.modules, **made}, self.optimizer, self.seed, self.topology.shapes)
         return self.model
 
     def masks(self) -> dict[str, Tensor]:
@@ -220,19 +233,23 @@ class Sparsifier:
             "step": self.step_count,
             "seed": self.seed,
             "method": self.method.name,
+            "connections": {name: _checksum(module) for name, module in self.modules.items()},
             "method_state": {name: dict(module.method_state) for name, module in self.modules.items()},
             "dense_state": {name: dict(module.dense_state) for name, module in self.modules.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where ``state`` was taken; load the model's and the optimizer's state dicts too.
+        """Goes on where ``state`` was taken; load the model's and the optimizer's state dicts first.
 
         Raises:
-            UserError: it was taken with another method or seed.
+            UserError: it was taken with another method or seed, or the model has other connections.
         """
         for key, own in (("method", self.method.name), ("seed", self.seed)):
             if state[key] != own:
                 raise UserError(f"the state dict has {key} {state[key]!r}, this Sparsifier {own!r}")
+        for name, module in self.modules.items():
+            if state["connections"][name] != _checksum(module):
+                raise UserError(f"layer {name!r} has other connections than the state dict", fix="load the model's state dict first")
         self.step_count = int(state["step"])
         for name, module in self.modules.items():
             device = module.weight_parameter.device
@@ -261,14 +278,15 @@ def _check(method: Pruner | Rewirer, storage: Layer, optimizer: torch.optim.Opti
         raise UserError(f"layer {storage.name!r} stores every weight")
 
 
-def _check_places(model: nn.Module, names: list[str]) -> None:
-    if "" in names:
-        raise UserError(f"the model is itself a {type(model).__name__}, which cannot be replaced in place", fix="wrap it in nn.Sequential")
-    for name in names:
-        weight: Any = model.get_submodule(name).weight
-        n_uses = sum(parameter is weight for module in model.modules() for parameter in module._parameters.values())
-        if n_uses > 1:
-            raise UserError(f"{name}.weight is shared with another module", fix=f"keep_dense=[{name!r}]")
+def _checksum(module: SparseModule) -> tuple[int, int]:
+    """Number and sum of the sites, which hardly ever agree for different ones."""
+    flat = module.flat_sites()
+    return flat.numel(), int(flat.sum())
+
+
+def _kind(module: SparseModule) -> str:
+    """The name of the torch module that it stands for."""
+    return type_before_parametrizations(module.inner).__name__ if isinstance(module, MaskedModule) else "Linear"
 
 
 def _exchange(

@@ -241,17 +241,20 @@ class Topology:
             state[key][remap.is_new] = first.to(state[key].dtype)
 
     def _remap_slots(self, module: SparseModule, remap: Remap, values: Tensor) -> None:
-        parameter = module.weight_parameter
+        parameter, optimizer = module.weight_parameter, self.optimizer
         shape = parameter.shape
-        slots = self.optimizer.state.get(parameter, {}) if self.optimizer is not None else {}
-        moved = {
-            key: module.remap_slot(slot, remap)
-            for key, slot in slots.items()
-            if isinstance(slot, Tensor) and slot.shape == shape and slot.dim()
-        }
+        slots = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+        arrays = {key: slot for key, slot in slots.items() if isinstance(slot, Tensor) and slot.dim()}
+        moved = {key: module.remap_slot(slot, remap) for key, slot in arrays.items() if slot.shape == shape}
         parameter.grad = None  # it belongs to the old topology
         module.set_topology(remap, values)
+        if optimizer is not None and len(moved) < len(arrays) and parameter.shape != shape:
+            del optimizer.state[parameter]  # factored slots (Adafactor) belong to the old shape: the optimizer starts them anew
+            return
         slots.update(moved)
+        if optimizer is not None and "step_size" in moved:  # Rprop's, which starts at the learning rate and never leaves zero
+            lr = next(group["lr"] for group in optimizer.param_groups if any(each is parameter for each in group["params"]))
+            moved["step_size"][module.as_stored(remap.is_new)] = lr
 
 
 def parameters_and_names(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

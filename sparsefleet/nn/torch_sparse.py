@@ -94,7 +94,7 @@ class TorchSparseLinear(SparseLinear):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tensor": None}  # torch-sparse's class cannot be copied or pickled
+        return {**super().__getstate__(), "_tensor": None}  # torch-sparse's class cannot be copied or pickled
 
     def flat_sites(self) -> Tensor:
         return self.row * self.in_features + self.col

@@ -32,6 +32,8 @@ def _fresh_gradients(training: Training) -> None:
     """Gradients of one batch for a pruner; statistics that modules keep of their inputs stay as they were."""
     buffers = [(buffer, buffer.clone()) for buffer in training.network.module.buffers()]
     training.optimizer.zero_grad(set_to_none=True)
+    if training.method is not None:
+        training.topology.watch_absent(training.method.needs_dense)
     training.loss(*_calibration_batch(training, training.spec.train.batch_size, False)).backward()  # type: ignore[no-untyped-call]
     for buffer, before in buffers:
         buffer.copy_(before)

@@ -171,8 +171,8 @@ class Training:
         in_place = rewirer is not None and rewirer.replaces_step and rewirer.due(before)
         follows = rewirer is not None and not rewirer.replaces_step and rewirer.due(after)
         watch = rewirer is not None and rewirer.needs_absent_grad and (in_place or follows)
-        if watch:
-            self.topology.watch_absent(True)
+        if watch or self._watch_always:
+            self.topology.watch_absent(True)  # from here on: what was seen before does not count
         optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x, y)
         value = loss.item()
