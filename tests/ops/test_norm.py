@@ -16,9 +16,8 @@ def sample(batch, features, offset=0.0, dtype=torch.float32):
     return [t.requires_grad_() for t in (x, *affine)]
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize(("batch", "features"), [(2, 20), (7, 20), (16, 300), (50, 333), (64, 1000), (130, 257)])
-def test_output_and_gradients(batch, features, relu):
+def agree_with_torch(batch, features, relu):
+    """Output and every gradient."""
     leaves = sample(batch, features, offset=3.0)
     y = layer_norm(*leaves, 1e-5, relu)
     grad = torch.randn(features, batch, generator=torch.Generator().manual_seed(1)).t()
@@ -31,6 +30,19 @@ def test_output_and_gradients(batch, features, relu):
     torch.testing.assert_close(y.double(), reference, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(leaves, wide, strict=True):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("batch", "features"), [(2, 20), (7, 20), (16, 300), (50, 333), (64, 1000), (130, 257)])
+def test_output_and_gradients(batch, features, relu):
+    agree_with_torch(batch, features, relu)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("batch", "features"), [(2, 60_001), (130, 1000)])
+def test_output_and_gradients_on_threads(batch, features, relu, threads):
+    """From 100,000 elements on the features are shared out."""
+    agree_with_torch(batch, features, relu)
 
 
 def test_a_large_mean_costs_no_digits():
