@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from sparsefleet.errors import UserError, did_you_mean
+from sparsefleet.report.labels import called
 
-_FIELDS = ("dataset", "model", "method", "layer", "activation", "density", "seed", "arm", "spec_id")
+_FIELDS = ("dataset", "model", "method", "layer", "connectivity", "activation", "density", "seed", "arm", "spec_id")
 
 
 def method_label(spec: Mapping[str, Any]) -> str:
@@ -25,12 +26,18 @@ def method_label(spec: Mapping[str, Any]) -> str:
 
 
 def trial_label(spec: Mapping[str, Any]) -> str:
-    """``digits mlp set csr 0.1 seed 0``."""
-    names = [spec["dataset"]["name"], spec["model"]["name"], method_label(spec), spec["layer"]["name"]]
+    """``digits mlp set csr 0.1 seed 0``; a connectivity stands after the layer unless it is random."""
+    names = [spec["dataset"]["name"], spec["model"]["name"], method_label(spec), _called(spec["layer"])]
+    if spec["method"].get("rewirer") and spec["connectivity"]["name"] != "random":
+        names.append(_called(spec["connectivity"]))
     narrowed = spec.get("narrow_to_density")
     if narrowed:
         names.append("small-dense")
     return f"{' '.join(map(str, names))} {narrowed or spec['density']:g} seed {spec['seed']}"
+
+
+def _called(plugin: Mapping[str, Any]) -> str:
+    return called(plugin["name"], plugin.get("params", {}))
 
 
 def matches(pattern: str, spec: Mapping[str, Any], arm: str, spec_id: str) -> bool:
@@ -40,7 +47,7 @@ def matches(pattern: str, spec: Mapping[str, Any], arm: str, spec_id: str) -> bo
         UserError: an unknown field.
     """
     values = {
-        **{name: spec[name]["name"] for name in ("dataset", "model", "layer", "activation")},
+        **{name: spec[name]["name"] for name in ("dataset", "model", "layer", "connectivity", "activation")},
         "method": method_label(spec),
         "density": f"{spec.get('narrow_to_density') or spec['density']:g}",
         "seed": str(spec["seed"]),

@@ -22,6 +22,26 @@ def labels(name: str, rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def called(name: str, params: Mapping[str, Any]) -> str:
+    """A plugin with the parameters that it has: ``blocks(size=8)``, ``csr``."""
+    told = [f"{param}={short(value)}" for param, value in params.items() if value is not None]
+    return f"{name}({', '.join(told)})" if told else name
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Values of a spec by their dotted paths, a plugin as ``called``: ``connectivity=blocks(size=8), train.epochs=3``."""
+    found = []
+    for path, value in values.items():
+        family, _, inside = path.partition(".")
+        if inside == "name" and value is not None:
+            of = f"{family}.params."
+            params = {p.removeprefix(of): v for p, v in values.items() if p.startswith(of)}
+            found.append(f"{family}={called(value, params)}")
+        elif not (inside.startswith("params") and f"{family}.name" in values) and value != {}:
+            found.append(f"{path.removeprefix('method.').replace('.params.', '.')}={short(value)}")
+    return ", ".join(found)
+
+
 def short(value: Any) -> str:
     """``0.1``, ``512×256``, ``–`` for nothing."""
     if value is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsefleet.report.accuracy import INFEASIBLE, MIN_PAIRS
-from sparsefleet.report.labels import labels, short
+from sparsefleet.report.labels import labels, settings, short
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
 from sparsefleet.report.notes import notes
 from sparsefleet.report.plain import plain
@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 _ABSENT = "–"
 _MOST_TIMINGS = 24
 """A terminal shows no more of them unasked: the comparison itself would scroll away."""
+_DENSITY_WITHIN = 0.01
+"""How far, relatively, a realised density may lie from the asked one without being shown beside it."""
 _SHOWN_ANYWAY = ("vs_dense_width", "vs_small_dense", "step_ms")
 
 
@@ -84,10 +86,17 @@ def _varies(name: str, cells: Sequence[str]) -> bool:
 def _named(name: str, rows: Sequence[Row]) -> Column:
     headings = {"density_asked": "density"}
     if name == "density_asked":
-        return Column("density", [f"{row[name]:.4g}" if row[name] < 1 else "1" for row in rows])
+        return Column("density", [_density(row) for row in rows])
     if name in ("dataset", "model", "layer"):
         return Column(name, labels(name, rows))
     return Column(headings.get(name, name), [_words(row.get(name)) for row in rows])
+
+
+def _density(row: Row) -> str:
+    """The density that was asked; the realised one too, where it is another one."""
+    asked, realised = row["density_asked"], row["density_realised"]
+    differs = row["arm"] != "small-dense" and realised is not None and abs(realised / asked - 1) > _DENSITY_WITHIN
+    return (f"{asked:.4g}" if asked < 1 else "1") + (f" (is {realised:.3g})" if differs else "")
 
 
 def _results(rows: Sequence[Row], metric: str) -> list[Column]:
@@ -185,5 +194,5 @@ def _minus(text: str) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{path.removeprefix('method.')}={short(v)}" for path, v in value.items())
+        return settings(value)
     return short(value)

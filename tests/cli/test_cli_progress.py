@@ -81,6 +81,14 @@ def test_labels_and_patterns() -> None:
         matches("metod=set", body, "sparse", "abc")
 
 
+def test_labels_name_the_connectivity_and_parameters_that_tell_trials_apart() -> None:
+    blocks = {"connectivity": {"name": "blocks", "params": {"size": 8}}, "layer": {"name": "block", "params": {"size": 4}}}
+    body = {**spec(1, 0.1).to_json(), **blocks}
+    assert trial_label(body) == "digits mlp set block(size=4) blocks(size=8) 0.1 seed 1"
+    assert matches("connectivity=bl*", body, "sparse", "abc")
+    assert not matches("connectivity=rows", body, "sparse", "abc")
+
+
 def test_labels_agree_with_the_specs_own() -> None:
     from sparsefleet.cli.labels import method_label
 

@@ -13,6 +13,7 @@ from sparsefleet.report.breakeven import crossing, sentences
 from sparsefleet.report.claims import claim
 from sparsefleet.report.compare import rows
 from sparsefleet.report.csv import cell, to_csv
+from sparsefleet.report.labels import settings
 from sparsefleet.report.layout import Column, markdown_lines, text_lines
 from sparsefleet.report.machines import Machines
 from sparsefleet.report.plain import plain
@@ -46,6 +47,22 @@ def test_the_table_reads_like_this() -> None:
     assert "2.00× [1.96, 2.04] FASTER  0.80× [0.79, 0.81] SLOWER" in lines[3]
     assert "timed: whole training step, batch 64, float32, cpu:test, 1 thread, against dense_eager" in lines
     assert not any("screen" in line for line in lines)
+
+
+def test_a_density_that_a_layer_cannot_hold_exactly_is_shown_beside_the_one_asked() -> None:
+    table = rows(two_densities())
+    held = {0.1: 0.1009, 0.02: 0.0207}
+    lines = render([{**row, "density_realised": held.get(row["density_asked"], row["density_realised"])} for row in table])
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["1", "0.1", "0.02 (is 0.0207)"]
+    small = {**table[1], "arm": "small-dense", "density_realised": 1.0}  # narrowed, and every weight of it there
+    assert render([table[0], small])[2].startswith("0.1  ")
+
+
+def test_a_plugin_in_the_setting_reads_as_a_plugin() -> None:
+    values = {"connectivity.name": "blocks", "connectivity.params.exponent": None, "connectivity.params.size": 8, "train.epochs": 3}
+    assert settings(values) == "connectivity=blocks(size=8), train.epochs=3"
+    assert settings({"connectivity.name": "random", "connectivity.params": {}}) == "connectivity=random"
+    assert settings({"connectivity.params.size": 8, "method.rewirer.params.every": 5}) == "connectivity.size=8, rewirer.every=5"
 
 
 def test_a_figure_that_is_not_trusted_is_struck_out() -> None:
