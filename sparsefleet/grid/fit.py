@@ -118,6 +118,15 @@ def memory_of(state: State, facts: Facts) -> Need | None:
     return need.sparse(state, chain, _index_bytes(state, facts))
 
 
+def widest_of(state: State, facts: Facts) -> int | None:
+    """Units of the widest layer of what the resolved state trains: of a narrowed net, of those that were narrowed."""
+    chain = facts.chain(state)
+    if chain is None or state.get("narrow_to_density") is None:
+        return chain.widest if chain else None
+    smaller = need.narrowed({**state, "density": state["narrow_to_density"]}, chain)
+    return max((width for width, hidden in zip(smaller.widths, smaller.hidden, strict=True) if hidden), default=smaller.widest)
+
+
 def unfit(state: State, facts: Facts) -> str | None:
     """Why the resolved sparse state cannot run, or None if it can."""
     layer = next(iter(state["layer"]))

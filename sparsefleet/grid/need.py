@@ -161,7 +161,12 @@ def sparse(state: State, chain: Chain, index_bytes: float) -> Need:
 
 def small_dense(state: State, chain: Chain) -> Need:
     """What training ``chain`` takes once it is narrowed to the parameters that it has at the state's density."""
-    return dense(state, chain.narrowed(sum(_live(state, chain)) + _PER_UNIT * chain.n_units))
+    return dense(state, narrowed(state, chain))
+
+
+def narrowed(state: State, chain: Chain) -> Chain:
+    """``chain`` with about as many parameters as it has at the state's density."""
+    return chain.narrowed(sum(_live(state, chain)) + _PER_UNIT * chain.n_units)
 
 
 def _live(state: State, chain: Chain) -> tuple[float, float]:

@@ -197,7 +197,10 @@ def memory_lines(totals: Totals) -> list[str]:
     for (arm, layer, widest), takes in totals.memory.items():
         alike.setdefault((layer, widest, takes), []).append(arm)
     largest = sorted(alike.items(), key=lambda item: -item[0][2].total)
-    lines = [f"memory {' and '.join(arms)}, layer={layer}, width {wide:,}: {takes}" for (layer, wide, takes), arms in largest[:_MOST_KINDS]]
+    lines = [
+        f"memory {' and '.join(arms)}, layer={layer}, {'narrowed to ' if arms == ['small-dense'] else ''}width {wide:,}: {takes}, data and torch aside"
+        for (layer, wide, takes), arms in largest[:_MOST_KINDS]
+    ]
     more = len(largest) - len(lines)
     return [*lines, *([f"memory … and {_n(more, 'kind')} of trials that take less"] if more > 0 else [])]
 

@@ -15,7 +15,7 @@ from sparsefleet.grid.arms import Judge, Verdict
 from sparsefleet.grid.budgets import budget_difference
 from sparsefleet.grid.counting import Cell, Factor, classes_of, combinations_of, factors_of, ordered
 from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_of
-from sparsefleet.grid.fit import memory_of
+from sparsefleet.grid.fit import memory_of, widest_of
 from sparsefleet.grid.model import Choice, Grid, default_layer
 from sparsefleet.grid.need import Need, most
 from sparsefleet.grid.realised import holds_units
@@ -89,9 +89,9 @@ def _note_memory(totals: Totals, judge: Judge, verdict: Verdict) -> None:
     if acts and "small-dense" in arms and not judge.no_small_dense(state):
         there.append(("small-dense", judge.small_dense(state)))
     for arm, one in there:
-        takes, chain = memory_of(first_candidate(one), judge.facts), judge.facts.chain(state)
-        if takes is not None and chain is not None:
-            key = (arm, next(iter(one["layer"])), chain.widest)
+        takes, widest = memory_of(first_candidate(one), judge.facts), widest_of(one, judge.facts)
+        if takes is not None and widest is not None:
+            key = (arm, next(iter(one["layer"])), widest)
             totals.memory[key] = max(takes, totals.memory.get(key, takes), key=lambda need: need.total)
 
 

@@ -106,7 +106,8 @@ def test_a_plan_says_what_each_trial_takes_and_that_dense_is_infeasible():
     lines = [line.strip() for line in made.lines()]
     (sparse,) = [line for line in lines if line.startswith("memory sparse, layer=csr, width 50,000: ")]
     assert all(word in sparse for word in ("weights", "indices", "gradients", "optimizer", "activations"))
-    assert any(line.startswith("memory small-dense, layer=dense, width 50,000: ") for line in lines)
+    (small,) = [line for line in lines if line.startswith("memory small-dense, layer=dense, narrowed to width 1,")]
+    assert all(line.endswith("), data and torch aside") for line in (sparse, small))
     assert "note   dense infeasible for 1: training the dense weight needs 56.4 GiB, this machine has 24.0 GiB" in lines
     assert made.totals.twins == 0
     kinds = {entry["arm"]: entry for entry in made.to_json()["memory"]}

@@ -257,7 +257,7 @@ def test_the_plan_reads_like_this() -> None:
         "  cached  0  already finished under the same id",
         "  run    15  no finished trial of this grid to estimate the time from",
         "  memory sparse and random-static, layer=masked, width 64: 182 KiB "
-        "(weights 19.4 KiB, indices 4.6 KiB, gradients 37.9 KiB, optimizer 19.4 KiB, activations 101 KiB)",
-        "  memory dense, layer=dense, width 64: 159 KiB (weights 19.4 KiB, gradients 19.4 KiB, optimizer 19.4 KiB, activations 101 KiB)",
+        "(weights 19.4 KiB, indices 4.6 KiB, gradients 37.9 KiB, optimizer 19.4 KiB, activations 101 KiB), data and torch aside",
+        "  memory dense, layer=dense, width 64: 159 KiB (weights 19.4 KiB, gradients 19.4 KiB, optimizer 19.4 KiB, activations 101 KiB), data and torch aside",
         "next: sparsefleet submit grid g.yaml",
     ]
