@@ -93,8 +93,16 @@ def _schema_problems(params: Mapping[str, Any], schema: Mapping[str, Any]) -> li
     problems = []
     for error in Draft202012Validator(relaxed).iter_errors(dict(params)):
         path = ".".join(str(part) for part in error.absolute_path)
-        problems.append((path, f"{path}: {error.message}"))
+        problems.append((path, f"{path}: {_message(error)}"))
     return problems
+
+
+def _message(error: Any) -> str:
+    """What is wrong; of several alternatives, that of the one whose type the value has."""
+    told = [inner.message for inner in error.context or () if inner.validator != "type"]
+    if told or not error.context:
+        return told[0] if told else str(error.message)
+    return f"{error.instance!r} is not of type {' or '.join(repr(inner.validator_value) for inner in error.context)}"
 
 
 def _mark_conflicts(entries: list[Entry]) -> list[Entry]:

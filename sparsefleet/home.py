@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sparsefleet.errors import UserError
+
 
 def _private(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made a folder", cause=error.strerror, fix="SPARSEFLEET_HOME and SPARSEFLEET_CACHE name other places"
+        ) from error
     return path
 
 

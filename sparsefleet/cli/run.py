@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -45,9 +46,13 @@ def run(session: Session, grid: str, only: Sequence[str], point: int | None, set
     """
     from sparsefleet.registry import catalog
 
+    _refuse_device(options["device"])
     home, plugins = session.made_home(), catalog()
     spec, start = _chosen(grid, only, point, set_, plugins)
-    here = _Here(home / "runs", Path(session.get("data")), options["device"], options["threads"], plugins)
+    data_root = Path(session.get("data"))
+    if _is_spec(grid):  # of a grid it is looked at when the grid is read
+        _refuse_connections(spec, data_root, plugins)
+    here = _Here(home / "runs", data_root, options["device"], options["threads"], plugins)
     record = here.run(spec, here.run(start) if start else None)
     folder = here.folder(spec)
     if options["as_json"]:
@@ -58,6 +63,31 @@ def run(session: Session, grid: str, only: Sequence[str], point: int | None, set
         leave(5)
     if not options["as_json"] and not _is_spec(grid):
         next_command(f"submit grid {grid}")
+
+
+def _refuse_device(device: str) -> None:
+    """Refuses a device that is none, or is not here."""
+    from sparsefleet.errors import UserError
+
+    if device == "cpu":
+        return
+    named = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if not named:
+        raise UserError(f"--device {device}: no such device", fix="cpu, cuda or cuda:N")
+    import torch
+
+    n_here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(named[1] or 0) >= n_here:
+        raise UserError(f"--device {device}: torch sees {n_here} CUDA devices here", fix="--device cpu")
+
+
+def _refuse_connections(spec: TrialSpec, data_root: Path, catalog: Catalog) -> None:
+    """Refuses a spec whose connectivity does not fit its network."""
+    from sparsefleet.registry import Registry
+    from sparsefleet.trial.build import check_connectivity
+
+    if spec.method.rewirer:
+        check_connectivity(spec, Registry(catalog), data_root)
 
 
 class _Here:

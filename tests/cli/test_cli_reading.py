@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_home import fill
+from cli_home import fill, spec
 from click.testing import CliRunner, Result
 
 from sparsefleet.cli.app import cli
@@ -83,6 +83,8 @@ def test_the_margin_is_in_every_row(invoke: Invoke, tmp_path: Path) -> None:
         ("plugins", "show", "rigll"),
         ("plan", "nosuch.yaml"),
         ("run", "nosuch.json"),
+        ("run", "quickstart", "--point", "0", "--device", "tpu"),
+        ("run", "quickstart", "--point", "0", "--device", "cuda:4096"),
         ("submit", "grid", "quikstart"),
         ("submit", "gird"),
         ("statsu",),
@@ -97,6 +99,26 @@ def test_bad_input_ends_with_2(invoke: Invoke, tmp_path: Path, args: tuple[str, 
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     assert result.stderr
+
+
+def test_a_place_that_is_a_file_is_bad_input(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSEFLEET_CACHE", str(tmp_path / "file"))
+    result = invoke("plan", "quickstart")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{tmp_path / 'file'} cannot be made a folder" in result.stderr
+    assert "bug" not in result.stderr
+
+
+def test_a_spec_whose_connections_do_not_fit_is_bad_input(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "sites.csv").write_text("layer,row,col\nhidden,1,2\n")
+    params = {"file": str(tmp_path / "sites.csv"), "others": "random"}
+    body = spec(0, 0.1).to_json()
+    body["connectivity"] = {"name": "user", "params": params}
+    (tmp_path / "spec.json").write_text(json.dumps(body))
+    result = invoke("run", str(tmp_path / "spec.json"))
+    assert result.exit_code == 2, result.output
+    assert "the file names hidden; the model has fc1, fc2" in result.stderr
 
 
 def test_close_matches(invoke: Invoke) -> None:

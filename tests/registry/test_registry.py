@@ -44,6 +44,20 @@ def test_a_third_party_plugin_is_found_validated_and_built(plugin_distribution):
     assert "did you mean 'power'" in problems[0][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "problem"),
+    [
+        ("fixed-fan-in", {"fan_in": 0}, "fan_in: 0 is less than the minimum of 1"),
+        ("small-world", {"exponent": 100}, "exponent: 100.0 is greater than the maximum of 8"),
+        ("fixed-fan-in", {"fan_in": "all"}, "fan_in: 'all' is not of type 'integer' or 'null'"),
+        ("blocks", {"size": 0}, "size: 0 is less than the minimum of 1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_the_bound(name, params, problem):
+    _, problems = catalog().complete("connectivity", name, params)
+    assert [text for _, text in problems] == [f"connectivity {name!r}: {problem}"]
+
+
 BROKEN = {
     "raises": ("raise RuntimeError('no license')", "no license"),
     "exits": ("import sys; sys.exit(0)", "SystemExit"),
