@@ -107,7 +107,7 @@ class BlockLinear(SparseLinear):
         tiles, of = torch.unique((row // size) * wide + col // size, return_inverse=True)
         if sites_of_tiles(tiles, self.matrix_shape, size).numel() != flat.numel():
             raise UserError(
-                f"layer {self.layer_name!r} holds whole {size} x {size} blocks; {flat.numel()} connections lie in {tiles.numel()} blocks",
+                f"layer {self.layer_name or type(self).__name__!r} holds whole {size} x {size} blocks; {flat.numel()} connections lie in {tiles.numel()} blocks",
                 fix="use csr, or connections in blocks of this size",
             )
         return tiles, (of * size + row % size) * size + col % size

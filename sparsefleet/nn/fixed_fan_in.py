@@ -42,7 +42,7 @@ class FixedFanInLinear(IndexedLinear):
         least, most = (int(value) for value in torch.aminmax(per_row))
         if least != most:
             raise UserError(
-                f"layer {self.layer_name!r} holds a constant fan-in, and these connections have {least} to {most}",
+                f"layer {self.layer_name or type(self).__name__!r} holds a constant fan-in, and these connections have {least} to {most}",
                 fix="use csr, or connections with a constant fan-in",
             )
         return least

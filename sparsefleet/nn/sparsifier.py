@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparsefleet.errors import UserError
+from sparsefleet.nn.arguments import check_choices, check_due, check_end, check_holds, check_method, check_names, check_numbers, plugin
 from sparsefleet.nn.block import BlockLinear
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.linear import SparseLinear
@@ -41,8 +42,8 @@ class Sparsifier:
         model: on its device, with its first weights.
         optimizer: over the model's parameters.
         density: kept share of the weights of all chosen modules together.
-        pruner: a pruner, or the name of one.
-        rewirer: a rewirer, or the name of one; exactly one of both.
+        pruner: a pruner, the name of one, or ``{name: {parameter: value}}`` as in a grid.
+        rewirer: likewise; exactly one of both.
         layer: what stores the weights, or its name; for a pruner: after ``finish``.
         total_steps: steps of the whole training, for schedules.
         steps_per_epoch: for methods that act at the end of an epoch; default ``total_steps``.
@@ -51,8 +52,8 @@ class Sparsifier:
             ``seed`` (0).
 
     Raises:
-        UserError: the method cannot run with this layer or optimizer, a name is unknown, or a module has hooks or shares a parameter; the
-            model is then as it was.
+        UserError: the method cannot run with this layer or optimizer, an argument or a name is none, or a module has
+            hooks or shares a parameter; the model is then as it was.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class Sparsifier:
         *,
         density: float,
         total_steps: int,
-        pruner: Pruner | str | None = None,
-        rewirer: Rewirer | str | None = None,
-        layer: Layer | str = "csr",
+        pruner: Pruner | str | Mapping[str, Any] | None = None,
+        rewirer: Rewirer | str | Mapping[str, Any] | None = None,
+        layer: Layer | str | Mapping[str, Any] = "csr",
         steps_per_epoch: int | None = None,
         keep_dense: Collection[str] = (),
-        connectivity: Connectivity | str = "random",
+        connectivity: Connectivity | str | Mapping[str, Any] = "random",
         distribution: Distribution = "uniform",
         schedule: Schedule | None = None,
         pattern: Pattern | None = None,
@@ -75,19 +76,26 @@ class Sparsifier:
     ) -> None:
         if (pruner is None) == (rewirer is None):
             raise UserError("a Sparsifier takes a pruner or a rewirer, and not both")
+        check_numbers(total_steps, steps_per_epoch)
+        check_choices(distribution, schedule, pattern, has_pruner=pruner is not None)
+        check_names(model, keep_dense)
         registry = Registry()
-        self.pruner = _plugin(registry, "pruner", pruner)
-        self.rewirer = _plugin(registry, "rewirer", rewirer)
-        self.layer: Layer = _plugin(registry, "layer", layer)
+        self.pruner = plugin(registry, "pruner", pruner)
+        self.rewirer = plugin(registry, "rewirer", rewirer)
+        self.layer: Layer = plugin(registry, "layer", layer)
         self.model, self.optimizer, self.density, self.seed, self.step_count = model, optimizer, density, seed, 0
         self.total_steps, self.per_epoch = total_steps, steps_per_epoch or total_steps
         self.schedule, self.pattern, self.distribution = schedule or OneShot(), pattern or Unstructured(), distribution
         self.prunings = pruning_steps(self.schedule, total_steps) if self.pruner else []
-        storage = self.layer if self.rewirer else _plugin(registry, "layer", "masked")
-        _check(self.method, storage, optimizer)
+        storage = self.layer if self.rewirer else plugin(registry, "layer", "masked")
+        check_method(self.method, storage, optimizer)
+        if self.rewirer:
+            check_due(self.rewirer, total_steps, self.per_epoch)
+        else:
+            check_end(self.layer, pattern)
         kept = {id(module) for name, module in model.named_modules(remove_duplicate=False) if name in keep_dense}
         names = [name for name, module in model.named_modules() if type(module).__name__ in storage.kinds and id(module) not in kept]
-        self.topology = Topology(*self._sparse(names, storage, _plugin(registry, "connectivity", connectivity)))
+        self.topology = Topology(*self._sparse(names, storage, plugin(registry, "connectivity", connectivity)))
         self.topology.start(self.method)
         self._watch()
         if 0 in self.prunings:
@@ -116,6 +124,7 @@ class Sparsifier:
             raise UserError(
                 f"the model has no module that layer {self.layer.name!r} can store", fix=f"it stores: {', '.join(storage.kinds)}"
             )
+        check_holds(self.optimizer, [model.get_submodule(name).get_parameter("weight") for name in names])
         shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
         asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
         made: dict[str, SparseModule] = {}
@@ -256,26 +265,6 @@ class Sparsifier:
             module.method_state = {key: value.to(device) for key, value in state["method_state"][name].items()}
             module.dense_state = {key: value.to(device) for key, value in state["dense_state"][name].items()}
         self._watch()
-
-
-def _plugin(registry: Registry, family: str, given: Any) -> Any:
-    """A plugin as it is, one with its defaults by name, or None."""
-    return registry.plugin_class(family, given)() if isinstance(given, str) else given
-
-
-def _check(method: Pruner | Rewirer, storage: Layer, optimizer: torch.optim.Optimizer) -> None:
-    """Ends what a plan would skip."""
-    group = optimizer.param_groups[0]
-    if isinstance(method, Rewirer) and method.needs_plain_sgd and (type(optimizer) is not torch.optim.SGD or group["momentum"]):
-        raise UserError(f"{method.name} is defined for SGD without momentum")
-    if method.needs_dense and not storage.stores_dense:
-        raise UserError(f"{method.name} needs values at absent sites, which layer {storage.name!r} does not store", fix="layer='masked'")
-    if isinstance(method, Pruner) and (method.needs_calibration or method.needs_grad):
-        raise UserError(f"{method.name} scores a model with data of its own, which a Sparsifier does not have", fix="run it as a trial")
-    if isinstance(method, Rewirer) and storage.tile > 1 and not method.fits_tiles:
-        raise UserError(f"{method.name} decides about each connection by itself; layer {storage.name!r} holds whole blocks")
-    if storage.topology == "all":
-        raise UserError(f"layer {storage.name!r} stores every weight")
 
 
 def _checksum(module: SparseModule) -> tuple[int, int]:

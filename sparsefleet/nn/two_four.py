@@ -71,7 +71,7 @@ class TwoFourLinear(SparseLinear):
         ):
             per_group = torch.bincount(group, minlength=n_groups)
             raise UserError(
-                f"layer {self.layer_name!r} holds 2 of every 4 inputs; these connections have {int(per_group.min())} to {int(per_group.max())}",
+                f"layer {self.layer_name or type(self).__name__!r} holds 2 of every 4 inputs; these connections have {int(per_group.min())} to {int(per_group.max())}",
                 fix="prune with pattern {n:m: {n: 2, m: 4}} to density 0.5",
             )
         self.register_buffer("places", (flat % 4).to(torch.uint8).view(self.out_features, -1))

@@ -223,6 +223,7 @@ def test_what_cannot_run_is_refused():
     early = sfnn.Sparsifier(model, sgd, density=0.25, total_steps=10, pruner="magnitude", schedule=Cubic(every=4))
     with pytest.raises(UserError, match="pruning ends at step 8, and 0 are done"):
         early.finish()
-    other = sfnn.Sparsifier(nn.Sequential(nn.Linear(12, 16)), sgd, density=0.25, total_steps=10, rewirer="set")
+    second = nn.Sequential(nn.Linear(12, 16))
+    other = sfnn.Sparsifier(second, torch.optim.SGD(second.parameters(), lr=0.1), density=0.25, total_steps=10, rewirer="set")
     with pytest.raises(UserError, match="the state dict has method 'magnitude', this Sparsifier 'set'"):
         other.load_state_dict(early.state_dict())
