@@ -23,6 +23,7 @@ from sparsefleet.catalogue import Catalog as Catalog, Entry as Entry
 from sparsefleet.code_digest import module_digest
 from sparsefleet.errors import PluginError, UserError, did_you_mean
 from sparsefleet.home import cache_dir
+from sparsefleet.spawn import module_command
 
 if TYPE_CHECKING:
     import pluggy
@@ -137,7 +138,7 @@ def _describe(points: list[_Point]) -> dict[tuple[str, str], list[dict[str, Any]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "sparsefleet.describe", argument],
+                module_command("sparsefleet.describe", argument),
                 capture_output=True,
                 text=True,
                 timeout=_DESCRIBE_TIMEOUT_S,

@@ -98,6 +98,7 @@ def _kernels(session: Session) -> Iterator[Check]:
 def _load_kernels() -> str:
     """Why the kernels cannot be loaded; in a process of its own, with torch, as layers load them: a damaged library may end it."""
     look = "from sparsefleet.ops import native; print(native.why_not())"
+    look = f"import sys; del sys.path[0]; {look}"  # not from the working directory
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", look], capture_output=True, text=True, check=False, timeout=_LOAD_S)
     if done.returncode:
         said = done.stderr.strip().splitlines()

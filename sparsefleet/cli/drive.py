@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sparsefleet.cli.session import Session
 from sparsefleet.cli.sweeps import exit_code, figures, is_measured, status_json
 from sparsefleet.cli.talk import emit, log_folder, next_command, say
 from sparsefleet.cli.trustworthy import require_trustworthy
+from sparsefleet.spawn import module_command
 
 if TYPE_CHECKING:
     from sparsefleet.fleet.events import DriverSettings
@@ -111,7 +111,7 @@ def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
     from sparsefleet.errors import BackendUnreachable
 
     log = log_folder(session.made_home()) / f"{row.sweep}.log"
-    command = [sys.executable, "-m", "sparsefleet.cli", "resume", row.sweep, *_flags(wanted)]
+    command = module_command("sparsefleet.cli", "resume", row.sweep, *_flags(wanted))
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True, env=_environment(session))

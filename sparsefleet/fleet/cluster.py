@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray
 
 from sparsefleet.errors import BackendUnreachable, UserError
 from sparsefleet.fleet.queue import Shape
+from sparsefleet.spawn import refuse_other_copies
 
 _OBJECT_STORE_BYTES = 128 << 20
 """Results are records of some kilobytes; files go through the artifact store."""
@@ -52,6 +54,7 @@ class Cluster:
         self._ask_at = 0.0
 
     def __enter__(self) -> Cluster:
+        refuse_other_copies(Path.cwd())
         _silence()
         own = self.address == "local"
         limits: dict[str, Any] = {"num_cpus": self._cpus or n_usable_cpus(), "object_store_memory": _OBJECT_STORE_BYTES} if own else {}

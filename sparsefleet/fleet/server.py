@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from sparsefleet.spawn import module_command
+
 _MODULE = "sparsefleet.fleet.forkserver"
 _OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -32,7 +34,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 def _start(arguments: list[str], fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", _MODULE, *arguments],
+        module_command(_MODULE, *arguments),
         pass_fds=fds,
         env=_environment(1),
         stdin=subprocess.DEVNULL,

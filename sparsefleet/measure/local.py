@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
 from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, run_passes, write
+from sparsefleet.spawn import module_command
 
 _TAIL = 400
 
@@ -51,7 +51,7 @@ def _fresh(request: MeasureRequest, folder: Path) -> PassResult:
     write(asked, request)
     answer.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "sparsefleet.measure.child", str(asked), str(answer)],
+        module_command("sparsefleet.measure.child", str(asked), str(answer)),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sparsefleet.errors import BackendUnreachable
+from sparsefleet.spawn import module_command
 from sparsefleet.track import server
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def spawn(home: Path, uri: str | None = None) -> subprocess.Popen[bytes]:
     Args:
         uri: of MLflow; None means ``MLFLOW_TRACKING_URI``, else the home's own database.
     """
-    command = [sys.executable, "-m", "sparsefleet.track.upload", "--home", str(home.absolute()), "--parent-pid", str(os.getpid())]
+    command = module_command("sparsefleet.track.upload", "--home", str(home.absolute()), "--parent-pid", str(os.getpid()))
     environment = {**server.environment(), "MLFLOW_TRACKING_URI": server.tracking_uri(home, uri)}  # not an argument: it may hold a password
     path = home / LOG
     if path.exists() and path.stat().st_size > _LOG_LIMIT:
