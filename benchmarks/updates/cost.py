@@ -56,7 +56,7 @@ def _rounds(rewirer: str, layer: str, n: int) -> list[tuple[float, float, float]
     module = LAYERS[layer](SHAPE.n_in, SHAPE.n_out, SHAPE.density)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, fused=True)
     sparsifier = Sparsifier(
-        nn.Sequential(module), optimizer, rewirer=rewirer, layer=layer, density=SHAPE.density, total_steps=TOTAL, steps_per_epoch=TOTAL
+        nn.Sequential(module), optimizer, rewirer=rewirer, layer=layer, density=SHAPE.density, total_steps=TOTAL, steps_per_epoch=EVERY
     )
     topology, method = sparsifier.topology, sparsifier.rewirer
     assert method is not None
