@@ -18,7 +18,11 @@ def test_every_command_is_one_line_to_copy():
 
 def test_the_first_command_installs_and_submits_and_the_second_tests():
     first, second = (body.strip().split(" && ") for _, body in BLOCKS[:2])
-    assert first == ["python3 -m venv .venv", ".venv/bin/pip install -c constraints.txt -e .", ".venv/bin/sparsefleet submit grid quickstart"]
+    assert first == [
+        "python3 -m venv .venv",
+        ".venv/bin/pip install -c constraints.txt -e .",
+        ".venv/bin/sparsefleet submit grid quickstart",
+    ]
     assert second == ["python3 -m venv .venv", ".venv/bin/pip install -c constraints.txt -e '.[test]'", ".venv/bin/python scripts/check.py"]
 
 
