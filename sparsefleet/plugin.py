@@ -35,6 +35,10 @@ class Plugin(BaseModel):
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     """Where the method is defined: arXiv id or DOI, with section or equation."""
+    rule: ClassVar[str] = ""
+    """The method in a formula or two, in plain text, for its page."""
+    cannot: ClassVar[str] = ""
+    """What it cannot do and who should not use it, beyond what the other facts say; for its page."""
 
 
 @dataclass(frozen=True)
