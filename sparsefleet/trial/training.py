@@ -17,26 +17,24 @@ from sparsefleet.nn.topology import Change, Topology
 from sparsefleet.plugin import Dataset, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.rng import Rng, key_of
-from sparsefleet.sparsity.schedule import density_at, pruning_steps
+from sparsefleet.sparsity.schedule import pruning_steps
 from sparsefleet.sparsity.vocabulary import OneShot
 from sparsefleet.trial import account, files
-from sparsefleet.trial.build import DTYPES, Network, build_network, convert, load_dense_weights
+from sparsefleet.trial.build import DTYPES, Network, build_network, load_dense_weights
 from sparsefleet.trial.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sparsefleet.trial.data import batches, load_splits, steps_per_epoch
 from sparsefleet.trial.log import Log
-from sparsefleet.trial.mask_picture import picture_png
 from sparsefleet.trial.masks import pack_masks
 from sparsefleet.trial.objective import chance, evaluate, loss_of, lr_factor, make_optimizer
-from sparsefleet.trial.observe import observe
+from sparsefleet.trial.pruning import convert_if_due, prune_if_due
 from sparsefleet.trial.record import Accuracy, State
 from sparsefleet.trial.request import TrialRequest
-from sparsefleet.trial.scoring import scores
 from sparsefleet.trial.snapshot import restore, snapshot
 from sparsefleet.trial.tensor_file import write_tensors
+from sparsefleet.trial.watching import save_pictures, tell_changes, tell_epoch
 
 ProgressReport = Callable[[dict[str, Any]], None]
 _REPORT_EVERY_S = 0.5
-_N_PICTURES = 5
 
 
 class Training:
@@ -126,7 +124,7 @@ class Training:
         """Runs every step that is left."""
         spec, clock = self.spec, time.monotonic()
         if self.step == 0:  # a checkpoint is taken after its step's pruning
-            self._prune_if_due()
+            prune_if_due(self)
         while self.step < self.total_steps:
             epoch, skip = divmod(self.step, self.per_epoch)
             for x, y in batches(
@@ -141,8 +139,8 @@ class Training:
                     break
                 try:
                     self._train_step(self._augmented(x), y)
-                    self._prune_if_due()
-                    self._convert_if_due()
+                    prune_if_due(self)
+                    convert_if_due(self)
                 except PluginError as error:
                     self._raise_if_not_finite(error)
                     raise
@@ -150,7 +148,7 @@ class Training:
                     self._end_epoch((x, y))
                 self._checkpoint_if_due()
         if self.total_steps == 0:
-            self._convert_if_due()
+            convert_if_due(self)
         self._phase("train", clock)
 
     def _raise_if_not_finite(self, error: PluginError) -> None:
@@ -186,7 +184,7 @@ class Training:
                 self.topology.on_step(self.method, lr, self.step)
         self.step += 1
         if rewirer is not None and (in_place or follows):
-            self._log_changes(self.topology.rewire(rewirer, before if in_place else after))
+            self.note_changes(self.topology.rewire(rewirer, before if in_place else after))
         if watch and not self._watch_always:
             self.topology.watch_absent(False)
         self.log.add_loss(self.step, value)
@@ -202,102 +200,27 @@ class Training:
     def _progress(self, step: int) -> Progress:
         return Progress(step, self.total_steps, self.per_epoch)
 
-    def _prune_if_due(self) -> None:
-        if self.pruner is None or self.step not in self.prunings or self.converted:
-            return
-        density = density_at(self.schedule, self.step, self.total_steps, self.spec.density)
-        rounds = self.pruner.rounds if self.pruner.needs_calibration else 1
-        now = self.topology.nnz / self.topology.n_sites
-        changes: list[Change] = []
-        for i in range(1, rounds + 1):
-            target = density if i == rounds else now * (density / now) ** (i / rounds)
-            groups = [[name] for name in self.network.sparse] if self.pruner.sequential else [list(self.network.sparse)]
-            for names in groups:
-                changes += self.topology.prune(
-                    scores(self, names),
-                    target,
-                    distribution=self.spec.method.distribution,
-                    pattern=self.spec.method.pattern,
-                    per_row=self.pruner.per_row,
-                    only=names[0] if self.pruner.sequential else None,
-                )
-        self._log_changes(changes)
-
-    def _convert_if_due(self) -> None:
-        """Hands a pruned network over to the layer that the spec asks for, at the declared step."""
-        if self.pruner is None or self.converted or self.network.storage == self.spec.layer.name:
-            return
-        if self.step < max(round(self.spec.method.convert_at * self.total_steps), self.prunings[-1]):
-            return
-        probe = self.splits.train.x[:16]
-        slots = dict(self.optimizer.state)
-        nnz = self.topology.nnz
-        self.network.module.eval()
-        with torch.no_grad():
-            outputs = self.network.module(probe)
-        self.network.module.train()
-        if not bool(outputs.isfinite().all()):
-            raise Diverged(self.step, math.nan)
-        error, old_parameters = convert(self.network, self.spec, self.registry, probe)
-        tolerance = 1e-9 if self.spec.train.precision == "fp64" else 1e-4
-        if not error <= tolerance:
-            raise PluginError(f"layer {self.spec.layer.name!r} changed the outputs by {error:.2g} at the conversion, allowed {tolerance:g}")
-        self.optimizer = make_optimizer(self.spec.optimizer, self.spec.train, list(self.network.module.parameters()))
-        account.carry_slots(self.network, slots, old_parameters, self.optimizer)
-        self.topology = Topology(self.network.sparse, self.optimizer, self.spec.seed, self.network.shapes)
-        self.converted = True
-        self.log.note(self.step, f"converted to {self.spec.layer.name}", max_rel_output_error=error, nnz=float(nnz))
-
-    def _log_changes(self, changes: list[Change]) -> None:
-        self.log.add("density", self.step, self.topology.nnz / self.topology.n_sites, thin=True)
-        self.log.add_sum("connections_dropped_total", self.step, sum(change.n_dropped for change in changes))
-        self.log.add_sum("connections_grown_total", self.step, sum(change.n_grown for change in changes))
+    def note_changes(self, changes: list[Change]) -> None:
+        """An update of the topology took place."""
+        tell_changes(self, changes)
 
     def _end_epoch(self, batch: tuple[Tensor, Tensor]) -> None:
-        epoch = -(-self.step // self.per_epoch)
         for module in self.network.module.modules():
             on_epoch = getattr(module, "on_epoch", None)
             if callable(on_epoch):
                 on_epoch()
-        if self.splits.validation is not None:
-            score = evaluate(self.network.module, self.splits.validation, self.splits.info, self._autocast())
-            if not math.isfinite(score.loss):
-                raise Diverged(self.step, score.loss)
-            self.log.add("validation_loss", self.step, score.loss)
-            self.log.add("validation_" + self._metric(), self.step, score.metric)
-            self.last_on_val = score.metric
-            better = max if self._metric() == "top1" else min
-            self.best_on_val = score.metric if self.best_on_val is None else better(self.best_on_val, score.metric)
-        for _, values in observe(
-            self.registry,
-            self.log,
-            "sparsefleet_measure",
-            trial=self.spec.to_json(),
-            model=self.network.module,
-            batch=batch,
-            step=self.step,
-        ):
-            for name, value in dict(values).items():
-                if math.isfinite(float(value)):
-                    self.log.add(name, self.step, float(value))
-                else:
-                    self.log.warn(f"sparsefleet_measure gave {value} as {name} at step {self.step}: left out")
-        if epoch % max(1, self.spec.train.epochs // _N_PICTURES) == 0 or self.step == self.total_steps:
-            self._save_pictures()
-        if epoch == self.spec.train.test_epoch and self.step % self.per_epoch == 0:
+        tell_epoch(self, batch)
+        if -(-self.step // self.per_epoch) == self.spec.train.test_epoch and self.step % self.per_epoch == 0:
             self._test()
 
-    def _save_pictures(self) -> None:
-        folder = self.request.workdir / files.MASK_STEPS
-        folder.mkdir(exist_ok=True)
-        for name, module in self.network.sparse.items():
-            picture = picture_png(module.matrix_shape, module.flat_sites().cpu())
-            (self.request.workdir / files.picture_name(name, self.step)).write_bytes(picture)
-
-    def _autocast(self) -> torch.dtype | None:
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype that forward passes are cast to, if any."""
         return torch.bfloat16 if self.spec.train.precision == "bf16" else None
 
-    def _metric(self) -> str:
+    @property
+    def metric(self) -> str:
+        """``top1`` or ``mse``."""
         return "top1" if self.splits.info.task == "classification" else "mse"
 
     def _report_now(self, loss: float) -> None:
@@ -326,12 +249,12 @@ class Training:
             packed = pack_masks(masks, {"method": self.spec.method.label, "seed": self.spec.seed, "step": self.step})
             packed.write(self.request.workdir)
             if not (self.request.workdir / files.MASK_STEPS).exists():
-                self._save_pictures()
+                save_pictures(self)
         (self.request.workdir / files.ENVIRONMENT).write_text(json.dumps(fingerprint(), indent=1, sort_keys=True))
         self._phase("save", clock)
 
     def _test(self) -> None:
-        score = evaluate(self.network.module, self.splits.test, self.splits.info, self._autocast())
+        score = evaluate(self.network.module, self.splits.test, self.splits.info, self.autocast)
         self.test, self.test_evals = (score.metric, score.loss), self.test_evals + 1
         if not math.isfinite(score.loss):
             raise Diverged(self.step, score.loss)
@@ -353,7 +276,7 @@ class Training:
             return None
         ended_well = state == State.SUCCEEDED and self.test is not None
         return Accuracy(
-            metric="top1" if self._metric() == "top1" else "mse",
+            metric="top1" if self.metric == "top1" else "mse",
             test=self.test[0] if ended_well and self.test else None,
             test_loss=self.test[1] if ended_well and self.test else None,
             test_evals=self.test_evals,
