@@ -141,6 +141,20 @@ class SparseModule(nn.Module):
         return self.flat_sites().numel()
 
     def enforce(self) -> None:
+    @property
+    def value_bits(self) -> int:
+        """Bits of one weight where the trained network is stored."""
+        return 8 * self.weight_parameter.element_size()
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of what turns stored weights into those that are multiplied."""
+        return 0
+
+    def multiplied(self) -> Tensor:
+        """``(nnz,)`` weights that the product is made with, detached; others than ``values`` where it rounds them."""
+        return self.values()
+
         """Called after every optimizer step: absent weights are zero again, whatever the optimizer did."""
 
     def sites(self) -> tuple[Tensor, Tensor]:

@@ -135,6 +135,8 @@ def _row(one: Group, by_key: dict[str, TrialRow], row_of: dict[str, Group], valu
         "params": _count(one, "params", whole=True),
         "nnz": _count(one, "nnz_weights", whole=True),
         "resident_bytes": _count(one, "resident_bytes", whole=True),
+        "stored_bytes": _count(one, "stored_bytes", whole=True),
+        "compression": _count(one, "compression"),
         "wall_s": mean([float(r["wall_s"]) for r in one.records]),
         "seed_values": [t.spec.get("seed", 0) for t in one.trials],
         "trial_ids": [t.spec_id for t in one.trials],
@@ -154,7 +156,7 @@ def _paired(one: Group, by_key: dict[str, TrialRow], values: Values, field: str)
 
 
 def _count(one: Group, name: str, whole: bool = False) -> Any:
-    found = [r["counts"][name] for r in one.records if r.get("counts")]
+    found = [r["counts"][name] for r in one.records if r.get("counts") and r["counts"].get(name) is not None]  # old ones lack the newer
     middle = mean([float(v) for v in found])
     return round(middle) if whole and middle is not None else middle
 

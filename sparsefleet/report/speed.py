@@ -69,6 +69,7 @@ def theory_columns(rows: Sequence[Row]) -> list[Column]:
 
     measured = [ABSENT if row["vs_dense_width"] is None else _struck(row, times(row["vs_dense_width"])) for row in rows]
     columns = [
+        shown("file", "compression", times),
         shown("FLOPs", "theoretical_speedup", times),
         shown("bytes", "bytes_ratio", times),
         shown("roofline", "roofline_speedup", times),

@@ -1,4 +1,4 @@
-"""Bytes that a network and its optimizer hold between two steps, by role; every storage counted once."""
+"""Bytes of a network: what it and its optimizer hold between two steps, by role, and what its trained weights take in a file."""
 
 from __future__ import annotations
 
@@ -32,6 +32,34 @@ def resident_bytes(network: nn.Module, optimizer: torch.optim.Optimizer | None =
             seen.add(key)
             total[role] += storage.nbytes()
     return total
+
+
+def stored_bytes(network: nn.Module) -> tuple[int, int]:
+    """Bytes of the trained network in a file, and of the same network dense.
+
+    Biases, norms and buffers count at their own width in both. A sparse weight is its values at the module's ``value_bits``, its scales, and
+    where the values are (``index_bits``), whatever the storage holds in memory while it trains.
+    """
+    sparse: list[Any] = [module for module in network.modules() if callable(getattr(module, "connections", None))]
+    own = {id(tensor) for module in sparse for tensor in (module.weight_parameter, *module.buffers())}
+    rest = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()) if id(t) not in own)
+    stored = dense = rest
+    for module in sparse:
+        n_out, n_in = module.matrix_shape
+        stored += -(-(module.nnz * module.value_bits + index_bits((n_out, n_in), module.nnz)) // 8) + module.scale_bytes
+        dense += n_out * n_in * module.weight_parameter.element_size()
+    return stored, dense
+
+
+def index_bits(shape: tuple[int, int], nnz: int) -> int:
+    """Bits that say where ``nnz`` of the sites of a matrix are; nothing where all are there.
+
+    The cheaper of one bit for each site, and CSR: a column for each connection and where each row begins, in as few bits as they need.
+    """
+    n_out, n_in = shape
+    if nnz == n_out * n_in:
+        return 0
+    return min(n_out * n_in, nnz * (n_in - 1).bit_length() + (n_out + 1) * nnz.bit_length())
 
 
 def _of_network(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -150,6 +150,8 @@ def _final(record: Mapping[str, Any], accuracy: Mapping[str, Any]) -> Iterator[t
         yield names.PARAMS_LIVE, counts["params"]
         yield names.NNZ, counts["nnz_weights"]
         yield names.RESIDENT, counts["resident_bytes"]
+        yield names.STORED, counts.get("stored_bytes")
+        yield names.COMPRESSION, counts.get("compression")
         for role, size in counts["resident_by_role"].items():
             yield names.RESIDENT_ROLE.format(role=word(role)), size
         for layer in counts["layers"]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefleet.nn.module import SparseModule
-from sparsefleet.sparsity.bytes import resident_bytes
+from sparsefleet.sparsity.bytes import resident_bytes, stored_bytes
 from sparsefleet.sparsity.effective import Sites, effective_nnz
 from sparsefleet.sparsity.unevenness import unevenness
 from sparsefleet.trial.build import Network
@@ -34,6 +34,7 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
             nnz=nnz[name],
             nnz_effective=effective.get(name),
             topology=network.sparse[name].topology if name in network.sparse else "free",
+            value_bits=network.sparse[name].value_bits if name in network.sparse else None,
             **_spread(network.sparse.get(name)),
         )
         for name, shape in network.shapes.items()
@@ -41,6 +42,7 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
     n_prunable, n_live = sum(sites.values()), sum(nnz.values())
     params = network.n_params_dense - n_prunable + n_live
     by_role = resident_bytes(network.module, optimizer)
+    stored, dense = stored_bytes(network.module)
     return Counts(
         layers=layers,
         nnz_weights=n_live,
@@ -49,6 +51,8 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
         params=params,
         resident_bytes=sum(by_role.values()),
         resident_by_role=by_role,
+        stored_bytes=stored,
+        compression=dense / stored if stored else 1.0,
         density_asked=spec.density,
         density_realised=n_live / n_prunable if n_prunable else 1.0,
         density_model=params / network.n_params_dense if network.n_params_dense else 1.0,

@@ -69,6 +69,7 @@ class LayerCount(_Strict):
     nnz_effective: int | None = Field(None, description="on a path from an input to an output; None where it is not computed")
     fan_in_cv: float | None = Field(None, description="standard deviation over mean of the connections per output unit; None for dense")
     fan_out_cv: float | None = Field(None, description="standard deviation over mean of the connections per input unit; None for dense")
+    value_bits: int | None = Field(None, description="bits of one weight where the trained network is stored")
 
 
 class Counts(_Strict):
@@ -81,6 +82,8 @@ class Counts(_Strict):
     params: int = Field(description="trainable parameters that are live")
     resident_bytes: int
     resident_by_role: dict[str, int] = Field(description="values, indices, masks, other parameters, buffers, optimizer")
+    stored_bytes: int | None = Field(None, description="of the trained network in a file: values at their bits, scales, positions, the rest")
+    compression: float | None = Field(None, description="bytes of the same network stored dense, over stored_bytes")
     density_asked: float
     density_realised: float = Field(description="of the prunable set")
     density_model: float = Field(description="of the whole model")

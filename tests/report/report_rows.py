@@ -38,6 +38,8 @@ def record(accuracy: float | None, *, state: str = "SUCCEEDED", execution: str =
             "nnz_weights": round(32768 * density),
             "params": round(32768 * density) + 522,
             "resident_bytes": round(131072 * density),
+            "stored_bytes": round(2048 + 131072 * density),
+            "compression": 133120 / (2048 + 131072 * density),
             "density_realised": density,
         },
         "accuracy": {

@@ -14,6 +14,7 @@ from sparsefleet.errors import UserError
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.report.compare import rows
 from sparsefleet.report.machines import Machines
+from sparsefleet.report.speed import theory_columns
 from sparsefleet.report.timing import Timings
 from sparsefleet.report.trust import rankable, untimed, untrustworthy
 
@@ -37,6 +38,8 @@ COLUMNS = [
     "delta_twin",
     "params",
     "resident_bytes",
+    "stored_bytes",
+    "compression",
     "step_ms",
     "vs_dense_width",
     "vs_dense_width_ci",
@@ -321,3 +324,19 @@ def test_what_is_not_trustworthy_is_counted_once() -> None:
     assert untimed(rows(three_seeds())) == ["set csr at density 0.1"]
     failed = TimingRow("c", ["s0.1-0"], "INCORRECT", [], None, "output is wrong")
     assert untimed(rows(three_seeds(), [failed])) == ["set csr at density 0.1: INCORRECT: output is wrong"]
+
+
+def test_compression_stands_in_the_row_and_in_the_table_of_theory() -> None:
+    table = rows(three_seeds())
+    row = sparse_row(table)
+    assert (row["stored_bytes"], row["compression"]) == (round(2048 + 131072 * 0.1), pytest.approx(133120 / 15155.2))
+    headings = {column.heading: column.cells for column in theory_columns(table)}
+    assert headings["file"][table.index(row)] == "8.78×"
+
+
+def test_a_record_from_before_there_was_a_compression_has_none() -> None:
+    trials = three_seeds()
+    for each in trials:
+        for name in ("stored_bytes", "compression"):
+            each.record["counts"].pop(name)
+    assert sparse_row(rows(trials))["compression"] is None

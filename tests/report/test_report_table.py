@@ -145,7 +145,7 @@ def test_theory_is_shown_beside_what_was_measured() -> None:
     table = rows(three_seeds(), [timing(["s0.1-0"], 2.0, breakeven_calls=310.0, method_share=0.04)])
     lines = render(table, theory=True)
     start = next(i for i, line in enumerate(lines) if "roofline" in line)
-    assert lines[start + 2].split()[3:] == ["10.00×", "5.00×", "5.00×", "2.00×", "20", "%", "10", "%", "4", "%", "8.00", "310"]
+    assert lines[start + 2].split()[3:] == ["8.78×", "10.00×", "5.00×", "5.00×", "2.00×", "20", "%", "10", "%", "4", "%", "8.00", "310"]
     assert (
         "the speed-up in theory, by counted FLOPs 10.00×, by this machine's limits 5.00× (compare --theory sets it beside the measured one)"
         in lines

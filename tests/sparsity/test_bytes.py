@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparsefleet.sparsity.bytes import ROLES, resident_bytes
+from sparsefleet.nn import BlockLinear, CsrLinear, FixedFanInLinear, MaskedLinear
+from sparsefleet.sparsity.bytes import ROLES, index_bits, resident_bytes, stored_bytes
 
 
 class Csr(nn.Module):
@@ -101,3 +102,30 @@ def test_torch_sparse_tensors(make: Callable[[int], Tensor], n_indices: int) -> 
 def test_meta_device_has_sizes() -> None:
     net = nn.Sequential(nn.Linear(1000, 1000, device="meta"), nn.Linear(1000, 10, device="meta"))
     assert resident_bytes(net)["values"] == 4 * (1_000_000 + 10_000)
+
+
+@pytest.mark.parametrize(
+    ("shape", "nnz", "bits"),
+    [
+        ((4, 8), 32, 0),  # all are there
+        ((4, 8), 16, 32),  # a bit for each site: a column takes 3 bits, and 16 of them with 5 row starts of 5 bits take 73
+        ((4, 1024), 5, 5 * 10 + 5 * 3),  # few: 10 bits for a column, row starts from 0 to 5 in 3 bits
+        ((3, 1), 0, 0),
+    ],
+)
+def test_positions_take_the_cheaper_of_a_bitmap_and_packed_csr(shape: tuple[int, int], nnz: int, bits: int) -> None:
+    assert index_bits(shape, nnz) == bits
+
+
+@pytest.mark.parametrize("kind", [CsrLinear, MaskedLinear, FixedFanInLinear, BlockLinear])
+def test_stored_bytes_do_not_depend_on_the_storage_in_memory(kind: type[nn.Module]) -> None:
+    grid = torch.cartesian_prod(torch.arange(8), torch.arange(4, 8)).t()  # 32 of 128 sites: two whole tiles of 4, a fan-in of 4
+    layer = kind(16, 8, connections=grid)
+    net = nn.Sequential(layer, nn.BatchNorm1d(8), nn.Linear(8, 2))
+    rest = 4 * (8 + 8 + 8) + 4 * (8 + 8) + 8 + 4 * (16 + 2)  # bias and norm, its statistics and their count, the dense layer
+    assert stored_bytes(net) == (rest + 32 * 4 + 128 // 8, rest + 128 * 4)
+
+
+def test_a_dense_network_is_stored_as_it_is() -> None:
+    net = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5, bias=False))
+    assert stored_bytes(net) == (4 * (200 + 20 + 100), 4 * (200 + 20 + 100))
