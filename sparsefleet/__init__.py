@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Update,
     )
     from sparsefleet.rng import Rng
+    from sparsefleet.sparsity.distribute import apportion
     from sparsefleet.sparsity.select import keep_best, keep_best_per_row, lowest_within, rank_within, share_of
 
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "UserError": "errors",
     "hookimpl": "hookspecs",
     "Rng": "rng",
+    "apportion": "sparsity.distribute",
     **dict.fromkeys(("keep_best", "keep_best_per_row", "lowest_within", "rank_within", "share_of"), "sparsity.select"),
     **dict.fromkeys(
         (
@@ -79,6 +81,7 @@ __all__ = [
     "TensorData",
     "Update",
     "UserError",
+    "apportion",
     "check_sites",
     "hookimpl",
     "keep_best",

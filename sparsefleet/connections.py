@@ -51,6 +51,8 @@ class Connections:
         rng: draws for this layer at this step.
         is_last: no other layer of the method comes after it.
         initial_draw: the draws in [-1, 1) behind the initial weights of ``(k,)`` flat sites, live or not: the same at every step.
+        memory: the method's own tensors of any shape, which no topology change touches, e.g. an adapted threshold; ``redistribute`` and
+            ``on_step`` may write into it, and the core checkpoints it.
         dense: values at absent sites; only on ``masked`` and only for methods that declare ``needs_dense``.
         constant_fan_in: the layer holds equally many connections per output unit: what grows fills every unit up to the same fan-in.
         tile: the layer holds whole tiles of this many units per side: what grows are the whole tiles nearest to the count asked. 1: sites.
@@ -66,6 +68,7 @@ class Connections:
     rng: Rng = field(default_factory=lambda: Rng("unseeded"))
     is_last: bool = False
     initial_draw: Callable[[Tensor], Tensor] = _unseeded
+    memory: dict[str, Tensor] = field(default_factory=dict)
     dense: DenseValues | None = None
     best_absent_by_gradient: BestAbsent | None = None
     best_absent_per_row_by_gradient: Callable[[Tensor, Tensor], Tensor] | None = None

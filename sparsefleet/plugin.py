@@ -169,6 +169,8 @@ class Rewirer(Plugin):
     """An update may leave another nnz than ``n_target`` (SRigL's whole fan-in, MEST's bounds); the record shows what was realised."""
     needs_plain_sgd: ClassVar[bool] = False
     """Only defined for SGD without momentum, e.g. as a Langevin step (DEEP R)."""
+    redistributes: ClassVar[bool] = False
+    """Moves connections between layers; none of them can then hold a constant fan-in."""
     fits_tiles: ClassVar[bool] = True
     """Dropping and growing may be done in whole tiles; False where each connection's own state decides, or ``update`` is overridden."""
 
@@ -211,7 +213,7 @@ class Rewirer(Plugin):
         return Update(keep, self.grow(conn.select(keep), n_target - (conn.nnz - n_drop), rng))
 
     def redistribute(self, layers: Mapping[str, Connections], progress: Progress) -> Mapping[str, int] | None:
-        """New nnz per layer with an unchanged total, or None to leave the budget where it is."""
+        """New nnz per layer with an unchanged total, or None to leave the budget where it is; called once, before the layers' ``update``."""
         return None
 
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:

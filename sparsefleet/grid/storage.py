@@ -36,6 +36,8 @@ def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, 
             return f"{name} decides about each connection by itself; layer={layer} holds whole blocks"
         if given == "block" and drawn.get("size") != tile_of(state):
             return f"connectivity={connectivity} draws blocks of {drawn.get('size')}, layer={layer} holds blocks of {tile_of(state)}"
+    if topology == "constant-fan-in" and of_method.get("redistributes"):
+        return f"{name} moves connections between layers; layer={layer} holds equally many inputs for every output"
     if topology == "constant-fan-in" and given in ("block", "row"):
         return f"connectivity={connectivity} draws whole {given}s, layer={layer} holds equally many inputs for every output"
     return None

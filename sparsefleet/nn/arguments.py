@@ -90,6 +90,10 @@ def check_method(method: Pruner | Rewirer, storage: Layer, optimizer: torch.opti
         )
     if isinstance(method, Rewirer) and storage.tile > 1 and not method.fits_tiles:
         raise UserError(f"{method.name} decides about each connection by itself; layer {storage.name!r} holds whole blocks")
+    if isinstance(method, Rewirer) and storage.topology == "constant-fan-in" and method.redistributes:
+        raise UserError(
+            f"{method.name} moves connections between layers; layer {storage.name!r} holds a constant fan-in", fix="layer='csr'"
+        )
     if storage.topology == "all":
         raise UserError(f"layer {storage.name!r} stores every weight")
 

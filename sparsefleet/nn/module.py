@@ -61,8 +61,9 @@ class Remap:
 class SparseModule(nn.Module):
     """A module whose weight is a set of connections.
 
-    ``method_state`` holds the method's ``(nnz,)`` tensors and ``dense_state`` its ``(n_out, n_in)`` ones; the core re-indexes and checkpoints
-    them. Connections are always listed in ascending order of ``row * n_in + col``, whatever the storage.
+    ``method_state`` holds the method's ``(nnz,)`` tensors, which the core re-indexes, ``dense_state`` its ``(n_out, n_in)`` ones, and
+    ``method_memory`` those of any shape; all are checkpointed. Connections are always listed in ascending order of ``row * n_in + col``,
+    whatever the storage.
     """
 
     layer_name: str = ""
@@ -84,6 +85,7 @@ class SparseModule(nn.Module):
         super().__init__()
         self.method_state: dict[str, Tensor] = {}
         self.dense_state: dict[str, Tensor] = {}
+        self.method_memory: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -177,6 +179,7 @@ class SparseModule(nn.Module):
             weight=self.values(),
             grad=self.grad_values(),
             state=dict(self.method_state),
+            memory=self.method_memory,
             rng=rng or Rng("unseeded", self.layer_name),
             best_absent_by_gradient=self.best_absent,
             best_absent_per_row_by_gradient=self.best_absent_per_row,

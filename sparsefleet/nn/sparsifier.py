@@ -245,6 +245,7 @@ class Sparsifier:
             "connections": {name: _checksum(module) for name, module in self.modules.items()},
             "method_state": {name: dict(module.method_state) for name, module in self.modules.items()},
             "dense_state": {name: dict(module.dense_state) for name, module in self.modules.items()},
+            "memory": {name: dict(module.method_memory) for name, module in self.modules.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -264,6 +265,7 @@ class Sparsifier:
             device = module.weight_parameter.device
             module.method_state = {key: value.to(device) for key, value in state["method_state"][name].items()}
             module.dense_state = {key: value.to(device) for key, value in state["dense_state"][name].items()}
+            module.method_memory = dict(state["memory"][name])
         self._watch()
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from sparsefleet.errors import UserError
+from sparsefleet.errors import PluginError, UserError
 
 
 def total_nnz(n_sites: int, density: float) -> int:
@@ -68,3 +68,37 @@ def _round_to_total(wanted: Mapping[str, float], limit: Mapping[str, int], total
             if sum(count.values()) != total and 1 <= count[name] + step <= limit[name]:
                 count[name] += step
     return count
+
+
+def apportion(total: int, weights: Sequence[float], room: Sequence[int]) -> list[int]:
+    """How many of ``total`` each place gets: in proportion to its weight, at most its room, and exactly ``total`` in all.
+
+    What a full place cannot take goes to the others in proportion to their weights, to all of them equally if those are zero. Largest
+    remainders, ties by position.
+
+    Args:
+        weights: what is not a positive number counts as zero.
+        room: of each place.
+
+    Raises:
+        PluginError: there is less room than ``total``.
+    """
+    if not 0 <= total <= sum(room):
+        raise PluginError(f"cannot give {total} to places with room for {sum(room)}")
+    weights = [weight if 0 < weight < math.inf else 0.0 for weight in weights]
+    given, open_places = [0] * len(room), [i for i in range(len(room)) if room[i]]
+    while open_places:
+        left, whole = total - sum(given), math.fsum(weights[i] for i in open_places)
+        share = {i: left * (weights[i] / whole if whole else 1 / len(open_places)) for i in open_places}
+        full = [i for i in open_places if share[i] >= room[i]]
+        if not full:
+            break
+        for i in full:
+            given[i] = room[i]
+        open_places = [i for i in open_places if i not in full]
+    for i in open_places:
+        given[i] = math.floor(share[i])
+    by_remainder = sorted(open_places, key=lambda i: given[i] - share[i])
+    for i in by_remainder[: total - sum(given)]:
+        given[i] += 1
+    return given

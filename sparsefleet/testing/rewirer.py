@@ -16,6 +16,7 @@ from sparsefleet.testing.pruner import bounded
 from sparsefleet.testing.samples import changed, disturb_global_seeds, frozen_copy, layer_of
 
 _SHAPE, _NNZ = (12, 20), 60
+_SHAPES = (_SHAPE, (8, 12), (5, 6))
 _MOMENTS = tuple(Progress(step, 1000, 50) for step in (1, 50, 500, 749, 1000))
 
 
@@ -125,6 +126,26 @@ def is_due_by_the_clock(plugin: Rewirer) -> None:
         expect(0 <= count <= _NNZ, f"a drop count in [0, {_NNZ}]", count, "return how many, not a fraction")
 
 
+def keeps_the_total(plugin: Rewirer) -> None:
+    """``redistribute`` moves connections between layers and neither makes nor loses any; no layer gets more than its sites."""
+    for nnz in ((_NNZ, 12, 1), (_NNZ, 96, 5), (_SHAPE[0] * _SHAPE[1], 96, 30)):
+        for progress in _MOMENTS:
+            layers = {str(i): _layer(plugin, n, shape=shape) for i, (n, shape) in enumerate(zip(nnz, _SHAPES, strict=True))}
+            target = plugin.redistribute(layers, progress)
+            if target is None:
+                return
+            expect(
+                plugin.redistributes, "the class fact redistributes = True", plugin.redistributes, "plans refuse a constant fan-in by it"
+            )
+            expect(sum(target.values()) == sum(nnz), f"{sum(nnz)} connections in all", sum(target.values()), "use sparsefleet.apportion")
+            for name, conn in layers.items():
+                update = plugin.update(conn, progress, Rng("update", progress.step), target[name])
+                after = int(update.keep.sum()) + update.new.shape[1]
+                expect(
+                    after == target[name] <= conn.n_sites, f"{target[name]} of {conn.n_sites} sites", after, "grow n_target minus the kept"
+                )
+
+
 def survives_an_empty_layer(plugin: Rewirer) -> None:
     """A pruned-away layer must not crash the trial."""
     update = _update(plugin, _layer(plugin, 0), _MOMENTS[1])
@@ -160,6 +181,7 @@ CHECKS = (
     leaves_its_input_alone,
     is_deterministic,
     starts_grown_connections,
+    keeps_the_total,
     is_due_by_the_clock,
     drops_by_a_finite_score,
     survives_an_empty_layer,

@@ -72,6 +72,7 @@ def _with_sites(conn: Connections, flat: Tensor) -> Connections:
 def frozen_copy(conn: Connections) -> dict[str, Tensor]:
     """Copies of every tensor of ``conn``, to compare with later."""
     held = {"row": conn.row, "col": conn.col, "weight": conn.weight, **{f"state[{key!r}]": value for key, value in conn.state.items()}}
+    held |= {f"memory[{key!r}]": value for key, value in conn.memory.items()}
     if conn.grad is not None:
         held["grad"] = conn.grad
     if conn.dense is not None:

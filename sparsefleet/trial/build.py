@@ -249,7 +249,7 @@ def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor
         bias = getattr(old, "bias", None)
         new = rebuilt(old, old.connections(), layer)
         new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
-        new.method_state = old.method_state
+        new.method_state, new.method_memory = old.method_state, old.method_memory
         replace_module(network.module, name, new)
         network.sparse[name] = new
         names = {id(p): key for key, p in network.module.named_parameters()}

@@ -20,6 +20,7 @@ def snapshot(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors[f"sites/{name}"] = module.flat_sites()
         tensors |= {f"state/{name}/{key}": value for key, value in module.method_state.items()}
         tensors |= {f"dense/{name}/{key}": value for key, value in module.dense_state.items()}
+        tensors |= {f"memory/{name}/{key}": value for key, value in module.method_memory.items()}
     for name, parameter in training.network.module.named_parameters():
         slots = training.optimizer.state.get(parameter, {})
         tensors |= {f"slot/{name}/{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
@@ -47,6 +48,7 @@ def restore(training: Training, checkpoint: Checkpoint) -> None:
         device = module.weight_parameter.device
         module.method_state = {key: value.to(device) for key, value in checkpoint.group(f"state/{name}").items()}
         module.dense_state.update({key: value.to(device) for key, value in checkpoint.group(f"dense/{name}").items()})
+        module.method_memory = checkpoint.group(f"memory/{name}")
     for name, parameter in training.network.module.named_parameters():
         slots = checkpoint.group(f"slot/{name}")
         if slots:

@@ -1,9 +1,12 @@
 """What a layer cannot hold is skipped when the grid is planned, with a reason."""
 
 import pytest
+import torch
 
+from sparsefleet.errors import UserError
 from sparsefleet.grid.expand import Skip, walk
 from sparsefleet.grid.load import load_text
+from sparsefleet.nn import Sparsifier
 from sparsefleet.registry import catalog
 
 BASE = """
@@ -26,6 +29,15 @@ def found(layer, method, connectivity="random", gpus=0):
     items = list(walk(load_text(text, "grid.yaml", catalog=catalog()), catalog()))
     skips = [item.reason for item in items if isinstance(item, Skip)]
     return skips[0] if skips else {item.spec.layer.name for item in items if item.arm == "sparse"}
+
+
+def test_what_moves_connections_between_layers_keeps_no_constant_fan_in():
+    assert found("csr", "{rewirer: dsr}") == {"csr"}
+    reason = "dsr moves connections between layers; layer=fixed-fan-in holds equally many inputs for every output"
+    assert found("fixed-fan-in", "{rewirer: dsr}") == reason
+    model = torch.nn.Linear(8, 8)
+    with pytest.raises(UserError, match="dsr moves connections between layers; layer 'fixed-fan-in' holds a constant fan-in"):
+        Sparsifier(model, torch.optim.SGD(model.parameters()), rewirer="dsr", layer="fixed-fan-in", density=0.5, total_steps=500)
 
 
 @pytest.mark.parametrize("layer", ["csr", "fixed-fan-in", "block", "masked"])

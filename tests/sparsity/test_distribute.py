@@ -3,8 +3,8 @@ import math
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from sparsefleet.errors import UserError
-from sparsefleet.sparsity.distribute import distribute, total_nnz
+from sparsefleet.errors import PluginError, UserError
+from sparsefleet.sparsity.distribute import apportion, distribute, total_nnz
 
 LENET = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
 
@@ -62,3 +62,25 @@ def test_a_million_squared_is_counted_exactly():
 def test_a_density_that_is_none_is_refused(density):
     with pytest.raises(UserError, match=r"density must be in \(0, 1\], got"):
         distribute({"a": (3, 4)}, density, "uniform")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), min_size=1, max_size=6), st.floats(0, 1))
+def test_apportion_is_exact_proportional_and_within_the_room(places, share):
+    weights, room = [weight for weight, _ in places], [place for _, place in places]
+    total = round(share * sum(room))
+    got = apportion(total, weights, room)
+    assert sum(got) == total
+    assert all(0 <= n <= place for n, place in zip(got, room, strict=True))
+    if all(total * weight < place * sum(weights) for weight, place in places) and sum(weights):
+        assert all(abs(n - total * weight / sum(weights)) < 1 for n, weight in zip(got, weights, strict=True))
+
+
+def test_apportion_by_hand():
+    assert apportion(10, [1, 1, 2], [100, 100, 100]) == [3, 2, 5]  # 2.5, 2.5, 5: of equal remainders the first
+    assert apportion(10, [1, 1, 2], [100, 100, 3]) == [4, 3, 3]  # 7 are left for two
+    assert apportion(10, [8, 1, 1], [2, 3, 100]) == [2, 3, 5]  # 8 are left, 4 each; then 5 for the last
+    assert apportion(5, [0.0, 0.0], [4, 4]) == [3, 2]
+    assert apportion(5, [math.nan, 1.0], [4, 3]) == [2, 3]
+    with pytest.raises(PluginError, match="cannot give 9 to places with room for 8"):
+        apportion(9, [1, 1], [4, 4])

@@ -1,0 +1,182 @@
+"""What every first-party rewirer promises, whatever it does; no list of names here.
+
+Counts, first weights, optimizer slots, absent weights, determinism, sizes and resuming: a method's own test is about its own rule.
+"""
+
+import json
+
+import pytest
+import torch
+from small_net import examples, sparse_net
+from sparsefleet_plugins.connectivity.fixed_fan_in import FixedFanIn
+
+from sparsefleet import Progress, Rewirer, Rng
+from sparsefleet.nn.topology import Topology
+from sparsefleet.registry import Registry, catalog
+from sparsefleet.sparsity.fitted import fitted_nnz
+from sparsefleet.trial import files
+from sparsefleet.trial.run import run_trial
+from sparsefleet.trial.spec import PluginRef
+
+REGISTRY = Registry(catalog())
+NAMES = [entry.name for entry in catalog().entries if entry.family == "rewirer" and entry.distribution == "sparsefleet"]
+OPTIMIZERS = {
+    "sgd": lambda ps: torch.optim.SGD(ps, lr=0.1),
+    "sgd-momentum": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "adam": lambda ps: torch.optim.Adam(ps, lr=0.01, amsgrad=True),
+    "adamw": lambda ps: torch.optim.AdamW(ps, lr=0.01),
+    "rmsprop": lambda ps: torch.optim.RMSprop(ps, lr=0.01, momentum=0.5, centered=True),
+}
+FIRST_WEIGHT = {"deep-r": 1e-12}
+"""By magnitude, where it is not zero."""
+STEPS, EPOCH = 40, 4
+
+
+def quick(name, **params) -> Rewirer:
+    """The rewirer, acting often enough for a short test."""
+    kind = REGISTRY.plugin_class("rewirer", name)
+    return kind(**{**({"every": 2} if "every" in kind.model_fields else {}), **params})
+
+
+def storages(rewirer):
+    if rewirer.needs_dense:
+        return ["masked"]
+    return ["masked", "csr"] if rewirer.redistributes else ["masked", "csr", "fixed-fan-in"]
+
+
+def cases():
+    for name in NAMES:
+        rewirer = quick(name)
+        for storage in storages(rewirer):
+            for optimizer in ["sgd"] if rewirer.needs_plain_sgd else ["sgd-momentum", "adam", "adamw", "rmsprop"]:
+                yield pytest.param(name, storage, optimizer, id=f"{name}-{storage}-{optimizer}")
+
+
+class Watched(Topology):
+    """Checks every change of a layer against what the method asked for."""
+
+    n_grown = 0
+
+    def change(self, name, keep, new, rewirer=None, old=None):
+        module = self.modules[name]
+        before = self._snapshot(module)
+        flat = new[0] * module.matrix_shape[1] + new[1]
+        super_change = super().change(name, keep, new, rewirer, old)
+        after = self._snapshot(module)
+        kept, grown = set(before["site"][keep].tolist()), set(flat.tolist())
+        assert after["site"].tolist() == sorted(kept | grown)
+        assert len(kept) + len(grown) == len(after["site"])
+        at = {site: i for i, site in enumerate(before["site"].tolist())}
+        for i, site in enumerate(after["site"].tolist()):
+            stays = site in kept or (rewirer.keeps_regrown and site in at)
+            for key in after.keys() - {"site"}:
+                value = after[key][i]
+                if stays:
+                    assert value == before[key][at[site]], f"{key} of a kept connection"
+                elif key != "weight":
+                    assert value == 0, f"slot {key} of a grown connection"
+                elif not rewirer.revives:
+                    assert abs(value) == FIRST_WEIGHT.get(rewirer.name, 0), "the first weight of a grown connection"
+        self.n_grown += len(grown)
+        return super_change
+
+    def _snapshot(self, module):
+        found = {"site": module.flat_sites().clone(), "weight": module.values().clone()}
+        for key, slot in self.optimizer.state.get(module.weight_parameter, {}).items():
+            if isinstance(slot, torch.Tensor) and slot.dim():
+                stored = slot.reshape(-1)
+                found[key] = (stored[found["site"]] if module.execution == "masked_dense" else stored).clone()
+        return found
+
+
+def built(rewirer, storage, optimizer="sgd", *, density=0.5):
+    """Network, sparse modules and their topology."""
+
+    def balanced(shape):
+        return FixedFanIn().draw(shape, fitted_nnz(round(density * shape[0] * shape[1]), shape, "constant-fan-in", 1), Rng("fan-in", shape))
+
+    sites = balanced if storage == "fixed-fan-in" else None
+    network, modules = sparse_net(layer=REGISTRY.build("layer", PluginRef(name=storage)), sites=sites, density=density)
+    topology = Watched(modules, OPTIMIZERS[optimizer](network.parameters()), seed=0)
+    topology.start(rewirer)
+    return network, modules, topology
+
+
+def trained(rewirer, network, modules, topology, steps=STEPS):
+    """Yields after every step, as a trial makes it."""
+    x, y = examples()
+    for step in range(steps):
+        before, after = Progress(step, steps, EPOCH), Progress(step + 1, steps, EPOCH)
+        in_place = rewirer.replaces_step and rewirer.due(before)
+        topology.watch_absent(rewirer.needs_dense or rewirer.needs_absent_grad)
+        topology.optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(network(x), y).backward()
+        if not in_place:
+            topology.optimizer.step()
+            topology.enforce()
+            topology.on_step(rewirer, topology.optimizer.param_groups[0]["lr"], step)
+        if in_place or (not rewirer.replaces_step and rewirer.due(after)):
+            topology.rewire(rewirer, before if in_place else after)
+        yield step + 1
+
+
+@pytest.mark.parametrize(("name", "storage", "optimizer"), list(cases()))
+def test_counts_weights_and_slots(name, storage, optimizer):
+    rewirer = quick(name)
+    network, modules, topology = built(rewirer, storage, optimizer)
+    first = [module.nnz for module in modules.values()]
+    for _ in trained(rewirer, network, modules, topology):
+        if not rewirer.varies_nnz:
+            assert topology.nnz == sum(first)
+        if not (rewirer.varies_nnz or rewirer.redistributes):
+            assert [module.nnz for module in modules.values()] == first
+        for module in modules.values():
+            if storage == "masked" and not rewirer.revives:
+                assert bool((module.weight_parameter.detach()[~module.mask] == 0).all())
+    assert topology.n_grown > 0 or name == "static"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nearly_empty_and_nearly_full_layers(name):
+    for density in (1e-9, 0.999, 1.0):
+        rewirer = quick(name)
+        network, modules, topology = built(rewirer, "masked", density=max(density, 1 / 24))
+        for _ in trained(rewirer, network, modules, topology, steps=12):
+            assert topology.nnz > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_trial_is_bit_equal_to_an_uninterrupted_one(digits_request, monkeypatch, name):
+    from sparsefleet.trial import training
+
+    class Interrupt(BaseException):
+        pass
+
+    params = {"every": 3} if "every" in REGISTRY.plugin_class("rewirer", name).model_fields else {}
+    spec = {
+        "layer": {"name": "masked" if quick(name).needs_dense else "csr"},
+        "density": 0.2,
+        "method": {"rewirer": {"name": name, "params": params}},
+        "optimizer": {"kind": "sgd", "lr": 0.1} if quick(name).needs_plain_sgd else {"kind": "adam", "lr": 0.003},
+    }
+    whole = digits_request("whole", **spec)
+    run_trial(whole)
+    original = training.Training._train_step
+    for stop_at in (7, 31):
+        parts = digits_request(f"parts-{stop_at}", checkpoint_every_s=1e-9, **spec)
+
+        def step(self, x, y, stop_at=stop_at):
+            if self.step == stop_at:
+                raise Interrupt
+            original(self, x, y)
+
+        monkeypatch.setattr(training.Training, "_train_step", step)
+        with pytest.raises(Interrupt):
+            run_trial(parts)
+        monkeypatch.setattr(training.Training, "_train_step", original)
+        assert (parts.workdir / "checkpoint.safetensors").exists()
+        run_trial(parts)
+        assert (parts.workdir / files.MODEL).read_bytes() == (whole.workdir / files.MODEL).read_bytes()
+        assert (parts.workdir / files.MASKS).read_bytes() == (whole.workdir / files.MASKS).read_bytes()
+        a, b = (json.loads((request.workdir / files.RECORD).read_text()) for request in (parts, whole))
+        assert a["curves"] == b["curves"]
