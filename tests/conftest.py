@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -87,7 +88,11 @@ def digits_request(tmp_path):
         "train": {"epochs": 2, "batch_size": 64},
     }
 
-    def make(workdir: str = "work", checkpoint_every_s: float = 1e9, start_weights=None, **overrides):
+    def make(workdir: str = "work", checkpoint_every_s: float = 1e9, start=None, **overrides):
+        if start is not None:
+            taken = json.loads((start / "spec.json").read_text())
+            given = {"trial": TrialSpec(**taken).spec_id, "row": TrialSpec(**{**taken, "seed": 0}).spec_id}
+            overrides["start"] = {**given, "gives": overrides.pop("gives", "weights")}
         spec = TrialSpec(**{**base, **overrides})
         return TrialRequest(
             spec=spec,
@@ -95,7 +100,7 @@ def digits_request(tmp_path):
             workdir=tmp_path / workdir,
             data_root=tmp_path,
             checkpoint_every_s=checkpoint_every_s,
-            start_weights=start_weights,
+            start=start,
         )
 
     return make

@@ -17,7 +17,10 @@ def method_label(spec: Mapping[str, Any]) -> str:
     method = spec["method"]
     pruner, rewirer = method.get("pruner"), method.get("rewirer")
     if pruner:
+        rewind = method.get("rewind")
         schedule = (method.get("schedule") or {}).get("kind", "one-shot")
+        if rewind:
+            schedule = "lottery" if rewind["what"] == "weights" else "lr-rewind"
         return "+".join([pruner["name"], schedule, *(["global"] if method.get("distribution") == "global" else [])])
     if rewirer:
         return str(rewirer["name"])

@@ -54,7 +54,8 @@ def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str
     except UserError:  # nothing has been submitted here
         ledger = None
     keys = Keys(plugins, Path(session.get("data")))
-    found = plan_of(grid, plugins, ledger, key_of=lambda point: point_key(keys, point))
+    known: dict[str, str] = {}
+    found = plan_of(grid, plugins, ledger, key_of=lambda point: point_key(keys, point, known))
     fitting = _fitting(grid, plugins, only, session.get("max_trials"))
     if as_json:
         body: dict[str, Any] = {**found.to_json(), **({} if fitting is None else {"only": fitting})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from sparsefleet.cli.session import Session, json_option, leave, setting_option,
 from sparsefleet.cli.talk import data, emit, next_command, say
 
 if TYPE_CHECKING:
+    from sparsefleet.grid.expand import Point
     from sparsefleet.registry import Catalog
     from sparsefleet.trial.record import Record
     from sparsefleet.trial.spec import TrialSpec
@@ -41,19 +42,22 @@ _LISTED = 12
 def run(session: Session, grid: str, only: Sequence[str], point: int | None, set_: Sequence[str], **options: Any) -> None:
     """Run one trial here, in this process: no Ray, no MLflow, no ledger.
 
-    GRID is a grid file, the name of a shipped grid, or a JSON file with one trial's spec (spec.json of any trial). A trial that starts from its
-    twin runs the twin first. Ends with 5 if the trial failed.
+    GRID is a grid file, the name of a shipped grid, or a JSON file with one trial's spec (spec.json of any trial). A trial that starts from
+    another runs that one first. Ends with 5 if the trial failed.
     """
     from sparsefleet.registry import catalog
 
     _refuse_device(options["device"])
     home, plugins = session.made_home(), catalog()
-    spec, start = _chosen(grid, only, point, set_, plugins)
+    *before, spec = _chosen(grid, only, point, set_, plugins)
     data_root = Path(session.get("data"))
     if _is_spec(grid):  # of a grid it is looked at when the grid is read
         _refuse_connections(spec, data_root, plugins)
     here = _Here(home / "runs", data_root, options["device"], options["threads"], plugins)
-    record = here.run(spec, here.run(start) if start else None)
+    start: Record | None = None
+    for earlier in before:
+        start = here.run(earlier, start)
+    record = here.run(spec, start)
     folder = here.folder(spec)
     if options["as_json"]:
         emit({"folder": str(folder), "record": record.to_json()})
@@ -110,16 +114,13 @@ class _Here:
 
         from sparsefleet.cli.labels import trial_label
         from sparsefleet.errors import UserError
-        from sparsefleet.trial.files import MODEL
         from sparsefleet.trial.identity import Keys
         from sparsefleet.trial.request import TrialRequest
         from sparsefleet.trial.run import run_trial
 
-        if spec.start_from and (start is None or start.state.value != "SUCCEEDED"):
+        if spec.start and (start is None or start.state.value != "SUCCEEDED"):
             state = start.state.value if start else "not here"
-            raise UserError(
-                f"the trial starts from {spec.start_from}, which is {state}", fix="run it from its grid, so that its twin runs first"
-            )
+            raise UserError(f"the trial starts from {spec.start.trial}, which is {state}", fix="run it from its grid, so that that one runs first")
         keys = Keys(self.catalog, self.data_root)
         depends = keys.request(spec, self.threads, self.device)
         folder = self.folder(spec)
@@ -131,7 +132,7 @@ class _Here:
             data_root=self.data_root,
             device=self.device,
             threads=self.threads,
-            start_weights=self.root / start.spec_id / MODEL if start else None,
+            start=self.root / start.spec_id if start else None,
             code=depends["code"],
             data=depends["data"],
         )
@@ -160,31 +161,42 @@ def _is_spec(grid: str) -> bool:
     return grid.endswith(".json")
 
 
-def _chosen(grid: str, only: Sequence[str], point: int | None, set_: Sequence[str], catalog: Catalog) -> tuple[TrialSpec, TrialSpec | None]:
+def _chosen(grid: str, only: Sequence[str], point: int | None, set_: Sequence[str], catalog: Catalog) -> list[TrialSpec]:
+    """The one trial that is asked for, and before it those that it starts from, first to last."""
     from sparsefleet.cli.labels import matches_any, trial_label
     from sparsefleet.errors import UserError
 
     if _is_spec(grid):
         if only or point is not None or set_:
             raise UserError("--only, --point and --set are for grids; a spec is one trial as it stands")
-        return _read_spec(Path(grid)), None
+        return [_read_spec(Path(grid))]
     from sparsefleet.grid.expand import expand
     from sparsefleet.grid.load import load_grid
 
     loaded = load_grid(grid, set_=set_, catalog=catalog)
-    numbered = enumerate(expand(loaded, catalog))
+    passed: dict[str, TrialSpec] = {}
+    numbered = enumerate(_noted(expand(loaded, catalog), passed))
     if point is not None:
         found = [(i, p) for i, p in islice(numbered, point, point + 1)]
     else:
         fitting = ((i, p) for i, p in numbered if matches_any(only, p.spec.to_json(), p.arm, p.spec.spec_id))
         found = list(islice(fitting, _LISTED + 1))
     if len(found) == 1:
-        return found[0][1].spec, found[0][1].start
+        chain = [found[0][1].spec]
+        while chain[0].start:
+            chain.insert(0, passed[chain[0].start.trial])
+        return chain
     if not found:
         raise UserError(f"no trial of {grid} fits {'--point ' + str(point) if point is not None else '--only ' + ' --only '.join(only)}")
     listed = "\n".join(f"  --point {i:<4} {p.arm:<13} {trial_label(p.spec.to_json())}" for i, p in found[:_LISTED])
     more = "\n  …" if len(found) > _LISTED else ""
     raise UserError(f"{grid} has several trials that fit; run takes one", fix=f"choose by --only or --point:\n{listed}{more}")
+
+
+def _noted(points: Iterable[Point], passed: dict[str, TrialSpec]) -> Iterator[Point]:
+    for point in points:
+        passed[point.spec.spec_id] = point.spec
+        yield point
 
 
 def _read_spec(path: Path) -> TrialSpec:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsefleet.errors import UserError
 from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.model import Grid
 from sparsefleet.ledger import SweepTrial, open_ledger
@@ -39,7 +40,9 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
     points = _once(every)
     chosen = _with_company([p for p in points if keep(p)], points) if keep else points
     tuning = _tuning(every)
-    key_of = {p.spec.spec_id: point_key(keys, p) for p in chosen}  # a shared twin is entered once, with its own resources
+    key_of: dict[str, str] = {}  # a shared twin is entered once, with its own resources
+    for point in chosen:
+        point_key(keys, point, key_of)
     for ordinal, point in enumerate(chosen):
         yield SweepTrial(
             ordinal=ordinal,
@@ -61,10 +64,16 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
         )
 
 
-def point_key(keys: Keys, point: Point) -> str:
-    """The trial key of a grid's point."""
-    place = _place(point.resources)
-    return keys.key(point.spec, *place, keys.key(point.start, *place) if point.start else None)
+def point_key(keys: Keys, point: Point, known: dict[str, str]) -> str:
+    """The trial key of a grid's point.
+
+    Args:
+        known: the keys of the trials before it by spec_id, that from which it starts among them; this one's is added.
+    """
+    if point.start and point.start.spec_id not in known:
+        raise UserError(f"trial {point.spec.spec_id} starts from {point.start.spec_id}, which has no key")
+    known[point.spec.spec_id] = keys.key(point.spec, *_place(point.resources), known[point.start.spec_id] if point.start else None)
+    return known[point.spec.spec_id]
 
 
 def _place(resources: dict[str, Any]) -> tuple[int, str]:
@@ -102,7 +111,11 @@ def _tuning(every: list[Point]) -> dict[str, dict[str, Any]]:
 
 
 def _with_company(kept: list[Point], points: list[Point]) -> list[Point]:
-    wanted = {p.spec.spec_id for p in kept}
-    wanted |= {other.spec_id for p in kept for other in (p.twin, p.start, p.rival) if other is not None}
+    wanted, found = set[str](), kept
+    by_id = {p.spec.spec_id: p for p in points}
+    while found:  # what one starts from may start from another
+        wanted |= {p.spec.spec_id for p in found}
+        others = {other.spec_id for p in found for other in (p.twin, p.start, p.rival) if other is not None}
+        found = [by_id[spec_id] for spec_id in others - wanted if spec_id in by_id]
     partners = {name for p in kept for name in (p.twin_selection, p.rival_selection) if name}
     return [p for p in points if p.spec.spec_id in wanted or (p.selection and p.selection.id in partners)]

@@ -12,8 +12,8 @@ from sparsefleet.trial import files
 
 TRIAL = "sparsefleet.fleet.bodies:trial"
 MEASURE = "sparsefleet.fleet.bodies:measure"
-START = "start.safetensors"
-"""In the work folder, the model of the trial that this one starts from. Not an artifact."""
+START = "start"
+"""In the work folder, the folder with the network of the trial that this one starts from. Not an artifact."""
 MEASURE_LIMIT_S = 900.0 + LEASE_WAIT_S
 _NO_LIMIT_GRACE_S = 15.0
 
@@ -46,7 +46,7 @@ def trial_job(row: TrialRow, attempt: int, data_root: Path, start: dict[str, Any
         "request": request,
         "timeout_s": limits.get("timeout_s"),
         "memory_mib": limits.get("memory_mib") if device == "cpu" else None,  # CUDA reserves far more address space than memory
-        "fetch": {START: artifact(start, files.MODEL)["sha256"]} if start else {},
+        "fetch": {f"{START}/{name}": sha for name, sha in _network(start).items()} if start else {},
     }
 
 
@@ -57,7 +57,6 @@ def measure_job(request: dict[str, Any], record: dict[str, Any], forget: Sequenc
         record: the representative's.
         forget: earlier jobs whose folders are not needed again.
     """
-    stored = {a["name"]: a["sha256"] for a in record["artifacts"] if a["name"] in (files.MODEL, files.MASKS, files.MANIFEST)}
     return {
         "key": f"measure-{request['job']['config_key']}",
         "attempt": 1,
@@ -65,9 +64,16 @@ def measure_job(request: dict[str, Any], record: dict[str, Any], forget: Sequenc
         "measure": request,
         "timeout_s": MEASURE_LIMIT_S,
         "memory_mib": None,
-        "fetch": stored,
+        "fetch": _network(record),
         "forget": list(forget),
     }
+
+
+def _network(record: dict[str, Any]) -> dict[str, str]:
+    """sha256 by name of the artifacts that a trained network is loaded from."""
+    names = (files.MODEL, files.MASKS, files.MANIFEST, files.SPEC)
+    artifact(record, files.MODEL)
+    return {a["name"]: a["sha256"] for a in record["artifacts"] if a["name"] in names}
 
 
 def artifact(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from sparsefleet.trial import files
 
 BEAT_S = 2.0
 _T = TypeVar("_T")
-_NOT_KEPT = (files.RECORD, START, ".", "checkpoint.")
+_NOT_KEPT = (files.RECORD, f"{START}/", ".", "checkpoint.")
 """Beginnings of names in a work folder that are no artifacts."""
 _MAX_LOG_BYTES = 10 << 20
 
@@ -105,7 +105,10 @@ class Supervisor:
             self._store.get(digest, workdir / name)
         job = {**job, "workdir": str(workdir), "log": str(log_path(self._root, key, attempt))}
         if "request" in job:
-            here = {"workdir": str(workdir), "start_weights": str(workdir / START) if START in job["fetch"] else None}
+            here = {
+                "workdir": str(workdir),
+                "start": str(workdir / START) if any(name.startswith(f"{START}/") for name in job["fetch"]) else None,
+            }
             if not Path(job["request"]["data_root"]).is_dir():
                 here["data_root"] = str(places.data_root())
             job["request"] = {**job["request"], **here}

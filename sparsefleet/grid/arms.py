@@ -1,4 +1,4 @@
-"""What one state of a grid asks for, and the arms that stand beside it: the dense twin, random-static and small-dense."""
+"""What one state of a grid asks for, and the arms that stand beside it: the dense twin and the control arms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from sparsefleet.grid.model import Grid, default_layer
 from sparsefleet.grid.realised import given_misfit, is_settled, too_thin
 from sparsefleet.grid.selecting import first_candidate
 from sparsefleet.grid.settings import PLAIN_METHOD, REQUIRED, State, Unplaced, assign, method_of, plugin_ref, tagged
-from sparsefleet.trial.spec import TrialSpec, canonical_json
+from sparsefleet.trial.spec import Method, Start, TrialSpec, canonical_json
 
 Kind = Literal["sparse", "static", "active", "dense", "skip"]
+MASK_ARMS = ("shuffled-mask", "reinit-mask")
+"""Control arms that train the connections of a finished trial."""
 _STATIC, _DENSE, _MASKED, _RELU = "static", "dense", "masked", "relu"
 
 
@@ -98,10 +100,24 @@ class Judge:
         except Unplaced as error:
             return Verdict("skip", state, str(error), mistake=True)
         infeasible = dense_need(first_candidate(twin), self.facts)
-        if infeasible and state["method"].get("start") == "twin":
-            return Verdict("skip", state, f"start: twin, but at {self._width(state)} the twin's {infeasible}")
+        begins = "start: twin" if state["method"].get("start") == "twin" else "lottery" if state["method"].get("lottery") else None
+        if infeasible and begins:
+            return Verdict("skip", state, f"{begins}, but at {self._width(state)} the twin's {infeasible}")
+        wrong = self._lottery_misfit(state["method"])
+        if wrong:
+            return Verdict("skip", state, wrong, mistake=True, key="method")
         kind: Kind = "static" if _STATIC in (state["method"].get("rewirer") or {}) else "sparse"
         return Verdict(kind, state, infeasible=infeasible)
+
+    def _lottery_misfit(self, method: State) -> str | None:
+        if not method.get("lottery"):
+            return None
+        if method.get("start"):
+            return "the first level of a lottery starts from the twin; start does not go with it"
+        name = next(iter(method["pruner"]))
+        if self.facts.of("pruner", method["pruner"]).get("needs_dense"):
+            return f"{name} scores what it has seen in training; a lottery scores the network that the level before left"
+        return None
 
     def _given_wrongly(self, state: State) -> str | None:
         if not is_settled(state, self.facts.of("connectivity", state.get("connectivity"))):
@@ -140,6 +156,23 @@ class Judge:
             kept["distribution"] = "uniform"
         return {**state, "method": {**PLAIN_METHOD, "rewirer": self.facts.plain("rewirer", _STATIC), **kept}}
 
+    def mask_arm(self, arm: str, spec: TrialSpec, row: str) -> TrialSpec:
+        """The control arm that trains the connections of ``spec`` from new weights, or as many at random sites.
+
+        Args:
+            row: the spec_id that ``spec`` has with seed 0.
+        """
+        distribution = "uniform" if spec.method.distribution == "global" else spec.method.distribution
+        static = plugin_ref(self.facts.plain("rewirer", _STATIC))
+        return spec.model_copy(
+            update={
+                "method": Method(rewirer=static, distribution=distribution, keep_dense=spec.method.keep_dense),
+                "connectivity": plugin_ref(self.facts.plain("connectivity", "random")),
+                "start": Start(trial=spec.spec_id, row=row, gives="shuffled-mask" if arm == "shuffled-mask" else "mask"),
+                "init": spec.init.model_copy(update={"draw": spec.init.draw + 1}) if arm == "reinit-mask" else spec.init,
+            }
+        )
+
     def no_small_dense(self, state: State) -> str | None:
         """Why the model has no narrower form, or None if it has one."""
         narrows = self.facts.of("model", state["model"]).get("narrows", True)
@@ -152,8 +185,13 @@ class Judge:
         return {**self.twin(state), **method, "narrow_to_density": state["density"]}
 
 
-def spec_of(state: State, seed: int = 0, start_from: str | None = None) -> TrialSpec:
-    """The trial of a resolved state."""
+def has_mask_arm(arm: str, state: State) -> bool:
+    """Whether the arm can stand beside a state: shuffling its connections would leave a pattern."""
+    return arm != "shuffled-mask" or next(iter(state["method"].get("pattern") or {"unstructured": {}})) == "unstructured"
+
+
+def spec_of(state: State, seed: int = 0) -> TrialSpec:
+    """The trial of a resolved state, without what it starts from."""
     return TrialSpec.model_validate(
         {
             **{family: plugin_ref(state[family]) for family in ("dataset", "model", "layer", "connectivity", "activation")},
@@ -165,6 +203,5 @@ def spec_of(state: State, seed: int = 0, start_from: str | None = None) -> Trial
             "init": state["init"],
             "validation": state["validation"],
             "seed": seed,
-            "start_from": start_from,
         }
     )

@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from sparsefleet.grid.arms import Judge, Verdict, spec_of
+from sparsefleet.grid.arms import MASK_ARMS, Judge, Verdict, has_mask_arm, spec_of
 from sparsefleet.grid.fit import Facts
 from sparsefleet.grid.model import Choice, Grid
 from sparsefleet.grid.selecting import Arm, Selection, candidates, picks_of
 from sparsefleet.grid.settings import State, Unplaced, assign
-from sparsefleet.trial.spec import TrialSpec
+from sparsefleet.trial.spec import Rewind, Start, TrialSpec
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
 
 
 _ORDER = ("sets", "overrides", "picks")
+_LEVEL = "small-dense stands beside the last level of a lottery"
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Point:
     """A trial of a sweep and its place in it.
 
     Attributes:
-        arm: ``dense``, ``sparse``, ``random-static`` or ``small-dense``.
+        arm: ``dense``, ``sparse``, or a control arm: ``random-static``, ``small-dense``, ``shuffled-mask``, ``reinit-mask``.
         twin: the dense twin; None for a dense trial, and where the twin cannot be trained.
         dense_infeasible: why there is no twin, e.g. ``dense weight needs 3.6 TiB, this machine has 24 GiB``.
-        start: the trial whose trained weights this one starts from.
+        start: the trial that this one starts from: it takes its weights, its connections, or prunes it once more.
         rival: its small-dense trial, if the grid asks for that arm.
         added: the product added it (a twin or a control arm); the grid does not name it.
         selection: its part in a selection, if it is a candidate; ``twin`` and ``rival`` are then candidates too.
@@ -193,16 +194,50 @@ def _trials_of_kind(judge: Judge, verdicts: Sequence[Verdict], seeds: Sequence[i
         for spec, selection in _with_parts(own):
             i = of_own[spec.spec_id]
             twin_here, rival = _nth(twins[i], seed), _nth(smalls[i], seed)
-            start = twin_here if acts and verdicts[i].state["method"].get("start") == "twin" else None
             arm = "random-static" if kind == "static" else "sparse"
-            one = _seeded(spec, seed, start.spec_id if start else None)
-            yield Point(one, arm, twin_here, start, rival=rival, selection=selection, **partners, **common)
+            steps = _steps(spec, verdicts[i].state, twins[i], seed) if acts else [(_seeded(spec, seed), None, "")]
+            for one, start, row in steps:
+                last = one is steps[-1][0]
+                place = {**partners, "rival": rival, "selection": selection} if last else {"no_rival": _LEVEL}
+                yield Point(one, arm, twin_here, start, **place, **common)
+                for name in MASK_ARMS if kind == "sparse" else ():
+                    if name in judge.grid.control_arms and has_mask_arm(name, verdicts[i].state):
+                        place = {**place, "selection": None, "added": True}
+                        yield Point(judge.mask_arm(name, one, row), name, twin_here, one, **place, **common)
         for spec, selection in _with_parts(static):
             beside: dict[str, Any] = {"rival": _nth(smalls[0], seed), "added": True, "selection": selection}
             yield Point(_seeded(spec, seed), "random-static", _nth(twins[0], seed), **beside, **partners, **common)
         for spec, selection in _with_parts(small):
             of_twin: dict[str, Any] = {"twin_selection": partners["twin_selection"], "selection": selection}
             yield Point(_seeded(spec, seed), "small-dense", _nth(twins[0], seed), added=True, **of_twin, **common)
+
+
+def _steps(spec: TrialSpec, state: State, twins: Sequence[TrialSpec], seed: int) -> list[tuple[TrialSpec, TrialSpec | None, str]]:
+    """A sparse trial of a seed, and before it the levels of its lottery: each with what it starts from, and with its spec_id at seed 0."""
+    method, twin, twin0 = state["method"], _nth(twins, seed), _nth(twins, 0)
+    lottery = method.get("lottery")
+    if not lottery:
+        gives = "weights" if method.get("start") == "twin" else None
+        one, one0 = (_started(spec, of, twin if of == seed else twin0, twin0, gives) for of in (seed, 0))
+        return [(one, twin if gives else None, one0.spec_id)]
+    n, found = lottery["levels"], []
+    before, before0 = twin, twin0
+    for level in range(1, n + 1):
+        rewind = Rewind(what=lottery["rewind"], to=lottery["to"], level=level, levels=n)
+        density = spec.density if level == n else spec.density ** (level / n)
+        here = spec.model_copy(update={"density": density, "method": spec.method.model_copy(update={"rewind": rewind})})
+        one, one0 = _started(here, seed, before, before0, "ticket"), _started(here, 0, before0, before0, "ticket")
+        found.append((one, before, one0.spec_id))
+        before, before0 = one, one0
+    return found
+
+
+def _started(spec: TrialSpec, seed: int, start: TrialSpec | None, row: TrialSpec | None, gives: str | None) -> TrialSpec:
+    if gives is None or start is None or row is None:
+        return _seeded(spec, seed)
+    return spec.model_copy(
+        update={"seed": seed, "start": Start.model_validate({"trial": start.spec_id, "row": row.spec_id, "gives": gives})}
+    )
 
 
 def _arm(specs: Iterable[TrialSpec]) -> Arm | None:
@@ -219,8 +254,8 @@ def _nth(specs: Sequence[TrialSpec], seed: int) -> TrialSpec | None:
     return _seeded(specs[0], seed) if specs else None
 
 
-def _seeded(spec: TrialSpec, seed: int, start_from: str | None = None) -> TrialSpec:
-    return spec.model_copy(update={"seed": seed, "start_from": start_from})
+def _seeded(spec: TrialSpec, seed: int) -> TrialSpec:
+    return spec.model_copy(update={"seed": seed})
 
 
 def count(grid: Grid) -> int:

@@ -133,7 +133,7 @@ def unfit(state: State, facts: Facts) -> str | None:
     of_layer = facts.of("layer", state["layer"])
     family, method = ("pruner", state["method"].get("pruner")) if state["method"].get("pruner") else ("rewirer", state["method"]["rewirer"])
     name, of_method = next(iter(method)), facts.of(family, method)
-    if of_layer.get("topology") == "all":
+    if of_layer.get("topology") == "all" and not of_layer.get("narrows"):
         return f"layer={layer} stores every weight; {name} needs masked or a sparse layer"
     if of_method.get("needs_plain_sgd") and not _plain_sgd(state):
         return f"{name} is defined for SGD without momentum; the optimizer is {_optimizer_text(state)}"
@@ -168,9 +168,13 @@ def _density_misfit(state: State, facts: Facts, of_layer: State, chain: Chain) -
 
 
 def _kind_misfit(state: State, facts: Facts, layer: str, of_layer: State) -> str | None:
-    kinds = facts.of("model", state["model"]).get("kinds")
-    missing = [kind for kind in kinds or [] if kind not in of_layer.get("kinds", [])]
-    return f"layer={layer} replaces {', '.join(of_layer.get('kinds', []))}; the model has {', '.join(missing)} as well" if missing else None
+    stored, kept = of_layer.get("kinds", []), state["method"].get("keep_dense") or ()
+    missing = [kind for kind in facts.of("model", state["model"]).get("kinds", []) if kind not in (*stored, *kept)]
+    if not missing:
+        return None
+    (model,) = state["model"]
+    has = ", ".join(missing)
+    return f"layer={layer} stores {', '.join(stored)}; {model} has {has} as well (keep_dense: [{has}] leaves that dense)"
 
 
 def _plain_sgd(state: State) -> bool:

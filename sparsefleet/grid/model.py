@@ -9,8 +9,8 @@ from typing import Any, Literal
 from sparsefleet.grid.settings import Assignment, Measure, Path, State, value_at
 from sparsefleet.trial.spec import digest as digest_of
 
-ControlArm = Literal["random-static", "small-dense"]
-ARMS: tuple[ControlArm, ...] = ("random-static", "small-dense")
+ControlArm = Literal["random-static", "small-dense", "shuffled-mask", "reinit-mask"]
+ARMS: tuple[ControlArm, ...] = ("random-static", "small-dense", "shuffled-mask", "reinit-mask")
 DEFAULT_ARMS: tuple[ControlArm, ...] = ("small-dense",)
 """The second baseline of every sparse result; a grid that wants none says ``control_arms: []``."""
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,100}")
 MAX_INCLUDE_SEEDS = 10_000
 OTHER_KEYS = ("name", "seeds", "axes", "include", "exclude", "dense", "control_arms", "measure", "max_parallel")
-_LATER_ARMS = ("shuffled-mask", "reinit-mask")
 _SHORT: dict[str, str] = {"pruner": "method.pruner", "rewirer": "method.rewirer"}
 
 
@@ -288,9 +287,7 @@ class _GridReader:
         arms: list[ControlArm] = []
         for n, raw in enumerate(self._list("control_arms")):
             key: Key = ("control_arms", n)
-            if raw in _LATER_ARMS:
-                self.source.report(key, f"control arm {raw!r} is not available yet; available: {', '.join(ARMS)}")
-            elif raw not in ARMS:
+            if raw not in ARMS:
                 self.source.report(key, f"unknown control arm {quoted(raw)}; {did_you_mean(str(raw), ARMS)}")
             elif raw in arms:
                 self.source.report(key, f"{raw} is given twice")

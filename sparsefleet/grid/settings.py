@@ -78,23 +78,37 @@ def _values(cls: type[BaseModel], **special: Slot) -> dict[str, Slot]:
     return {name: special.get(name) or Slot("value", owner=cls, name=name) for name in cls.model_fields}
 
 
-class _Start(ts.Frozen):
+class Lottery(ts.Frozen):
+    """``levels`` trials, each of which prunes what the one before has come to and trains it again; the first starts from the dense twin."""
+
+    levels: int = Field(ge=1, le=100, description="level i keeps density ** (i / levels)")
+    rewind: Literal["weights", "learning-rate"] = "weights"
+    to: float = Field(0.0, ge=0, lt=1, description="share of the training that is gone back to")
+
+
+class _GridOnly(ts.Frozen):
     start: Literal["twin"] | None = None
+    lottery: Lottery | None = None
 
 
+_PARTS = {
+    "pruner": Slot("plugin", "pruner"),
+    "rewirer": Slot("plugin", "rewirer"),
+    "schedule": Slot("union", "schedule", _options(ts.Schedule)),
+    "pattern": Slot("union", "pattern", _options(ts.Pattern)),
+    "fine_tune": Slot(
+        "block",
+        owner=ts.FineTune,
+        fields={
+            "optimizer": Slot("union", "optimizer", _options(ts.Optimizer)),
+            "lr_schedule": Slot("union", "lr_schedule", _options(ts.LrSchedule)),
+        },
+    ),
+}
 METHOD = Slot(
     "block",
     owner=ts.Method,
-    fields={
-        **_values(
-            ts.Method,
-            pruner=Slot("plugin", "pruner"),
-            rewirer=Slot("plugin", "rewirer"),
-            schedule=Slot("union", "schedule", _options(ts.Schedule)),
-            pattern=Slot("union", "pattern", _options(ts.Pattern)),
-        ),
-        "start": Slot("value", owner=_Start, name="start"),
-    },
+    fields={**{name: slot for name, slot in _values(ts.Method, **_PARTS).items() if name != "rewind"}, **_values(_GridOnly)},
 )
 ROOT: dict[str, Slot] = {
     **{family: Slot("plugin", family) for family in ("dataset", "model", "layer", "connectivity", "activation")},
@@ -115,7 +129,9 @@ PLAIN_METHOD: State = {
     "pattern": {"unstructured": {}},
     "keep_dense": [],
     "convert_at": 1.0,
+    "fine_tune": None,
     "start": None,
+    "lottery": None,
 }
 REQUIRED = ("dataset", "model", "optimizer", "train")
 
@@ -178,11 +194,13 @@ def plugin_ref(value: Mapping[str, Any]) -> ts.PluginRef:
 
 def method_of(method: Mapping[str, Any] | None) -> ts.Method:
     """The spec's method of a state's ``method`` block; no block is no method."""
-    given = {key: value for key, value in (method or {}).items() if key != "start" and value is not None}
+    given = {key: value for key, value in (method or {}).items() if key not in _GridOnly.model_fields and value is not None}
     for family in ("pruner", "rewirer"):
         if family in given:
             given[family] = plugin_ref(given[family])
     for vocabulary in ("schedule", "pattern"):
         if vocabulary in given:
             given[vocabulary] = tagged(given[vocabulary])
+    if "fine_tune" in given:
+        given["fine_tune"] = {key: tagged(value) for key, value in given["fine_tune"].items()}
     return ts.Method(**given)

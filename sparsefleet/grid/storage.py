@@ -18,15 +18,18 @@ def storage_misfit(state: State, of_layer: dict[str, Any], of_method: dict[str, 
     if requires and importlib.util.find_spec(requires) is None:
         return f"layer={layer} needs the package {requires.replace('_', '-')}, which is not installed"
     topology = of_layer.get("topology", "free")
-    if topology in ("free", "all"):
-        return None
+    misfit = _of_n_and_m(state, of_method) if method.get("rewirer") else _of_neurons(state, of_method)
+    if of_layer.get("narrows") and (method.get("rewirer") or _pattern(state) != "neuron"):
+        return f"layer={layer} removes whole units; it needs a pruner with pattern neuron"
+    if misfit or topology in ("free", "all"):
+        return misfit
     if method.get("rewirer"):
         return _of_rewirer(state, layer, topology, (of_method, of_connectivity))
     return _of_pruner(state, layer, topology, of_layer)
 
 
 def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, Any], dict[str, Any]]) -> str | None:
-    (of_method, of_connectivity), name = facts, next(iter(state["method"]["rewirer"]))
+    (of_method, of_connectivity), ((name, parameters),) = facts, state["method"]["rewirer"].items()
     ((connectivity, drawn),) = (state.get("connectivity") or {"random": {}}).items()
     given = of_connectivity.get("topology", "free")
     if topology == "n:m":
@@ -38,8 +41,42 @@ def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, 
             return f"connectivity={connectivity} draws blocks of {drawn.get('size')}, layer={layer} holds blocks of {tile_of(state)}"
     if topology == "constant-fan-in" and of_method.get("redistributes"):
         return f"{name} moves connections between layers; layer={layer} holds equally many inputs for every output"
+    ablates = of_method.get("ablates_by")
+    if topology == "constant-fan-in" and ablates and parameters.get(ablates):
+        return (
+            f"{name} takes all connections from weak units; layer={layer} holds equally many inputs for every output"
+            f" ({ablates}: 0 takes none)"
+        )
     if topology == "constant-fan-in" and given in ("block", "row"):
         return f"connectivity={connectivity} draws whole {given}s, layer={layer} holds equally many inputs for every output"
+    return None
+
+
+def _of_n_and_m(state: State, of_method: dict[str, Any]) -> str | None:
+    """Why a rewirer that keeps n of every m inputs cannot have the density, or None if it can or is none."""
+    if not of_method.get("n_of_m_by"):
+        return None
+    ((name, parameters),) = state["method"]["rewirer"].items()
+    n, m = (parameters[one] for one in of_method["n_of_m_by"])
+    if abs(state["density"] - n / m) > 1e-6:
+        return f"{name} keeps {n} of every {m} inputs, which is density {n / m:g}, not {state['density']:g}"
+    kind = state["method"].get("distribution", "uniform")
+    return None if kind == "uniform" else f"{name} keeps {n} of every {m} inputs in every layer, which distribution={kind} does not give"
+
+
+def _pattern(state: State) -> str:
+    return next(iter(state["method"].get("pattern") or {"unstructured": {}}))
+
+
+def _of_neurons(state: State, of_method: dict[str, Any]) -> str | None:
+    """Why a pruner cannot remove whole units, or None if it can or need not."""
+    if _pattern(state) != "neuron":
+        return None
+    name = next(iter(state["method"]["pruner"]))
+    if of_method.get("revives"):
+        return f"{name} lets connections return; pattern neuron removes units for good"
+    if of_method.get("per_row") or of_method.get("sequential"):
+        return f"{name} compares the weights of one unit; pattern neuron compares units"
     return None
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 
-from sparsefleet.grid.arms import Judge, Verdict
+from sparsefleet.grid.arms import MASK_ARMS, Judge, Verdict, has_mask_arm
 from sparsefleet.grid.budgets import budget_difference
-from sparsefleet.grid.counting import Cell, Factor, classes_of, combinations_of, factors_of, ordered
+from sparsefleet.grid.counting import Cell, Factor, TooTangled, classes_of, combinations_of, factors_of, ordered
 from sparsefleet.grid.expand import compose, lenient, points_of, stands, trials_of
 from sparsefleet.grid.fit import memory_of, widest_of
 from sparsefleet.grid.model import Choice, Grid, default_layer
@@ -112,6 +112,7 @@ def expanded(grid: Grid, judge: Judge) -> Totals:
                 totals.skipped[verdict.reason] += len(seeds)
             else:
                 _note(totals, judge, verdict, len(seeds))
+                totals.points += len(seeds) * (n_levels(verdict.state) - 1)
         for point in trials_of(judge, [verdict for verdict in verdicts if verdict.kind != "skip"], seeds):
             if point.added:
                 added[point.spec.spec_id] = point.arm
@@ -121,6 +122,12 @@ def expanded(grid: Grid, judge: Judge) -> Totals:
     totals.own, totals.twins = len(named), arms.pop("dense", 0)
     totals.controls = arms
     return totals
+
+
+def n_levels(state: State) -> int:
+    """Trials of one point: the levels of a lottery, or one."""
+    lottery = (state.get("method") or {}).get("lottery")
+    return lottery["levels"] if lottery else 1
 
 
 @dataclass
@@ -211,6 +218,8 @@ class Counted:
             if verdict.kind == "skip":
                 totals.skipped[verdict.reason] += n
                 continue
+            if n_levels(verdict.state) > 1:
+                raise TooTangled("a lottery has trials at other densities than the grid's")
             _note(totals, self.judge, verdict, n)
             self.verdicts[numbers] = verdict
         self._arms()
@@ -253,6 +262,9 @@ class Counted:
             totals.controls["random-static"] = static - self._union(_trial, ("static",), beside)
         if "small-dense" in wanted:
             totals.controls["small-dense"] = self._union(self._small_dense, acting, beside, lambda v: not judge.no_small_dense(v.state))
+        for arm in MASK_ARMS:
+            if arm in wanted:  # each belongs to one trial
+                totals.controls[arm] = self._union(_trial, ("sparse",), beside, lambda v, arm=arm: has_mask_arm(arm, v.state))
         totals.controls = +totals.controls
 
     def _beside(self) -> list[tuple[Verdict, Sequence[int]]]:

@@ -12,6 +12,7 @@ from sparsefleet.errors import PluginError, UnknownPlugin, did_you_mean
 from sparsefleet.grid.candidates import read_open
 from sparsefleet.grid.settings import METHOD, PLAIN_METHOD, ROOT, Assignment, Measure, Path, Slot, method_of
 from sparsefleet.grid.yaml_source import Key, Source, quoted
+from sparsefleet.trial import spec as ts
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
@@ -105,9 +106,14 @@ class Vocabulary:
             self.source.report(key, "names neither a pruner nor a rewirer, e.g. {pruner: magnitude} or {rewirer: set}")
             return []
         try:
-            method_of(method)
+            tried = method_of(method)
+            lottery = method.get("lottery")
+            if lottery:
+                ts.Method.model_validate({**tried.model_dump(), "rewind": {"level": lottery["levels"], "levels": lottery["levels"]}})
         except ValidationError as error:
-            self.source.report(key, str(error.errors()[0]["msg"]).removeprefix("Value error, "))
+            item = error.errors()[0]
+            missing = f"{'.'.join(map(str, item['loc']))} is missing" if item["type"] == "missing" else ""
+            self.source.report(key, missing or str(item["msg"]).removeprefix("Value error, "))
             return []
         return [Assignment(path, {**PLAIN_METHOD, **method})]
 
@@ -115,8 +121,10 @@ class Vocabulary:
         if slot.kind == "value":
             assert slot.owner is not None
             return self._value(slot.owner, slot.name, raw, key)
-        if raw is None and slot.family in ("pruner", "rewirer", "schedule"):
+        if raw is None and (slot.family in ("pruner", "rewirer", "schedule") or slot.kind == "block"):
             return None
+        if slot.kind == "block":
+            return self._inner_block(slot, raw, key)
         named = self._named(slot, raw, key)
         if named is None:
             return _BAD
@@ -131,6 +139,20 @@ class Vocabulary:
                 self.source.report((*key, name, *inside) if isinstance(raw, dict) else key, message)
             return _BAD if problems else {name: full}
         return self._option(slot, name, given, key)
+
+    def _inner_block(self, slot: Slot, raw: Any, key: Key) -> Any:
+        """A block inside a method: one value, as the method is."""
+        if not isinstance(raw, dict) or not raw:
+            self.source.report(key, f"must be a mapping with some of: {', '.join(slot.fields)}; got {quoted(raw)}")
+            return _BAD
+        found: dict[str, Any] = {}
+        for name, value in raw.items():
+            if name in slot.fields:
+                found[name] = self._single(slot.fields[name], value, (*key, name))
+            else:
+                self.source.report((*key, name), f"unknown key {name!r}; {did_you_mean(name, slot.fields)}")
+                found[name] = _BAD
+        return _BAD if _BAD in found.values() else found
 
     def _named(self, slot: Slot, raw: Any, key: Key) -> tuple[str, dict[str, Any]] | None:
         if isinstance(raw, str):

@@ -134,7 +134,7 @@ def _enters_speedups(row: TrialLike) -> bool:
 
 def twin_of(spec: TrialSpec) -> TrialSpec:
     """The dense twin of ``spec`` where the sweep names none: its activation and optimizer are kept."""
-    dense = {"layer": PluginRef(name="dense"), "method": Method(), "density": 1.0, "narrow_to_density": None, "start_from": None}
+    dense = {"layer": PluginRef(name="dense"), "method": Method(), "density": 1.0, "narrow_to_density": None, "start": None}
     return spec.model_copy(update=dense)
 
 

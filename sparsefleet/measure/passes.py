@@ -206,7 +206,7 @@ def dense_keys(job: MeasureJob) -> dict[str, str]:
     """By role, what two jobs share if one's choice between eager and compiled holds for the other."""
     conditions = [job.op, job.batch_size, job.device, job.threads, list(job.baselines)]
     nets = {"dense": job.twin, **({"rival": job.rival} if job.rival else {})}
-    same = {"seed": 0, "start_from": None}
+    same = {"seed": 0, "start": None}
     return {role: digest([spec.model_copy(update=same).to_json(), *conditions]) for role, spec in nets.items()}
 
 

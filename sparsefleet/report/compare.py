@@ -31,7 +31,7 @@ _IDENTITY = (
     "activation",
     "density_asked",
 )
-_SHOWN_PATHS = ("dataset", "model", "layer", "density", "narrow_to_density", "start_from", "schema")
+_SHOWN_PATHS = ("dataset", "model", "layer", "density", "narrow_to_density", "start", "schema")
 
 _PROJECTED = {"constant-fan-in": "per-row", "block": "per-block"}
 """How a method's choices were projected, by what the layer holds."""
@@ -169,8 +169,8 @@ def _labels(one: Group, twin: Group | None) -> tuple[str, str]:
     activation = one.spec["activation"]["name"]
     changed = twin is not None and twin.spec["activation"]["name"] != activation
     label, variant = method.label, method.variant
-    if one.arm == "small-dense":
-        label = "small-dense"
+    if one.arm in ("small-dense", "shuffled-mask", "reinit-mask"):
+        label = one.arm
     elif changed and label == "dense":
         label = activation
     elif changed:
@@ -180,7 +180,7 @@ def _labels(one: Group, twin: Group | None) -> tuple[str, str]:
         text for topology, text in _PROJECTED.items() if topology in held and method.pattern.kind == "unstructured" and one.arm != "dense"
     ]
     variant = ",".join(part for part in (variant, *projected) if part)
-    if one.spec["start_from"] and method.pruner:
+    if (one.spec["start"] or {}).get("gives") == "weights" and method.pruner:
         variant = ",".join(part for part in (variant, "from twin") if part)
     return label, variant
 

@@ -22,7 +22,7 @@ class Group:
 
     arm: str
     spec: dict[str, Any]
-    """The spec without its seed; ``start_from`` is only whether there is one."""
+    """The spec without its seed; ``start`` names the row that it starts from, not the trial."""
     trials: list[TrialRow] = field(default_factory=list)
 
     @property
@@ -47,7 +47,9 @@ class Group:
 
 def without_seed(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial shares with the other seeds of its row."""
-    return {**{k: v for k, v in spec.items() if k != "seed"}, "start_from": spec.get("start_from") is not None}
+    start = spec.get("start")
+    row = {k: v for k, v in start.items() if k != "trial"} if start else None
+    return {**{k: v for k, v in spec.items() if k != "seed"}, "start": row}
 
 
 def group(trials: Iterable[TrialRow]) -> list[Group]:

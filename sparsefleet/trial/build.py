@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,12 +14,17 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
 from sparsefleet.errors import IntegrityError, UserError
+from sparsefleet.nn.compact import Compact, narrowed
+from sparsefleet.nn.expose import exposed
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.materialise import draw_connections, materialise, rebuilt, replace_module, weight_shape
 from sparsefleet.nn.module import SparseModule
-from sparsefleet.plugin import Connectivity, DataInfo, Layer, Model
+from sparsefleet.nn.unit_pruning import n_beside, nnz_by_units, settle, units_left
+from sparsefleet.plugin import Connectivity, DataInfo, Layer, Model, Rewirer
 from sparsefleet.registry import Registry
-from sparsefleet.sparsity.distribute import distribute
+from sparsefleet.rng import key_of
+from sparsefleet.sparsity.distribute import distribute, scaled
+from sparsefleet.sparsity.vocabulary import Neuron
 from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.spec import PluginRef, TrialSpec
 
@@ -39,6 +45,9 @@ class Network:
         n_params_dense: trainable parameters if it were dense.
         prunable: names of all modules that could be sparse, dense-kept ones among them, input to output.
         width_factor: 1, or the factor that ``small-dense`` narrowed the model by.
+        is_compact: its modules are torch's own, without the units that were removed; ``sparse`` says what they were.
+        places: of a compact network: by the key of a parameter or buffer, the flat positions that it has in the whole network's.
+        n_beside: parameters that went with removed units and are no connections.
     """
 
     module: nn.Module
@@ -50,6 +59,9 @@ class Network:
     storage: str = "dense"
     dense_kept: list[str] = field(default_factory=list)
     prunable: list[str] = field(default_factory=list)
+    is_compact: bool = False
+    places: dict[str, Tensor] = field(default_factory=dict)
+    n_beside: int = 0
 
 
 def build_network(
@@ -70,40 +82,54 @@ def build_network(
         storage: layer plugin to use in place of the one that training starts with.
     """
     registry = registry or Registry()
-    info: DataInfo = registry.plugin_class("dataset", spec.dataset.name).info  # type: ignore[attr-defined]
+    info: DataInfo = registry.build("dataset", spec.dataset).info
     module, factor = _on_meta(spec, registry, info)
     model: Model = registry.build("model", spec.model)
     n_params = sum(p.numel() for p in module.parameters())
     names = list(model.prunable(module))
-    kept = _dense_kept(spec, names)
+    kept = _dense_kept(spec, names, module)
     shapes = {name: weight_shape(module.get_submodule(name)) for name in names if name not in kept}
     if spec.is_sparse and not shapes:
         raise UserError("keep_dense leaves no layer to make sparse")
-    storage = storage or training_storage(spec)
+    storage = storage or training_storage(spec, registry)
     layer_ref = spec.layer if storage == spec.layer.name else PluginRef(name=storage)
     layer: Layer = registry.build("layer", layer_ref)
     connectivity: Connectivity | None = registry.build("connectivity", spec.connectivity) if spec.method.rewirer else None
     if connectivity is not None and data_root is not None:
         connectivity = connectivity.located(data_root)
     asked = _budget(spec, shapes, connectivity if sites is None or data_root is not None else None)
+    if isinstance(spec.method.pattern, Neuron) and spec.method.pruner and sites is None:
+        matrices = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items()}
+        asked = nnz_by_units(module, matrices, names[-1], spec.density, spec.method.pattern)
+    first = _first(spec, shapes, asked, connectivity, registry) if sites is None else asked
 
     def connected(name: str) -> tuple[Layer, Connections]:
         shape = shapes[name]
         if sites is None:
-            nnz = math.prod(shape) if spec.method.pruner else asked[name]
+            nnz = math.prod(shape) if spec.method.pruner else first[name]
             return layer, draw_connections(name, shape, nnz, connectivity, spec.seed, torch.device(device), layer)
         n_in, flat = math.prod(shape[1:]), sites[name].to(device)
         return layer, Connections(name, (shape[0], n_in), flat // n_in, flat % n_in, torch.empty(0))
 
+    compact = narrowed(module, shapes, sites, layer) if layer.narrows and sites is not None else None
     modules = _OneByOne([] if layer.topology == "all" else list(shapes), connected)
-    sparse = materialise(module, modules, seed=spec.seed, fan_in=spec.init.fan_in, dtype=DTYPES[spec.train.precision], device=device)
+    sparse = materialise(
+        module, modules, seed=initial_seed(spec), fan_in=spec.init.fan_in, dtype=DTYPES[spec.train.precision], device=device
+    )
     if names and names[-1] in sparse:
         sparse[names[-1]].is_last = True
     if storage != spec.layer.name and spec.is_sparse:  # pruned into what its layer can hold
         target: Layer = registry.build("layer", spec.layer)
         for each in sparse.values():
             each.topology, each.tile = target.topology if target.topology != "all" else "free", target.tile
-    return Network(module, sparse, shapes, asked, n_params, factor, storage, kept, names)
+    network = Network(module, sparse, shapes, asked, n_params, factor, storage, kept, names)
+    if compact is not None:
+        _take(network, compact)
+    elif sites is not None and isinstance(spec.method.pattern, Neuron) and spec.method.pruner:
+        units = units_left(module, sites)
+        settle(module, units)
+        network.n_beside = n_beside(module, units)
+    return network
 
 
 def check_connectivity(spec: TrialSpec, registry: Registry, data_root: Path) -> None:
@@ -116,10 +142,10 @@ def check_connectivity(spec: TrialSpec, registry: Registry, data_root: Path) -> 
     for path in connectivity.files(data_root):
         if not path.is_file():
             raise UserError(f"connectivity {spec.connectivity.name!r}: {path} is not there")
-    info: DataInfo = registry.plugin_class("dataset", spec.dataset.name).info  # type: ignore[attr-defined]
+    info: DataInfo = registry.build("dataset", spec.dataset).info
     module, _ = _on_meta(spec, registry, info)
     names = list(registry.build("model", spec.model).prunable(module))
-    kept = _dense_kept(spec, names)
+    kept = _dense_kept(spec, names, module)
     shapes = {name: weight_shape(module.get_submodule(name)) for name in names if name not in kept}
     asked = _budget(spec, shapes, connectivity)
     layer: Layer = registry.build("layer", spec.layer)
@@ -164,9 +190,31 @@ def _budget(spec: TrialSpec, shapes: Mapping[str, tuple[int, ...]], connectivity
     return given
 
 
-def training_storage(spec: TrialSpec) -> str:
-    """The layer that training starts with: a pruner trains on ``masked`` and moves to the spec's layer later."""
-    return "masked" if spec.method.pruner else spec.layer.name
+def initial_seed(spec: TrialSpec) -> int:
+    """What the initial weights are drawn by: the trial's seed, unless it asks for other weights and nothing else."""
+    return key_of(spec.seed, "draw", spec.init.draw) if spec.init.draw else spec.seed
+
+
+def _first(
+    spec: TrialSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    asked: Mapping[str, int],
+    connectivity: Connectivity | None,
+    registry: Registry,
+) -> Mapping[str, int]:
+    """Connections of every layer at the start: those asked, unless the rewirer begins with more and the connectivity can give them."""
+    if spec.method.rewirer is None or connectivity is None or spec.density >= 1:
+        return asked
+    rewirer: Rewirer = registry.build("rewirer", spec.method.rewirer)
+    more = scaled(asked, shapes, rewirer.first_density(spec.density) / spec.density)
+    return {name: connectivity.nnz_of(name, (shape[0], math.prod(shape[1:])), more[name]) for name, shape in shapes.items()}
+
+
+def training_storage(spec: TrialSpec, registry: Registry) -> str:
+    """The layer that training starts with: a pruner trains on ``masked`` and moves later, unless the spec's own layer masks dense weights."""
+    layer: Layer = registry.build("layer", spec.layer)
+    masks = layer.stores_dense and layer.topology == "free"
+    return "masked" if spec.method.pruner and not masks else spec.layer.name
 
 
 def _on_meta(spec: TrialSpec, registry: Registry, info: DataInfo) -> tuple[nn.Module, float]:
@@ -177,7 +225,7 @@ def _on_meta(spec: TrialSpec, registry: Registry, info: DataInfo) -> tuple[nn.Mo
     if spec.narrow_to_density is None:
         return module, 1.0
     names = list(model.prunable(module))
-    kept = _dense_kept(spec, names)
+    kept = _dense_kept(spec, names, module)
     prunable = sum(math.prod(weight_shape(module.get_submodule(name))) for name in names if name not in kept)
     total = sum(p.numel() for p in module.parameters())
     target = total - prunable * (1 - spec.narrow_to_density)
@@ -196,16 +244,19 @@ def _on_meta(spec: TrialSpec, registry: Registry, info: DataInfo) -> tuple[nn.Mo
 
 def _meta(model: Model, info: DataInfo, act: Callable[[int], nn.Module]) -> nn.Module:
     with torch.device("meta"):
-        return model.build(info, act)
+        return exposed(model.build(info, act))
 
 
-def _dense_kept(spec: TrialSpec, names: list[str]) -> list[str]:
+def _dense_kept(spec: TrialSpec, names: list[str], module: nn.Module) -> list[str]:
+    """Of the prunable ``names`` those that stay dense: ``keep_dense`` names them, their kind (``Conv2d``), or ``first`` and ``last``."""
     aliases = {"first": names[:1], "last": names[-1:]}
+    for name in names:
+        aliases.setdefault(type(module.get_submodule(name)).__name__, []).append(name)
     kept: list[str] = []
     for asked in spec.method.keep_dense:
         found = aliases.get(asked, [asked] if asked in names else [])
         if not found:
-            raise UserError(f"keep_dense names {asked!r}", fix=f"valid: first, last, {', '.join(names)}")
+            raise UserError(f"keep_dense names {asked!r}", fix=f"valid: {', '.join([*aliases, *names])}")
         kept += found
     return kept
 
@@ -244,8 +295,8 @@ def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor
     network.module.eval()
     with torch.no_grad():
         before = network.module(probe)
-    old_parameters: dict[str, nn.Parameter] = {}
-    for name, old in list(network.sparse.items()):
+    old_parameters: dict[str, nn.Parameter] = _made_compact(network, layer) if layer.narrows else {}
+    for name, old in list(network.sparse.items()) if not layer.narrows else ():
         bias = getattr(old, "bias", None)
         new = rebuilt(old, old.connections(), layer)
         new.layer_name, new.kernel, new.init_key, new.is_last = name, old.kernel, old.init_key, old.is_last
@@ -263,6 +314,26 @@ def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor
     network.module.train(was_training)
     scale = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)
     return float((after - before).abs().max() / scale), old_parameters
+
+
+def _made_compact(network: Network, layer: Layer) -> dict[str, nn.Parameter]:
+    """Moves the network to torch's own modules without the units that are gone; the old parameters by new name."""
+    old: dict[str, Any] = dict(network.module.named_parameters())
+    for name, module in network.sparse.items():
+        old |= {f"{name}.weight": module.weight_parameter, f"{name}.bias": getattr(module, "bias", None)}
+    compact = narrowed(network.module, network.shapes, {name: module.flat_sites() for name, module in network.sparse.items()}, layer)
+    for name in network.sparse:
+        plain: Any = network.module.get_submodule(name)
+        n_in, flat = plain.weight[0].numel(), torch.arange(plain.weight.numel(), device=plain.weight.device)
+        conn = Connections(name, (plain.weight.shape[0], n_in), flat // n_in, flat % n_in, torch.empty(0))
+        replace_module(network.module, name, rebuilt(plain, conn, layer).train(plain.training))
+    _take(network, compact)
+    return {name: old[name] for name, _ in network.module.named_parameters()}
+
+
+def _take(network: Network, compact: Compact) -> None:
+    network.sparse = dict(compact.described(network.module))
+    network.is_compact, network.places, network.n_beside = True, compact.places, compact.n_beside
 
 
 def load_network(

@@ -82,7 +82,9 @@ class Counts(_Strict):
     params: int = Field(description="trainable parameters that are live")
     resident_bytes: int
     resident_by_role: dict[str, int] = Field(description="values, indices, masks, other parameters, buffers, optimizer")
-    stored_bytes: int | None = Field(None, description="of the trained network in a file: values at their bits, scales, positions, the rest")
+    stored_bytes: int | None = Field(
+        None, description="of the trained network in a file: values at their bits, scales, positions, the rest"
+    )
     compression: float | None = Field(None, description="bytes of the same network stored dense, over stored_bytes")
     density_asked: float
     density_realised: float = Field(description="of the prunable set")
@@ -97,6 +99,9 @@ class Accuracy(_Strict):
     test_loss: float | None
     test_evals: int
     n_test: int
+    before_fine_tuning: float | None = Field(
+        None, description="the test metric right after the last pruning of trained weights; nothing is chosen by it"
+    )
     best_on_val: float | None
     last_on_val: float | None
     epochs: int

@@ -20,7 +20,7 @@ class TrialRequest(Frozen):
     data_root: Path
     device: str = "cpu"
     threads: int = Field(1, ge=1)
-    start_weights: Path | None = Field(None, description="model.safetensors of the trial named by spec.start_from")
+    start: Path | None = Field(None, description="the folder with the artifacts of the trial that the spec starts from")
     checkpoint_every_s: float = Field(30.0, gt=0)
     code: dict[str, str] = Field(default_factory=dict)
     data: dict[str, str] = Field(default_factory=dict)

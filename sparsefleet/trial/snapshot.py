@@ -24,6 +24,9 @@ def snapshot(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, parameter in training.network.module.named_parameters():
         slots = training.optimizer.state.get(parameter, {})
         tensors |= {f"slot/{name}/{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
+    explored = training.watch.settled()
+    if explored is not None:
+        tensors |= {f"explored/{name}": value for name, value in explored.state().items()}
     tensors["rng/torch"] = torch.get_rng_state()
     if training.request.device != "cpu":
         tensors["rng/device"] = torch.cuda.get_rng_state(training.request.device)
@@ -34,6 +37,7 @@ def snapshot(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "last_on_val": training.last_on_val,
         "test": training.test,
         "test_evals": training.test_evals,
+        "before_fine_tuning": training.before_fine_tuning,
         "converted": training.converted,
         "log": training.log.to_json(),
     }
@@ -56,10 +60,13 @@ def restore(training: Training, checkpoint: Checkpoint) -> None:
             training.optimizer.state[parameter] = {
                 key: slot.to(parameter.device) if slot.dim() or fused else slot for key, slot in slots.items()
             }
+    if training.watch.explored is not None:
+        training.watch.explored.load(checkpoint.group("explored"))
     torch.set_rng_state(checkpoint.tensors["rng/torch"])
     if "rng/device" in checkpoint.tensors:
         torch.cuda.set_rng_state(checkpoint.tensors["rng/device"], training.request.device)
     training.step = facts["step"]
     training.best_on_val, training.last_on_val = facts["best_on_val"], facts["last_on_val"]
     training.test, training.test_evals = tuple(facts["test"]) if facts["test"] else None, facts["test_evals"]
+    training.before_fine_tuning = facts["before_fine_tuning"]
     training.log.restore(facts["log"])

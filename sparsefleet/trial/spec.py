@@ -16,6 +16,7 @@ from sparsefleet.sparsity.vocabulary import (
     Frozen as Frozen,
     Iterative as Iterative,
     Linear as Linear,
+    Neuron as Neuron,
     NOfM as NOfM,
     OneShot as OneShot,
     Pattern as Pattern,
@@ -133,6 +134,39 @@ class Init(Frozen):
     """Uniform in ±1/sqrt(fan-in), as torch.nn.Linear; ``fan_in`` says which fan-in."""
 
     fan_in: Literal["dense", "live"] = "dense"
+    draw: int = Field(0, ge=0, description="another number draws other initial weights, and nothing else changes")
+
+
+class FineTune(Frozen):
+    """From the last pruning on: a new optimizer, and a learning rate schedule that starts there."""
+
+    optimizer: Optimizer
+    lr_schedule: LrSchedule = ConstantLr()
+
+
+class Rewind(Frozen):
+    """A level of a lottery ticket: the trial that it starts from is pruned, and then trained again from ``to`` on.
+
+    ``weights`` takes the surviving weights back to what they were at ``to`` (arXiv 1803.03635 with 0, 1912.05671 above); ``learning-rate``
+    keeps them and takes back the learning rate schedule alone (arXiv 2003.02389, section 3).
+    """
+
+    what: Literal["weights", "learning-rate"] = "weights"
+    to: float = Field(0.0, ge=0, lt=1, description="share of the training")
+    level: int = Field(1, ge=1)
+    levels: int = Field(1, ge=1)
+
+
+class Start(Frozen):
+    """Another trial that this one starts from, and what it takes of it.
+
+    ``weights`` are those of a dense twin; ``ticket`` its network, which ``Method.rewind`` prunes; ``mask`` its connections alone, and
+    ``shuffled-mask`` as many connections per layer at random sites.
+    """
+
+    trial: str = Field(description="its spec_id")
+    row: str = Field(description="the spec_id that it has with seed 0: the same for every seed")
+    gives: Literal["weights", "ticket", "mask", "shuffled-mask"] = "weights"
 
 
 class Method(Frozen):
@@ -143,8 +177,10 @@ class Method(Frozen):
     distribution: Distribution = "uniform"
     schedule: Schedule | None = None
     pattern: Pattern = Unstructured()
-    keep_dense: tuple[str, ...] = Field((), description="'first', 'last', or names of modules that stay dense")
+    keep_dense: tuple[str, ...] = Field((), description="'first', 'last', a kind (Conv2d), or names of modules: they stay dense")
     convert_at: float = Field(1.0, gt=0, le=1, description="share of the training at which a pruned net moves to its layer")
+    fine_tune: FineTune | None = Field(None, description="how the training goes on after the last pruning; null: as before")
+    rewind: Rewind | None = Field(None, description="the trial is a level of a lottery ticket")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Method:
@@ -152,19 +188,31 @@ class Method(Frozen):
             raise ValueError("a method has a pruner or a rewirer, not both")
         if self.rewirer and self.schedule:
             raise ValueError("schedule belongs to a pruner; a rewirer keeps its density")
+        if self.pruner and self.pattern.kind == "neuron" and self.distribution not in ("uniform", "global"):
+            raise ValueError(f"pattern neuron spreads units, and distribution {self.distribution!r} weights; use uniform or global")
         if self.rewirer and self.distribution == "global":
             raise ValueError("distribution 'global' needs scores, so it belongs to a pruner; use uniform, er or erk")
+        if not self.pruner and (self.fine_tune or self.rewind):
+            raise ValueError("fine_tune and lottery follow a pruning, so they belong to a pruner")
+        if self.rewind and (self.schedule or self.fine_tune):
+            raise ValueError("each level of a lottery prunes once; schedule and fine_tune do not go with it")
         return self
 
     @property
     def label(self) -> str:
         """Canonical label, e.g. ``magnitude+cubic``, ``set``, ``dense``."""
         if self.pruner:
-            parts = [self.pruner.name, self.schedule.kind if self.schedule else "one-shot"]
+            parts = [self.pruner.name, self._when]
             if self.distribution == "global":
                 parts.append("global")
             return "+".join(parts)
         return self.rewirer.name if self.rewirer else "dense"
+
+    @property
+    def _when(self) -> str:
+        if self.rewind:
+            return "lottery" if self.rewind.what == "weights" else "lr-rewind"
+        return self.schedule.kind if self.schedule else "one-shot"
 
     @property
     def variant(self) -> str:
@@ -172,6 +220,10 @@ class Method(Frozen):
         parts = [] if self.pattern.kind == "unstructured" else [pattern_label(self.pattern)]
         if self.distribution in ("er", "erk"):
             parts.append(self.distribution)
+        if self.fine_tune:
+            parts.append(f"fine-tuned by {self.fine_tune.optimizer.kind}")
+        if self.rewind:
+            parts.append(f"level {self.rewind.level} of {self.rewind.levels}")
         return ",".join(parts)
 
 
@@ -194,7 +246,7 @@ class TrialSpec(Frozen):
     init: Init = Init()
     validation: float = Field(0.1, ge=0, lt=1, description="share of the training set; 0 forbids selection")
     seed: int = Field(0, ge=0, lt=2**31)
-    start_from: str | None = Field(None, description="spec_id of the trial whose trained weights this one starts from")
+    start: Start | None = Field(None, description="the trial that this one starts from")
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
@@ -205,6 +257,8 @@ class TrialSpec(Frozen):
             raise ValueError("a sparse method needs a density below 1")
         if not sparse and self.density < 1:
             raise ValueError("density below 1 needs a method: a pruner or a rewirer ('static' keeps a random topology)")
+        if (self.start is not None and self.start.gives == "ticket") != (self.method.rewind is not None):
+            raise ValueError("a level of a lottery starts from the level before it, and nothing else does")
         return self
 
     @property

@@ -11,27 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsefleet.errors import Diverged, PluginError, SparsefleetError
+from sparsefleet.errors import Diverged, PluginError
 from sparsefleet.measure.fingerprint import fingerprint
 from sparsefleet.nn.topology import Change, Topology
 from sparsefleet.plugin import Dataset, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.rng import Rng, key_of
-from sparsefleet.sparsity.schedule import pruning_steps
+from sparsefleet.sparsity.schedule import density_at, pruning_steps
 from sparsefleet.sparsity.vocabulary import OneShot
 from sparsefleet.trial import account, files
-from sparsefleet.trial.build import DTYPES, Network, build_network, load_dense_weights
+from sparsefleet.trial.build import DTYPES, Network, build_network
 from sparsefleet.trial.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sparsefleet.trial.data import batches, load_splits, steps_per_epoch
+from sparsefleet.trial.gradient_curves import tell_gradient_flow
 from sparsefleet.trial.log import Log
 from sparsefleet.trial.masks import pack_masks
 from sparsefleet.trial.objective import chance, evaluate, loss_of, lr_factor, make_optimizer
-from sparsefleet.trial.pruning import convert_if_due, prune_if_due
+from sparsefleet.trial.pruning import convert_if_due, prune_to
 from sparsefleet.trial.record import Accuracy, State
 from sparsefleet.trial.request import TrialRequest
 from sparsefleet.trial.snapshot import restore, snapshot
+from sparsefleet.trial.spec import FineTune
+from sparsefleet.trial.start import first_step, given_sites, take_weights
 from sparsefleet.trial.tensor_file import write_tensors
-from sparsefleet.trial.watching import save_pictures, tell_changes, tell_epoch
+from sparsefleet.trial.ticket import draw_ticket
+from sparsefleet.trial.topology_curves import Watch, begin, tell_update
+from sparsefleet.trial.watching import save_connections, save_pictures, tell_epoch
 
 ProgressReport = Callable[[dict[str, Any]], None]
 _REPORT_EVERY_S = 0.5
@@ -47,7 +52,9 @@ class Training:
         self.last_on_val: float | None = None
         self.test: tuple[float, float] | None = None
         self.test_evals = 0
+        self.before_fine_tuning: float | None = None
         self.converted = False
+        self.watch = Watch()
         self.phases_s: dict[str, float] = {}
         self._last_report = self._last_checkpoint = time.monotonic()
 
@@ -72,21 +79,25 @@ class Training:
         self.pruner: Pruner | None = self.registry.build("pruner", spec.method.pruner) if spec.method.pruner else None
         self.rewirer: Rewirer | None = self.registry.build("rewirer", spec.method.rewirer) if spec.method.rewirer else None
         self.schedule = spec.method.schedule or OneShot()
-        self.prunings = pruning_steps(self.schedule, self.total_steps) if self.pruner else []
+        rewind = spec.method.rewind
+        self.prunings = [] if not self.pruner else pruning_steps(OneShot(at=rewind.to) if rewind else self.schedule, self.total_steps)
         self.log.every = max(1, self.total_steps // 200)
         self.network = self._network(checkpoint)
-        self.optimizer = make_optimizer(spec.optimizer, spec.train, list(self.network.module.parameters()))
+        self.step = checkpoint.facts["step"] if checkpoint else first_step(spec, self.total_steps)
+        self.optimizer = self.new_optimizer()
         self.topology = Topology(self.network.sparse, self.optimizer, spec.seed, self.network.shapes, self.network.nnz_asked)
         self._watch_always = bool(self.method and self.method.needs_dense)
         if self._watch_always:
             self.topology.watch_absent(True)
         if self.method:
             self.topology.prepare(self.method)
+        begin(self, fresh=checkpoint is None)
         if checkpoint:
             restore(self, checkpoint)
         else:
             if self.method:
                 self.topology.start(self.method)
+            save_connections(self)
             self._note_small_dense()
         self.network.module.train()
         self._phase("build", clock)
@@ -104,14 +115,49 @@ class Training:
             return build_network(
                 self.spec, sites=checkpoint.group("sites"), storage=storage, registry=self.registry, device=device, data_root=data_root
             )
-        network = build_network(self.spec, registry=self.registry, device=device, data_root=data_root)
-        if self.spec.start_from is not None:
-            if self.request.start_weights is None:
-                raise SparsefleetError(f"the weights of trial {self.spec.start_from} were not delivered")
-            from safetensors.torch import load_file
-
-            load_dense_weights(network, load_file(self.request.start_weights, device=self.request.device))
+        sites = given_sites(self.request, self.registry)
+        network = build_network(self.spec, sites=sites, registry=self.registry, device=device, data_root=data_root)
+        if sites is not None:
+            network.nnz_asked.update({name: flat.numel() for name, flat in sites.items()})
+        elif self.spec.start is not None and self.spec.start.gives == "weights":
+            take_weights(network, self.request)
         return network
+
+    @property
+    def _fine_tuning(self) -> FineTune | None:
+        """How the training goes on from the last pruning, once that is done."""
+        return self.spec.method.fine_tune if self.prunings and self.step >= self.prunings[-1] else None
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the phase that the training is in, without slots."""
+        tuning = self._fine_tuning
+        return make_optimizer(tuning.optimizer if tuning else self.spec.optimizer, self.spec.train, list(self.network.module.parameters()))
+
+    def _prune_if_due(self) -> None:
+        if self.pruner is None or self.step not in self.prunings or self.converted:
+            return
+        if self.spec.method.rewind is not None:
+            draw_ticket(self)
+        else:
+            prune_to(self, density_at(self.schedule, self.step, self.total_steps, self.spec.density))
+        if self.step == self.prunings[-1]:
+            self._begin_last_phase()
+
+    def _begin_last_phase(self) -> None:
+        """The last pruning is done: what it cost is noted, and fine-tuning takes a new optimizer."""
+        rewind = self.spec.method.rewind
+        if (self.step > 0 or self.spec.start is not None) and not (rewind and rewind.what == "weights"):
+            score = evaluate(self.network.module, self.splits.test, self.splits.info, self.autocast)
+            self.before_fine_tuning = score.metric if math.isfinite(score.metric) else None
+        if self._fine_tuning:
+            self.optimizer = self.topology.optimizer = self.new_optimizer()
+
+    def _lr(self) -> float:
+        tuning = self._fine_tuning
+        if tuning is None:
+            return self.spec.optimizer.lr * lr_factor(self.spec.train.lr_schedule, self.step, self.total_steps)
+        begun = self.prunings[-1]
+        return tuning.optimizer.lr * lr_factor(tuning.lr_schedule, self.step - begun, self.total_steps - begun)
 
     def _note_small_dense(self) -> None:
         if self.spec.narrow_to_density is not None:
@@ -123,8 +169,8 @@ class Training:
     def train(self) -> None:
         """Runs every step that is left."""
         spec, clock = self.spec, time.monotonic()
-        if self.step == 0:  # a checkpoint is taken after its step's pruning
-            prune_if_due(self)
+        if self.step == first_step(spec, self.total_steps):  # a checkpoint is taken after its step's pruning
+            self._prune_if_due()
         while self.step < self.total_steps:
             epoch, skip = divmod(self.step, self.per_epoch)
             for x, y in batches(
@@ -139,7 +185,7 @@ class Training:
                     break
                 try:
                     self._train_step(self._augmented(x), y)
-                    prune_if_due(self)
+                    self._prune_if_due()
                     convert_if_due(self)
                 except PluginError as error:
                     self._raise_if_not_finite(error)
@@ -162,7 +208,7 @@ class Training:
     def _train_step(self, x: Tensor, y: Tensor) -> None:
         """Forward, backward, then the optimizer's step or the update that takes its place."""
         rewirer, optimizer = self.rewirer, self.optimizer
-        lr = self.spec.optimizer.lr * lr_factor(self.spec.train.lr_schedule, self.step, self.total_steps)
+        lr = self._lr()
         for group in optimizer.param_groups:
             group["lr"] = lr
         before, after = self._progress(self.step), self._progress(self.step + 1)
@@ -177,6 +223,7 @@ class Training:
         if not math.isfinite(value):
             raise Diverged(self.step, value)
         loss.backward()  # type: ignore[no-untyped-call]
+        tell_gradient_flow(self)
         if not in_place:
             optimizer.step()
             self.topology.enforce()
@@ -202,7 +249,7 @@ class Training:
 
     def note_changes(self, changes: list[Change]) -> None:
         """An update of the topology took place."""
-        tell_changes(self, changes)
+        tell_update(self, changes)
 
     def _end_epoch(self, batch: tuple[Tensor, Tensor]) -> None:
         for module in self.network.module.modules():
@@ -248,8 +295,9 @@ class Training:
             masks = ((name, (self.network.shapes[name], module.flat_sites())) for name, module in self.network.sparse.items())
             packed = pack_masks(masks, {"method": self.spec.method.label, "seed": self.spec.seed, "step": self.step})
             packed.write(self.request.workdir)
-            if not (self.request.workdir / files.MASK_STEPS).exists():
+            if self.total_steps == 0:  # no epoch has ended
                 save_pictures(self)
+                save_connections(self)
         (self.request.workdir / files.ENVIRONMENT).write_text(json.dumps(fingerprint(), indent=1, sort_keys=True))
         self._phase("save", clock)
 
@@ -281,6 +329,7 @@ class Training:
             test_loss=self.test[1] if ended_well and self.test else None,
             test_evals=self.test_evals,
             n_test=self.splits.test.x.shape[0],
+            before_fine_tuning=self.before_fine_tuning,
             best_on_val=self.best_on_val,
             last_on_val=self.last_on_val,
             epochs=self.step // self.per_epoch if self.per_epoch else 0,

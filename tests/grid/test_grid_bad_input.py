@@ -81,7 +81,6 @@ NASTY: list[tuple[str, int, list[str]]] = [
     ("model.mlp.hidden: [1099511627776]\n", 3, ["model", "1,099,511,627,776", "TiB"]),
     ("model.convnet.width: 3\n", 6, ["model.convnet.width", "'mlp'"]),
     ("model.mlp: {hidden: [3]}\n", 6, ["names no single parameter"]),
-    ("control_arms: [shuffled-mask]\n", 6, ["shuffled-mask", "not available yet"]),
     ("control_arms: [random-statics]\n", 6, ["did you mean 'random-static'"]),
     ("dense: {select: [1]}\n", 6, ["dense.select", "unknown key 'select'"]),
     ("optimizer.sgd.lr: {select: [0.1, 0.2]}\nvalidation: 0\n", 7, ["validation: 0 leaves nothing for select"]),

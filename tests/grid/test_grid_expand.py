@@ -97,9 +97,9 @@ def test_start_twin_names_the_twin_of_the_same_seed() -> None:
         if p.arm == "sparse":
             assert p.twin is not None
             assert p.start == p.twin
-            assert p.spec.start_from == p.twin.spec_id
+            assert p.spec.start.trial == p.twin.spec_id
         else:
-            assert p.spec.start_from is None
+            assert p.spec.start is None
 
 
 def test_control_arms() -> None:
@@ -243,7 +243,7 @@ def test_ids_are_stable() -> None:
     assert len({TrialSpec.model_validate(p.spec.to_json()).spec_id for p in found}) == 4
 
 
-GOLDEN = {"dense": "533bcf29a72e", "sparse": "f17c7a5c6c03", "random-static": "d12ee4ef4439", "small-dense": "a808e8fa0b6d"}
+GOLDEN = {"dense": "7661322433d6", "sparse": "1b1b20c0b683", "random-static": "a558f8ce0e32", "small-dense": "b372414f3b0f"}
 
 
 def test_shipped_grids_load_with_the_installed_plugins() -> None:

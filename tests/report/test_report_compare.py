@@ -165,7 +165,7 @@ def test_order_is_dense_first_then_density() -> None:
 def test_seeds_of_start_from_share_a_row() -> None:
     method = {"pruner": {"name": "magnitude"}, "schedule": {"kind": "cubic"}, "distribution": "global"}
     trials = [
-        trial(f"p{s}", 0.9, spec=spec(s, density=0.1, layer="csr", method=method, start_from=f"id-d{s}"), arm="sparse", twin_key=f"d{s}")
+        trial(f"p{s}", 0.9, spec=spec(s, density=0.1, layer="csr", method=method, start={"trial": f"id-d{s}", "row": "id-d0", "gives": "weights"}), arm="sparse", twin_key=f"d{s}")
         for s in range(3)
     ]
     row = sparse_row(rows([*three_seeds()[:3], *trials]))

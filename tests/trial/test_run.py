@@ -228,8 +228,7 @@ def test_a_trial_starts_from_its_twins_weights(digits_request):
     run_trial(twin)
     request = digits_request(
         "pruned",
-        start_weights=twin.workdir / files.MODEL,
-        start_from=twin.spec.spec_id,
+        start=twin.workdir,
         train={"epochs": 0, "batch_size": 64},
         **pruned({"kind": "one-shot"}, density=0.5),
     )
