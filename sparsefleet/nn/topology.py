@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,6 +52,7 @@ class Topology:
         self.modules = dict(modules)
         self.optimizer = optimizer
         self.seed = seed
+        self.on_change: Callable[[str, Remap], None] | None = None
         self.shapes = dict(shapes or {name: module.matrix_shape for name, module in modules.items()})
         asked = asked or {name: module.nnz for name, module in modules.items()}
         self.asked = {name: fitted_nnz(asked[name], module.matrix_shape, module.topology, module.tile) for name, module in modules.items()}
@@ -227,6 +228,8 @@ class Topology:
             values[remap.is_new] = old.dense.weight.reshape(-1)[remap.grown]
         self._remap_slots(module, remap, values)
         module.method_state = state
+        if self.on_change is not None:
+            self.on_change(name, remap)
         return Change(name, remap.n_dropped, remap.grown.numel(), remap.flat.numel())
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,21 +71,35 @@ def _spread(module: SparseModule | None) -> dict[str, float]:
     return {"fan_in_cv": unevenness(fan_in), "fan_out_cv": unevenness(fan_out)}
 
 
-def _effective(network: Network) -> dict[str, int]:
-    """Effective connections where the prunable modules, those kept dense among them, are a chain of Linear layers."""
-    parts = {name: network.module.get_submodule(name) for name in network.prunable}
-    if not network.sparse or any(len(shape) != 2 for shape in network.shapes.values()):
-        return {}
-    chain: list[tuple[tuple[int, int], Sites]] = []
-    for part in parts.values():
-        if isinstance(part, SparseModule):
-            chain.append((part.matrix_shape, part.flat_sites))
+def chain(network: Network) -> list[tuple[tuple[int, int], Sites]] | None:
+    """The prunable layers, those kept dense among them, input to output, or None where they are not Linear layers one after the other.
+
+    They are if every module above them is an ``nn.Sequential``, in which nothing can go around a layer, and their widths fit.
+    """
+    if not network.sparse or not all(_is_in_sequence(network.module, name) for name in network.prunable):
+        return None
+    layers: list[tuple[tuple[int, int], Sites]] = []
+    for name in network.prunable:
+        part = network.module.get_submodule(name)
+        if isinstance(part, SparseModule) and len(network.shapes[name]) == 2:
+            layers.append((part.matrix_shape, part.flat_sites))
         elif isinstance(part, nn.Linear):
-            chain.append(((part.out_features, part.in_features), None))
+            layers.append(((part.out_features, part.in_features), None))
         else:
-            return {}
-    found = effective_nnz(chain)
-    return {name: n for name, n in zip(parts, found or [], strict=False) if name in network.sparse}
+            return None
+    return layers if all(before[0][0] == after[0][1] for before, after in pairwise(layers)) else None
+
+
+def _is_in_sequence(module: nn.Module, name: str) -> bool:
+    above = name.split(".")[:-1]
+    return all(isinstance(module.get_submodule(".".join(above[:depth])), nn.Sequential) for depth in range(len(above) + 1))
+
+
+def _effective(network: Network) -> dict[str, int]:
+    """Effective connections of each sparse layer of a chain; empty for a network that is none."""
+    layers = chain(network)
+    found = effective_nnz(layers) if layers else None
+    return {name: n for name, n in zip(network.prunable, found or [], strict=False) if name in network.sparse}
 
 
 def carry_slots(

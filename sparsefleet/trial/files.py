@@ -23,3 +23,15 @@ def parse_picture_name(name: str) -> tuple[str, int] | None:
     if folder != MASK_STEPS or not file.endswith(".png") or not layer or not step.isdecimal():
         return None
     return layer, int(step)
+
+
+def step_masks_name(step: int) -> str:
+    """``mask-steps/STEP.safetensors``, the artifact name of the connections at one step."""
+    return f"{MASK_STEPS}/{step}.safetensors"
+
+
+def parse_step_masks_name(name: str) -> int | None:
+    """The step of a file of connections, or None if ``name`` is not one."""
+    folder, _, file = name.rpartition("/")
+    step, _, kind = file.rpartition(".")
+    return int(step) if folder == MASK_STEPS and kind == "safetensors" and step.isdecimal() else None

@@ -32,6 +32,16 @@ class Log:
         curve.steps.append(step)
         curve.values.append(value)
 
+    def is_due(self, name: str, step: int, spacing: int) -> bool:
+        """Whether the curve's last point is at least ``spacing`` steps old, or there is none."""
+        curve = self.curves.get(name)
+        return curve is None or step - curve.steps[-1] >= spacing
+
+    def last(self, name: str) -> float | None:
+        """The curve's last value."""
+        curve = self.curves.get(name)
+        return curve.values[-1] if curve else None
+
     def add_sum(self, name: str, step: int, count: int) -> None:
         """Adds to a running total, which is a thinned curve."""
         self._sums[name] = self._sums.get(name, 0.0) + count

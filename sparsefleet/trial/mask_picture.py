@@ -25,16 +25,8 @@ def mask_picture(shape: Sequence[int], flat: Tensor, max_side: int = 256) -> Ima
         flat: ``(nnz,)`` int64 positions in it.
         max_side: most cells, and pixels, per side.
     """
-    n_out, n_in = int(shape[0]), math.prod(shape[1:])
-    rows, cols = min(n_out, max_side), min(n_in, max_side)
-    count = torch.zeros(rows * cols, dtype=torch.int64)
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK].detach().cpu()
-        cell = (part // n_in) * rows // n_out * cols + (part % n_in) * cols // n_in
-        count += torch.bincount(cell, minlength=rows * cols)
-    sites = torch.outer(_cell_sizes(n_out, rows), _cell_sizes(n_in, cols))
-    density = count.view(rows, cols) / sites
-    white = min(1.0, max(2.0 * flat.numel() / (n_out * n_in), torch.finfo(torch.float32).tiny))
+    density = cell_sums(shape, flat, max_side) / cell_sizes(shape, max_side)
+    white = min(1.0, max(2.0 * flat.numel() / math.prod(shape), torch.finfo(torch.float32).tiny))
     grey = (density / white).clamp(max=1.0).mul(255).round().to(torch.uint8)
     for axis in (0, 1):
         grey = grey.repeat_interleave(max(1, max_side // 4 // grey.shape[axis]), dim=axis)
@@ -46,6 +38,29 @@ def picture_png(shape: Sequence[int], flat: Tensor, max_side: int = 256) -> byte
     out = io.BytesIO()
     mask_picture(shape, flat, max_side).save(out, format="PNG")
     return out.getvalue()
+
+
+def cell_sums(shape: Sequence[int], flat: Tensor, max_side: int, values: Tensor | None = None) -> Tensor:
+    """``(rows, cols)``, each at most ``max_side``: how many connections lie in each cell (int64), or the sum of their values (float64).
+
+    Args:
+        values: ``(nnz,)``.
+    """
+    n_out, n_in = int(shape[0]), math.prod(shape[1:])
+    rows, cols = min(n_out, max_side), min(n_in, max_side)
+    total = torch.zeros(rows * cols, dtype=torch.int64 if values is None else torch.float64)
+    for start in range(0, flat.numel(), _CHUNK):
+        part = flat[start : start + _CHUNK].detach().cpu()
+        cell = (part // n_in) * rows // n_out * cols + (part % n_in) * cols // n_in
+        weights = None if values is None else values[start : start + _CHUNK].detach().cpu().double()
+        total += torch.bincount(cell, weights, minlength=rows * cols)
+    return total.view(rows, cols)
+
+
+def cell_sizes(shape: Sequence[int], max_side: int) -> Tensor:
+    """``(rows, cols)`` int64: sites of each cell of ``cell_sums``."""
+    n_out, n_in = int(shape[0]), math.prod(shape[1:])
+    return torch.outer(_cell_sizes(n_out, min(n_out, max_side)), _cell_sizes(n_in, min(n_in, max_side)))
 
 
 def _cell_sizes(sites: int, cells: int) -> Tensor:

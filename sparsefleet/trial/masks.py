@@ -1,6 +1,6 @@
 """The mask artifact: which weights of a trained net are connections, packed, digested, and readable with plain torch.
 
-Two files. ``masks.safetensors`` holds one tensor per layer; ``manifest.json`` says how to read it. A layer is stored as the smaller of
+Two files, or one that carries its manifest as metadata (``pack_step``). ``masks.safetensors`` holds one tensor per layer; ``manifest.json`` says how to read it. A layer is stored as the smaller of
 
 ``bits``
     ``ceil(sites / 8)`` uint8, bit ``flat % 8`` of byte ``flat // 8`` (``numpy.unpackbits(t, bitorder="little")``);
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -31,6 +31,8 @@ from sparsefleet.errors import IntegrityError, InvalidMask
 from sparsefleet.trial.files import MANIFEST, MASKS
 
 MASKS_SCHEMA = "sf-masks/1"
+STEP_BYTES, STEP_SITES, STEP_NNZ = 1 << 20, 1 << 20, 1 << 18
+"""Bounds of the connections that a trial keeps of one step: all layers together, and what a layer may have to be among them."""
 _CHUNK = 1 << 22
 _MANIFEST_LIMIT = 64 << 20
 _WIDTHS = ((torch.uint8, 2**8 - 1), (torch.int16, 2**15 - 1), (torch.int32, 2**31 - 1), (torch.int64, 2**63 - 1))
@@ -77,6 +79,11 @@ class PackedMasks(NamedTuple):
         manifest.write_text(json.dumps(self.manifest, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
         return masks, manifest
 
+    def one_file(self) -> bytes:
+        """Both as one safetensors file, for ``read_step``."""
+        tensors = load(self.tensors)
+        return save(tensors, metadata={"schema": MASKS_SCHEMA, "manifest": json.dumps(self.manifest, sort_keys=True, allow_nan=False)})
+
 
 def pack_masks(masks: Mapping[str, _Mask] | Iterable[tuple[str, _Mask]], meta: MaskMeta) -> PackedMasks:
     """The mask artifact of ``masks``, in memory O(nnz).
@@ -119,6 +126,29 @@ def pack_masks(masks: Mapping[str, _Mask] | Iterable[tuple[str, _Mask]], meta: M
     return PackedMasks(save(tensors, metadata={"schema": MASKS_SCHEMA}), manifest)
 
 
+def pack_step(masks: Iterable[tuple[str, _Mask]], meta: MaskMeta, most_bytes: int = STEP_BYTES) -> bytes:
+    """The connections at one step of the training, in one file: every layer that is small enough, input to output, until ``most_bytes``.
+
+    A layer of more than 2^20 sites and more than 2^18 connections is left out, and so is what does not fit any more.
+
+    Args:
+        masks: pairs of layer name and mask, as for ``pack_masks``.
+        most_bytes: of the packed positions.
+    """
+    chosen: dict[str, _Mask] = {}
+    for name, (shape, flat) in masks:
+        sites = math.prod(shape)
+        if sites > STEP_SITES and flat.numel() > STEP_NNZ:
+            continue
+        least = min(_n_bytes(sites), flat.numel())
+        if least <= most_bytes:
+            _, stored = _encode(flat.detach().cpu(), sites)
+            if stored.numel() * stored.element_size() <= most_bytes:
+                most_bytes -= stored.numel() * stored.element_size()
+                chosen[name] = (shape, flat)
+    return pack_masks(chosen, meta).one_file()
+
+
 def load_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the mask artifact in ``folder``.
 
@@ -152,6 +182,26 @@ def load_masks(folder: Path) -> dict[str, LayerMask]:
         tensors = load(path.read_bytes())
     except (OSError, SafetensorError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read", cause=repr(error)) from error
+    return _checked(tensors, described, path)
+
+
+def read_step(path: Path) -> tuple[int, dict[str, LayerMask]]:
+    """The step and the layers' connections of a file of ``pack_step``, checked as ``load_masks`` does.
+
+    Raises:
+        IntegrityError: the file is not as its manifest says.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            manifest = json.loads(file.metadata()["manifest"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open has no iterator
+        step, described = int(manifest["step"]), dict(manifest["layers"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read", cause=repr(error)) from error
+    return step, _checked(tensors, described, path)
+
+
+def _checked(tensors: Mapping[str, Tensor], described: Mapping[str, dict[str, Any]], path: Path) -> dict[str, LayerMask]:
     if set(tensors) != set(described):
         raise IntegrityError(f"{path} and its manifest name different layers: {sorted(set(tensors) ^ set(described))}")
     masks: dict[str, LayerMask] = {}

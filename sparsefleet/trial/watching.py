@@ -8,24 +8,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sparsefleet.errors import Diverged
-from sparsefleet.nn.topology import Change
 from sparsefleet.trial import files
 from sparsefleet.trial.mask_picture import picture_png
+from sparsefleet.trial.masks import pack_step
 from sparsefleet.trial.objective import evaluate
 from sparsefleet.trial.observe import observe
+from sparsefleet.trial.topology_curves import tell_topology
 
 if TYPE_CHECKING:
     from sparsefleet.trial.training import Training
 
 _N_PICTURES = 5
-
-
-def tell_changes(training: Training, changes: list[Change]) -> None:
-    """The curves that follow from one update of the topology."""
-    log, step = training.log, training.step
-    log.add("density", step, training.topology.nnz / training.topology.n_sites, thin=True)
-    log.add_sum("connections_dropped_total", step, sum(change.n_dropped for change in changes))
-    log.add_sum("connections_grown_total", step, sum(change.n_grown for change in changes))
+_N_STEPS = 10
 
 
 def tell_epoch(training: Training, batch: tuple[Tensor, Tensor]) -> None:
@@ -54,8 +48,13 @@ def tell_epoch(training: Training, batch: tuple[Tensor, Tensor]) -> None:
                 log.add(name, step, float(value))
             else:
                 log.warn(f"sparsefleet_measure gave {value} as {name} at step {step}: left out")
-    if epoch % max(1, spec.train.epochs // _N_PICTURES) == 0 or step == training.total_steps:
+    last = step == training.total_steps
+    if last:
+        tell_topology(training, now=True)
+    if last or epoch % max(1, spec.train.epochs // _N_PICTURES) == 0:
         save_pictures(training)
+    if last or epoch % -(-spec.train.epochs // _N_STEPS) == 0:
+        save_connections(training)
 
 
 def save_pictures(training: Training) -> None:
@@ -65,3 +64,14 @@ def save_pictures(training: Training) -> None:
     for name, module in training.network.sparse.items():
         picture = picture_png(module.matrix_shape, module.flat_sites().cpu())
         (training.request.workdir / files.picture_name(name, training.step)).write_bytes(picture)
+
+
+def save_connections(training: Training) -> None:
+    """The sparse layers' connections as they are now, as far as ``pack_step`` holds them: at most 12 times in a run, 12 MiB in all."""
+    if not training.network.sparse:
+        return
+    folder = training.request.workdir / files.MASK_STEPS
+    folder.mkdir(exist_ok=True)
+    masks = ((name, (training.network.shapes[name], module.flat_sites())) for name, module in training.network.sparse.items())
+    packed = pack_step(masks, {"method": training.spec.method.label, "seed": training.spec.seed, "step": training.step})
+    (training.request.workdir / files.step_masks_name(training.step)).write_bytes(packed)
