@@ -74,12 +74,13 @@ class Calibration(ABC):
     n_classes: int
 
     @abstractmethod
-    def forward(self, weights: Mapping[str, Tensor], x: Tensor, *, magnitudes: bool = False) -> Tensor:
-        """Logits with each layer's ``(nnz,)`` weights replaced; differentiable twice; the model is in eval mode.
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, *, magnitudes: bool = False, batch_statistics: bool = False) -> Tensor:
+        """Logits with each layer's ``(nnz,)`` weights replaced; differentiable twice; the model is in eval mode, and keeps nothing of ``x``.
 
         Args:
-            x: computed in its dtype, whatever the model's own is.
+            x: computed in its dtype, if it is a floating one, whatever the model's own is.
             magnitudes: every other parameter enters by its magnitude (SynFlow).
+            batch_statistics: batch norms normalise by the statistics of ``x``, as in training (GraSP).
         """
 
     @abstractmethod
@@ -129,8 +130,12 @@ class Pruner(Plugin):
         raise TypeError(f"{type(self).__name__} declares revives and does not define score_sites")
 
     def calibration_examples(self, n_classes: int) -> int:
-        """How many training examples ``calibration.batches`` should hold."""
+        """How many training examples ``calibration.batches`` should hold, in batches of at most the training's size."""
         return 128
+
+    def before_step(self, conn: Connections) -> None:
+        """Called after every backward pass, before the optimizer's step: weights and gradients of one moment (movement pruning). May write
+        into ``conn.state`` and ``conn.dense.state``."""
 
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
         """Called after every optimizer step, gradients still there; may write into ``conn.weight``, ``conn.state`` and ``conn.dense``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import PluginError
@@ -17,7 +18,7 @@ from sparsefleet.rng import Rng, key_of, uniform_at
 from sparsefleet.sparsity.distribute import distribute, total_nnz
 from sparsefleet.sparsity.pattern import keep_by_pattern
 from sparsefleet.sparsity.select import keep_best, keep_best_per_row
-from sparsefleet.sparsity.vocabulary import Distribution, Pattern, Unstructured
+from sparsefleet.sparsity.vocabulary import Distribution, NOfM, Pattern, Unstructured
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Topology:
         self.seed = seed
         self.on_change: Callable[[str, Remap], None] | None = None
         self.shapes = dict(shapes or {name: module.matrix_shape for name, module in modules.items()})
+        self._before_step: RemovableHandle | None = None
         asked = asked or {name: module.nnz for name, module in modules.items()}
         self.asked = {name: fitted_nnz(asked[name], module.matrix_shape, module.topology, module.tile) for name, module in modules.items()}
 
@@ -104,8 +106,8 @@ class Topology:
         Args:
             scores: ``(nnz,)`` per layer, or ``(n_out, n_in)`` of a pruner that lets connections return.
             distribution: ``global`` compares scores across layers, each of which keeps at least one connection; the others give each
-                layer its own budget.
-            per_row: every output unit of a layer keeps the same number, up to one.
+                layer its own budget. With n:m every layer has the same density.
+            per_row: every output unit of a layer keeps the same number, up to one; a pattern other than unstructured compares its own units.
             only: prune this layer alone; scores of the others are not needed.
         """
         pattern = pattern or Unstructured()
@@ -119,6 +121,8 @@ class Topology:
             budget = self._global_budget(scores, density)
         else:
             budget = distribute(self.shapes, density, distribution)
+        if isinstance(pattern, NOfM):
+            budget = distribute(self.shapes, density, "uniform")
         changes = []
         for name, module in chosen.items():
             n_keep, conn = min(budget[name], module.nnz), module.connections()
@@ -129,7 +133,7 @@ class Topology:
                 conn = replace(conn, row=flat // conn.n_in, col=flat % conn.n_in)
             fitted, equal_rows = fitted_pattern(module, pattern)
             n_keep = min(module.nnz, fitted_nnz(n_keep, module.matrix_shape, module.topology, module.tile))
-            if per_row or equal_rows:
+            if equal_rows or (per_row and isinstance(fitted, Unstructured)):
                 share = torch.arange(conn.n_out, 0, -1, device=conn.row.device).sub_(1)  # the remainder goes to the first rows
                 keep = keep_best_per_row(score, conn.row, (n_keep + share) // conn.n_out)
             else:
@@ -162,6 +166,9 @@ class Topology:
         """What the method needs of its layers in a fresh and in a resumed trial."""
         for module in self.modules.values():
             module.keeps_absent = method.revives
+        acts = isinstance(method, Pruner) and type(method).before_step is not Pruner.before_step
+        if acts and self.optimizer is not None and self._before_step is None:
+            self._before_step = self.optimizer.register_step_pre_hook(lambda *_: self.before_step(method))
 
     def start(self, method: Pruner | Rewirer) -> None:
         """Gives every layer the method's first state."""
@@ -169,6 +176,14 @@ class Topology:
         if isinstance(method, Rewirer) and type(method).initial_state is not Rewirer.initial_state:
             for name, conn in self.connections("state", 0).items():
                 self.modules[name].method_state = dict(method.initial_state(conn))
+
+    def before_step(self, method: Pruner | Rewirer) -> None:
+        """Lets a pruner see weights and gradients before the optimizer changes them; ``prepare`` has the optimizer call it."""
+        assert isinstance(method, Pruner)
+        for module in self.modules.values():
+            conn = module.connections()
+            method.before_step(conn)
+            module.method_state = dict(conn.state)
 
     def on_step(self, method: Pruner | Rewirer, lr: float, step: int) -> None:
         """Lets the method act after an optimizer step; costs nothing for methods that do not."""

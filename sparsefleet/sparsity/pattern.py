@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sparsefleet.connections import Connections
-from sparsefleet.sparsity.select import keep_best, keep_best_per_row
-from sparsefleet.sparsity.vocabulary import Block, Channel, NOfM, Pattern, Row
+from sparsefleet.errors import PluginError
+from sparsefleet.sparsity.select import keep_best, keep_best_per_row, refuse_nan
+from sparsefleet.sparsity.vocabulary import Block, Channel, Neuron, NOfM, Pattern, Row
 
 
 def keep_by_pattern(score: Tensor, conn: Connections, n_keep: int, pattern: Pattern, kernel: int = 1) -> Tensor:
@@ -29,9 +31,11 @@ def keep_by_pattern(score: Tensor, conn: Connections, n_keep: int, pattern: Patt
     if isinstance(pattern, Block):
         wide = -(-conn.n_in // pattern.cols)
         tile = (conn.row // pattern.rows) * wide + conn.col // pattern.cols
-        return _keep_tiles(score, tile, n_keep)
+        return _keep_tiles(score, tile, n_keep, pattern.score)
     if isinstance(pattern, NOfM):
         return _keep_n_of_m(score, conn, pattern, n_keep, kernel)
+    if isinstance(pattern, Neuron):
+        raise PluginError("pattern neuron removes units of a whole network, and this is one layer", fix="sparsefleet.nn.unit_pruning")
     return keep_best(score, n_keep)
 
 
@@ -44,11 +48,16 @@ def _keep_units(score: Tensor, unit: Tensor, n_units: int, n_keep: int, unit_siz
     return keep_best(total, n_chosen)[unit]
 
 
-def _keep_tiles(score: Tensor, tile: Tensor, n_keep: int) -> Tensor:
-    """Keeps tiles by mean score, best first, up to the number of connections nearest to ``n_keep``."""
+def _keep_tiles(score: Tensor, tile: Tensor, n_keep: int, by: Literal["mean", "max"]) -> Tensor:
+    """Keeps tiles by the mean or the highest score of what is there, best first, up to the number of connections nearest to ``n_keep``."""
+    refuse_nan(score)
     present, index, size = torch.unique(tile, return_inverse=True, return_counts=True)
-    mean = torch.zeros(present.numel(), dtype=torch.float64, device=score.device).index_add_(0, index, score.detach().double()) / size
-    order = torch.argsort(mean, descending=True, stable=True)
+    own = torch.zeros(present.numel(), dtype=torch.float64, device=score.device)
+    if by == "max":
+        own.scatter_reduce_(0, index, score.detach().double(), "amax", include_self=False)
+    else:
+        own.index_add_(0, index, score.detach().double()).div_(size)
+    order = torch.argsort(own, descending=True, stable=True)
     reached = torch.cumsum(size[order], 0)
     n_chosen = max(1, int(torch.argmin((reached - n_keep).abs())) + 1) if n_keep else 1
     chosen = torch.zeros(present.numel(), dtype=torch.bool, device=score.device)
@@ -57,8 +66,11 @@ def _keep_tiles(score: Tensor, tile: Tensor, n_keep: int) -> Tensor:
 
 
 def _keep_n_of_m(score: Tensor, conn: Connections, pattern: NOfM, n_keep: int, kernel: int) -> Tensor:
-    """While a schedule is above n/m, more than n of each m stay; at the target exactly n (fewer in a ragged or thinner group)."""
-    n_now = max(pattern.n, math.ceil(pattern.m * n_keep / conn.n_sites - 1e-9))
+    """While a schedule is above n/m, more than n of each m stay; at the target exactly n (fewer in a ragged or thinner group).
+
+    A budget is its density rounded by less than one connection, so one connection less is what decides.
+    """
+    n_now = max(pattern.n, math.ceil(pattern.m * (n_keep - 1) / conn.n_sites))
     channel, offset = conn.col // kernel, conn.col % kernel
     n_groups = -(-(conn.n_in // kernel) // pattern.m)
     group = (conn.row * n_groups + channel // pattern.m) * kernel + offset

@@ -27,8 +27,7 @@ def keep_best(score: Tensor, n_keep: int) -> Tensor:
     if n_keep in (0, n):
         return torch.full((n,), n_keep == n, dtype=torch.bool, device=score.device)
     score = score.detach().reshape(-1)
-    if bool(torch.isnan(score).any()):
-        raise PluginError(f"{int(torch.isnan(score).sum())} of {n} scores are NaN")
+    refuse_nan(score)
     last = _kth_smallest(score, n - n_keep + 1)  # the n_keep-th largest
     keep = score >= last
     if int(torch.count_nonzero(keep)) == n_keep:  # nobody who ties has to go
@@ -43,10 +42,14 @@ def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
     """``(n,)`` bool: in every row the ``n_keep[row]`` highest scores, ties by position.
 
     Args:
-        score: ``(n,)`` float.
+        score: ``(n,)`` float, no NaN.
         row: ``(n,)`` int64, any order.
         n_keep: ``(n_rows,)`` int64.
+
+    Raises:
+        PluginError: NaN among the scores.
     """
+    refuse_nan(score)
     order = torch.argsort(score.detach(), descending=True, stable=True)
     order = order[torch.argsort(row[order], stable=True)]  # rows together, best first inside
     sorted_row = row[order]
@@ -56,6 +59,12 @@ def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
     keep = torch.zeros(row.numel(), dtype=torch.bool, device=row.device)
     keep[order] = rank < n_keep[sorted_row]
     return keep
+
+
+def refuse_nan(score: Tensor) -> None:
+    """Raises ``PluginError`` where scores are NaN, which sorts as the highest."""
+    if bool(torch.isnan(score).any()):
+        raise PluginError(f"{int(torch.isnan(score).sum())} of {score.numel()} scores are NaN")
 
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:

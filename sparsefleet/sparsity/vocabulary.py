@@ -70,6 +70,7 @@ class Block(Frozen):
     kind: Literal["block"] = "block"
     rows: int = Field(4, ge=1)
     cols: int = Field(4, ge=1)
+    score: Literal["mean", "max"] = Field("mean", description="a tile's score: the mean or the highest of its connections'")
 
 
 class Row(Frozen):
@@ -93,5 +94,5 @@ def pattern_label(pattern: Pattern) -> str:
     if isinstance(pattern, NOfM):
         return f"{pattern.n}:{pattern.m}"
     if isinstance(pattern, Block):
-        return f"block{pattern.rows}x{pattern.cols}"
+        return f"block{pattern.rows}x{pattern.cols}" + ("" if pattern.score == "mean" else f"-{pattern.score}")
     return pattern.kind

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsefleet.connections import Connections
 from sparsefleet.errors import PluginError
@@ -41,9 +42,9 @@ class NetworkCalibration(Calibration):
         self._sparse = sparse
         self._names = {id(p): name for name, p in module.named_parameters()}
 
-    def forward(self, weights: Mapping[str, Tensor], x: Tensor, *, magnitudes: bool = False) -> Tensor:
-        dtype = x.dtype
-        replaced = {name: parameter.to(dtype) for name, parameter in self._module.named_parameters()}
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, *, magnitudes: bool = False, batch_statistics: bool = False) -> Tensor:
+        dtype = x.dtype if x.is_floating_point() else None  # token numbers say nothing of it
+        replaced = {name: parameter.to(dtype or parameter.dtype) for name, parameter in self._module.named_parameters()}
         if magnitudes:
             replaced = {name: value.abs() for name, value in replaced.items()}
         for name, values in weights.items():
@@ -56,15 +57,19 @@ class NetworkCalibration(Calibration):
                 stored = stored.index_put((module.flat_sites(),), values).view_as(parameter)
             replaced[self._names[id(parameter)]] = stored
         buffers = {
-            name: buffer.to(dtype, copy=True) if buffer.is_floating_point() else buffer.clone()
+            name: buffer.to(dtype or buffer.dtype, copy=True) if buffer.is_floating_point() else buffer.clone()
             for name, buffer in self._module.named_buffers()
         }
-        was_training = self._module.training
+        modes = [(part, part.training) for part in self._module.modules()]
         self._module.eval()
+        for part, _ in modes:
+            if batch_statistics and isinstance(part, _BatchNorm):
+                part.training = True
         try:
             output: Tensor = functional_call(self._module, {**replaced, **buffers}, (x,))
         finally:
-            self._module.train(was_training)
+            for part, was_training in modes:
+                part.training = was_training
         return output
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
@@ -86,6 +91,13 @@ class NetworkCalibration(Calibration):
         finally:
             for handle in handles:
                 handle.remove()
+        for name in set(self.layers) - set(squares):
+            raise PluginError(f"layer {name!r} is never called as a module, so it has no inputs to take a norm of")
+        for name, total in squares.items():
+            if total.numel() != self._sparse[name].matrix_shape[1]:
+                raise PluginError(
+                    f"layer {name!r} has no one input per weight column: {total.numel()} for {self._sparse[name].matrix_shape[1]}"
+                )
         return {name: total.sqrt() for name, total in squares.items()}
 
 

@@ -20,8 +20,10 @@ def scores(training: Training, names: list[str]) -> dict[str, Tensor]:
     assert pruner is not None
     if pruner.needs_calibration:
         layers = {name: conn for name, conn in training.topology.connections("prune", training.step).items() if name in names}
-        batch = _calibration_batch(training, pruner.calibration_examples(training.splits.info.n_outputs), pruner.balanced_calibration)
-        calibration = NetworkCalibration(training.network.module, training.network.sparse, layers, [batch], training.splits.info)
+        info = training.splits.info
+        classes = info.n_outputs if info.task == "classification" else 0
+        batches = _calibration_batches(training, max(1, pruner.calibration_examples(classes)), pruner.balanced_calibration and classes > 0)
+        calibration = NetworkCalibration(training.network.module, training.network.sparse, layers, batches, info)
         return score_whole_model(pruner, calibration)
     if pruner.needs_grad and any(module.grad_values() is None for module in training.network.sparse.values()):
         _fresh_gradients(training)
@@ -34,18 +36,27 @@ def _fresh_gradients(training: Training) -> None:
     training.optimizer.zero_grad(set_to_none=True)
     if training.method is not None:
         training.topology.watch_absent(training.method.needs_dense)
-    training.loss(*_calibration_batch(training, training.spec.train.batch_size, False)).backward()  # type: ignore[no-untyped-call]
+    (batch,) = _calibration_batches(training, training.spec.train.batch_size, False)
+    training.loss(*batch).backward()  # type: ignore[no-untyped-call]
     for buffer, before in buffers:
         buffer.copy_(before)
 
 
-def _calibration_batch(training: Training, n: int, balanced: bool) -> tuple[Tensor, Tensor]:
-    train, rng = training.splits.train, Rng(training.spec.seed, "calibration", training.step)
+def _calibration_batches(training: Training, n: int, balanced: bool) -> list[tuple[Tensor, Tensor]]:
+    """``n`` random training examples, the same at every call of one step, in equal batches of at most the training's size.
+
+    Args:
+        balanced: the first ``n / n_outputs`` of each class, or all that there are.
+    """
+    train, info, rng = training.splits.train, training.splits.info, Rng(training.spec.seed, "calibration", training.step)
     order = torch.argsort(rng.uniform(train.x.shape[0]), stable=True).to(train.x.device)
     if balanced:
-        classes = train.y[order]
-        per_class = max(1, n // training.splits.info.n_outputs)
-        chosen = torch.cat([order[classes == label][:per_class] for label in range(training.splits.info.n_outputs)])
+        labels, per_class = train.y[order], max(1, n // info.n_outputs)
+        chosen = torch.zeros_like(order, dtype=torch.bool)
+        for label in range(info.n_outputs):
+            chosen[torch.nonzero(labels == label).flatten()[:per_class]] = True
+        order = order[chosen]
     else:
-        chosen = order[:n]
-    return train.x[chosen], train.y[chosen]
+        order = order[:n]
+    n_batches = -(-order.numel() // training.spec.train.batch_size)
+    return [(train.x[part], train.y[part]) for part in torch.tensor_split(order, n_batches)]

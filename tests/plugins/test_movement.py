@@ -1,32 +1,15 @@
-"""Throwaway movement pruning (arXiv 2005.07683, Eq. 2-4) in the contract, against numpy.
-
-What it needed: ``revives`` and ``score_sites`` (a removed connection may come back), absent weights that keep their value.
-"""
+"""Movement pruning (arXiv 2005.07683, section 4) against numpy."""
 
 import numpy as np
+import pytest
 import torch
 from small_net import biases, dense_weights, examples, gradients, masks, sparse_net, train_step
+from sparsefleet_plugins.pruning.movement import Movement
 
-from sparsefleet import Pruner
+from sparsefleet import PluginError
 from sparsefleet.nn.topology import Topology
 
 LR, STEPS = 0.2, 30
-
-
-class Movement(Pruner):
-    """Keeps weights that move away from zero; scores accumulate at every site, kept or not."""
-
-    name = "movement"
-    paper = "arXiv 2005.07683, Eq. 2-4"
-    needs_dense = True
-    revives = True
-
-    def on_step(self, conn, lr, rng):
-        score = conn.dense.state.setdefault("score", torch.zeros_like(conn.dense.weight))
-        score.sub_(lr * conn.dense.grad * conn.dense.weight)
-
-    def score_sites(self, conn):
-        return conn.dense.state["score"]
 
 
 def test_equals_the_reference():
@@ -39,12 +22,11 @@ def test_equals_the_reference():
     x, y = examples()
     for step in range(STEPS):
         train_step(network, modules, topology, x, y)
-        topology.on_step(plugin, LR, step)
         _, by_weight, by_bias, _ = gradients({name: w[name] * live[name] for name in w}, bias, x, y)
         for name in w:
+            score[name] = score[name] - by_weight[name] * w[name]  # W of the pass that gave the gradient, at every site
             w[name] = w[name] - LR * by_weight[name] * live[name]
             bias[name] = bias[name] - LR * by_bias[name]
-            score[name] = score[name] - LR * by_weight[name] * w[name]
         if step % 3 == 2:
             density = 1 - 0.6 * min(1.0, step / 15)
             n_returned += sum(change.n_grown for change in topology.prune(topology.score(plugin, step), density))
@@ -55,6 +37,68 @@ def test_equals_the_reference():
                 mask.reshape(-1)[order[:n_keep]] = True
         for name, mask in masks(modules).items():
             assert (mask == live[name]).all(), f"step {step}, layer {name}"
+            np.testing.assert_allclose(modules[name].dense_state["score"].numpy(), score[name], rtol=1e-9, atol=1e-13)
             np.testing.assert_allclose(dense_weights(modules)[name], w[name] * live[name], rtol=1e-9, atol=1e-13)
     assert n_returned > 0
     assert topology.nnz == round(0.4 * topology.n_sites)
+
+
+def test_the_score_of_a_pruned_weight_goes_on():
+    """A port that multiplies by the weight after its mask leaves such a score where it is for ever."""
+    network, modules = sparse_net(density=1.0)
+    topology = Topology(modules, torch.optim.SGD(network.parameters(), lr=LR), seed=0)
+    topology.start(Movement())
+    x, y = examples()
+    train_step(network, modules, topology, x, y)
+    topology.prune(topology.score(Movement(), 1), 0.5)
+    before = {name: module.dense_state["score"].clone() for name, module in modules.items()}
+    stored = {name: module.weight_parameter.detach().clone() for name, module in modules.items()}
+    train_step(network, modules, topology, x, y)
+    for name, module in modules.items():
+        absent = ~module.mask
+        assert bool(absent.any())
+        moved, g = module.dense_state["score"] - before[name], module.dense_grad()
+        torch.testing.assert_close(moved, -g * stored[name])  # also at absent sites
+        assert bool((moved[absent] != 0).any())
+        masked_port = -g * stored[name] * module.mask
+        assert not bool((masked_port[absent] != 0).any())
+        assert torch.equal(module.weight_parameter[absent], stored[name][absent])  # W of an absent site gets no gradient
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_the_score_reads_the_weight_before_the_step(make):
+    network, modules = sparse_net(density=1.0)
+    topology = Topology(modules, make(network.parameters(), lr=0.05), seed=0)
+    topology.prepare(Movement())
+    topology.start(Movement())  # as a trial does: both, and the score counts once
+    x, y = examples()
+    w = {name: module.weight_parameter.detach().clone() for name, module in modules.items()}
+    by_weight = gradients(dense_weights(modules), biases(modules), x, y)[1]
+    train_step(network, modules, topology, x, y)
+    for name, module in modules.items():
+        np.testing.assert_allclose(module.dense_state["score"].numpy(), -by_weight[name] * w[name].numpy(), rtol=1e-9, atol=1e-15)
+        assert not torch.equal(module.weight_parameter, w[name])
+
+
+def test_weights_that_move_away_from_zero_stay():
+    """Figure 1: a small weight that grows outlives a large one that shrinks, where magnitude would keep the other."""
+    _, modules = sparse_net(density=1.0)
+    module = modules["4"]
+    topology = Topology({"4": module}, torch.optim.SGD(module.parameters(), lr=0.01), seed=0)
+    topology.start(Movement())
+    for _ in range(10):
+        topology.watch_absent(True)
+        topology.optimizer.zero_grad()
+        grows = torch.zeros(4, 6, dtype=torch.float64)
+        grows[0], grows[1:] = -1.0, 1.0  # row 0 wants to be larger, the others smaller
+        (module.weight * grows * module.weight_parameter.detach().sign()).sum().backward()
+        topology.optimizer.step()
+    topology.prune(topology.score(Movement(), 10), 0.25)
+    assert module.mask[0].all()
+    assert int(module.mask.sum()) == 6
+
+
+def test_pruning_before_the_first_step_is_refused():
+    _, modules = sparse_net(density=1.0)
+    with pytest.raises(PluginError, match="no step has been made"):
+        Topology(modules, None, seed=0).score(Movement(), 0)
