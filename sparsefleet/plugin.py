@@ -217,6 +217,10 @@ class Rewirer(Plugin):
         keep = keep_best(self.drop_score(conn), conn.nnz - n_drop)
         return Update(keep, self.grow(conn.select(keep), n_target - (conn.nnz - n_drop), rng))
 
+    def n_peak(self, conn: Connections, progress: Progress) -> int:
+        """The most connections that stand during the update of ``conn``, if that is more than before and after it; for the record."""
+        return 0
+
     def redistribute(self, layers: Mapping[str, Connections], progress: Progress) -> Mapping[str, int] | None:
         """New nnz per layer with an unchanged total, or None to leave the budget where it is; called once, before the layers' ``update``."""
         return None

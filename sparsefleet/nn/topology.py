@@ -23,12 +23,17 @@ from sparsefleet.sparsity.vocabulary import Distribution, NOfM, Pattern, Unstruc
 
 @dataclass
 class Change:
-    """What one update did to one layer."""
+    """What one update did to one layer.
+
+    Attributes:
+        n_peak: the most connections that stood during the update.
+    """
 
     layer: str
     n_dropped: int
     n_grown: int
     nnz: int
+    n_peak: int
 
 
 class Topology:
@@ -207,7 +212,8 @@ class Topology:
         for name, conn in layers.items():
             module = self.modules[name]
             update = update_of(rewirer, conn, progress, target[name])
-            changes.append(self.change(name, update.keep, update.new, rewirer, conn))
+            change = self.change(name, update.keep, update.new, rewirer, conn)
+            changes.append(replace(change, n_peak=max(change.n_peak, rewirer.n_peak(conn, progress))))
             if module.nnz != target[name] and not rewirer.varies_nnz and module.tile == 1:
                 raise PluginError(
                     f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"
@@ -229,7 +235,7 @@ class Topology:
         """
         module = self.modules[name]
         if not new.numel() and bool(keep.all()):
-            return Change(name, 0, 0, module.nnz)
+            return Change(name, 0, 0, module.nnz, module.nnz)
         old = old or self._connections(name, Rng("unseeded"))
         new_flat = check_sites(new, module.matrix_shape, layer=name)
         remap = remap_sites(module.flat_sites(), keep, new_flat, regrown_are_kept=rewirer is not None and rewirer.keeps_regrown)
@@ -245,7 +251,7 @@ class Topology:
         module.method_state = state
         if self.on_change is not None:
             self.on_change(name, remap)
-        return Change(name, remap.n_dropped, remap.grown.numel(), remap.flat.numel())
+        return Change(name, remap.n_dropped, remap.grown.numel(), remap.flat.numel(), max(remap.before.numel(), remap.flat.numel()))
 
     @staticmethod
     def _fill_grown(old: Connections, remap: Remap, values: Tensor, state: dict[str, Tensor], rewirer: Rewirer) -> None:

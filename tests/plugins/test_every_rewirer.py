@@ -27,8 +27,8 @@ OPTIMIZERS = {
     "adamw": lambda ps: torch.optim.AdamW(ps, lr=0.01),
     "rmsprop": lambda ps: torch.optim.RMSprop(ps, lr=0.01, momentum=0.5, centered=True),
 }
-FIRST_WEIGHT = {"deep-r": 1e-12}
-"""By magnitude, where it is not zero."""
+FIRST_WEIGHT = {"deep-r": 1e-12, "soft-deep-r": None}
+"""By magnitude, where it is not zero; None: the site's own parameter."""
 STEPS, EPOCH = 40, 4
 
 
@@ -75,7 +75,7 @@ class Watched(Topology):
                     assert value == before[key][at[site]], f"{key} of a kept connection"
                 elif key != "weight":
                     assert value == 0, f"slot {key} of a grown connection"
-                elif not rewirer.revives:
+                elif not rewirer.revives and FIRST_WEIGHT.get(rewirer.name, 0) is not None:
                     assert abs(value) == FIRST_WEIGHT.get(rewirer.name, 0), "the first weight of a grown connection"
         self.n_grown += len(grown)
         return super_change
