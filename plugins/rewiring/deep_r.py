@@ -21,6 +21,13 @@ class DeepR(Rewirer):
 
     name = "deep-r"
     paper = "arXiv 1711.05136, Algorithm 1"
+    rule = (
+        "active: theta <- theta - lr * dE/dtheta - lr * alpha + sqrt(2 lr T) * nu, w = s * theta; theta <= 0 falls asleep, and uniformly "
+        "random dormant sites wake with theta = 1e-12 until K are active"
+    )
+    cannot = (
+        "Only SGD without momentum is the Langevin step that it samples by; at the authors' temperature it moves few connections a step."
+    )
     needs_plain_sgd = True
     fits_tiles = False
     every: ClassVar[int] = 1
@@ -36,7 +43,10 @@ class DeepR(Rewirer):
         return progress.step > 0
 
     def initial_state(self, conn: Connections) -> Mapping[str, Tensor]:
-        """The signs."""
+        """The signs; whose first weight has another than its site's draw is remembered, for its sign lasts while it is dormant."""
+        if "turned" not in conn.memory:
+            flat = conn.flat
+            conn.memory["turned"] = flat[(conn.initial_draw(flat) < 0) != (conn.weight < 0)]
         return {"sign": torch.where(conn.weight < 0, -1.0, 1.0).to(conn.weight.dtype)}
 
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
@@ -54,7 +64,10 @@ class DeepR(Rewirer):
 
     def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
         """A tiny theta with the site's own sign."""
-        negative = conn.initial_draw(sites[0] * conn.n_in + sites[1]) < 0
+        flat = sites[0] * conn.n_in + sites[1]
+        negative = conn.initial_draw(flat) < 0
+        if "turned" in conn.memory:
+            negative ^= torch.isin(flat, conn.memory["turned"].to(flat.device))
         return torch.where(negative, -1.0, 1.0).to(conn.weight.dtype) * _FIRST_THETA
 
 

@@ -10,6 +10,11 @@ class RigL(Rewirer):
 
     name = "rigl"
     paper = "arXiv 1911.11134, Algorithm 1"
+    rule = (
+        "drop the f_t * nnz smallest |w|, f_t = f / 2 * (1 + cos(pi * t / (stop * T))); grow as many sites with the largest |dL/dw| among all "
+        "that are not kept, with w = 0; a just-dropped one that returns keeps its weight"
+    )
+    cannot = "It sees the gradient of one batch: with small ones, accumulate gradients or update less often."
     needs_absent_grad = replaces_step = keeps_regrown = True
 
     def grow(self, conn: Connections, k: int, rng: Rng) -> Tensor:

@@ -10,6 +10,8 @@ class SET(Rewirer):
     """Drops the share zeta of the smallest positive and of the largest negative weights; an exact zero counts as positive."""
 
     name, paper = "set", "arXiv 1707.04780, Algorithm 1"
+    rule = "after each epoch but the last drop the share zeta of the smallest w >= 0 and of the largest w < 0; grow as many random absent sites"
+    cannot = "It does not choose the first topology: the paper's is random connectivity with distribution er."
     every: int | None = Field(None, ge=1, description="steps between updates; null: the end of every epoch but the last")
     stop: float = Field(1.0, gt=0, le=1, description="share of the training after which the topology stays")
     grown_std: float = Field(0.0, ge=0, description="std of grown weights: 0 in the authors' Keras code, 0.1 in their sparse code")

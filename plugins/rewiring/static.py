@@ -10,6 +10,8 @@ class Static(Rewirer):
 
     name = "static"
     paper = "arXiv 1911.11134, section 4 (baseline)"
+    rule = "A <- A"
+    cannot = "It explores nothing: what the first topology cannot express is never learned."
     every: ClassVar[int] = 1
     drop_fraction: ClassVar[float] = 0.0
     stop: ClassVar[float] = 1.0
