@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # this checkout's code, whatever is installed
 
 import connectivity_pictures  # noqa: E402
+import plugin_pages  # noqa: E402
 
 from sparsefleet import connections, errors, hookspecs, plugin  # noqa: E402
 from sparsefleet.cli.app import cli  # noqa: E402
 from sparsefleet.cli.settings import SETTINGS  # noqa: E402
-from sparsefleet.registry import Entry, catalog  # noqa: E402
 from sparsefleet.track import page as mlflow_page  # noqa: E402
 from sparsefleet.trial.record import Record  # noqa: E402
 from sparsefleet.trial.spec import TrialSpec  # noqa: E402
@@ -95,58 +95,6 @@ def _members(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
 _SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 
-def plugins() -> str:
-    """Every first-party plugin with its facts and hyper-parameters."""
-    entries = [e for e in catalog().entries if e.distribution == "sparsefleet" and e.family != "hooks"]
-    broken = [f"{e.module}: {e.reason}" for e in entries if e.state != "ok"]
-    if broken:
-        raise SystemExit("plugins that do not load: " + "; ".join(broken))
-    lines = ["# Plugins\n", _NOTE.format("the classes in `plugins/`")]
-    lines.append(
-        "What ships with sparsefleet. `sparsefleet plugins list` shows what is installed, anyone's packages included;\n"
-        "`sparsefleet plugins show NAME` shows one. Facts are left out where they are as in the base class ([plugin-api.md](plugin-api.md)).\n"
-    )
-    lines.append("| family | plugins |\n|---|---|\n" + "".join(_row((f, ", ".join(_links(entries, f)))) for f in plugin.FAMILIES))
-    for family in plugin.FAMILIES:
-        lines += [_plugin_section(e) for e in entries if e.family == family]
-    return "\n".join(lines)
-
-
-def _links(entries: Iterable[Entry], family: str) -> list[str]:
-    return [f"[{e.name}](#{e.family}-{e.name})" for e in entries if e.family == family]
-
-
-def _plugin_section(entry: Entry) -> str:
-    parts = [f"## {entry.family} {entry.name}\n\n{_prose(entry.summary)}\n"]
-    if entry.facts.get("paper"):
-        parts.append(f"Paper: {entry.facts['paper']}\n")
-    told = {key: value for key, value in sorted(entry.facts.items()) if key != "paper" and value not in _QUIET}
-    facts = [f"`{key} = {json.dumps(value)}`" for key, value in told.items() if entry.family == "layer" or not _as_in_base(entry, key)]
-    if facts:
-        parts.append(f"Facts: {', '.join(facts)}\n")
-    params = [_param(key, prop, entry.schema) for key, prop in entry.schema.get("properties", {}).items()]
-    if params:
-        parts.append("| parameter | type | default | bounds | meaning |\n|---|---|---|---|---|\n" + "".join(_row(p) for p in params))
-    return "\n".join(parts)
-
-
-def _as_in_base(entry: Entry, key: str) -> bool:
-    return bool(getattr(getattr(plugin, entry.family.capitalize()), key, None) == entry.facts[key])
-
-
-def _param(key: str, prop: dict[str, Any], schema: dict[str, Any]) -> tuple[str, ...]:
-    options = [prop, *prop.get("anyOf", [])]
-    kinds = [o["type"] for o in options if "type" in o]
-    signs = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"), ("minItems", "length ≥"))
-    bounds = [f"{sign} {o[word]}" for o in options for word, sign in signs if word in o]
-    bounds += [f"{sign} {o['items'][word]}" for o in options if "items" in o for word, sign in signs if word in o["items"]]
-    choices = [value for o in options for value in (*o.get("enum", []), *([o["const"]] if "const" in o else []))]
-    if choices:
-        bounds.append("one of " + ", ".join(map(str, choices)))
-    default = "required" if key in schema.get("required", []) else f"`{json.dumps(prop.get('default'))}`"
-    return f"`{key}`", " or ".join(kinds) or "object", default, ", ".join(bounds), prop.get("description", "")
-
-
 def command_line() -> str:
     """Every command with its options and examples."""
     lines = ["# The command line\n", _NOTE.format("the click commands in `sparsefleet/cli/`")]
@@ -206,12 +154,17 @@ def schema_of(model: type[BaseModel]) -> Callable[[], str]:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/hooks.md": hooks,
     "docs/plugin-api.md": plugin_api,
-    "docs/plugins.md": plugins,
     "docs/cli.md": command_line,
     "docs/mlflow.md": mlflow_page.render,
     "docs/schemas/sf-record-1.json": schema_of(Record),
     "docs/schemas/sf-spec-1.json": schema_of(TrialSpec),
 }
+_OWN_FOLDER = ROOT / "docs" / "plugins"
+
+
+def pages() -> dict[str, Callable[[], str]]:
+    """Makers of every page by path."""
+    return {**PAGES, **plugin_pages.pages(_row)}
 
 
 def _pixels(path: Path) -> tuple[tuple[int, int], bytes] | None:
@@ -266,9 +219,12 @@ def _row(cells: Iterable[str]) -> str:
 
 def stale() -> list[str]:
     """Pages that differ from what the code says."""
-    texts = [name for name, render in PAGES.items() if not (path := ROOT / name).is_file() or path.read_text(encoding="utf-8") != render()]
+    texts = [
+        name for name, render in pages().items() if not (path := ROOT / name).is_file() or path.read_text(encoding="utf-8") != render()
+    ]
     drawn = connectivity_pictures.pictures()
-    return [*texts, *(name for name, image in drawn.items() if _pixels(ROOT / name) != (image.size, image.convert("L").tobytes()))]
+    gone = [path.relative_to(ROOT).as_posix() for path in _OWN_FOLDER.glob("*.md") if path.relative_to(ROOT).as_posix() not in pages()]
+    return [*texts, *gone, *(name for name, image in drawn.items() if _pixels(ROOT / name) != (image.size, image.convert("L").tobytes()))]
 
 
 def main() -> int:
@@ -276,7 +232,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a page is stale")
     if not parser.parse_args().check:
-        for name, render in PAGES.items():
+        made = pages()
+        for path in _OWN_FOLDER.glob("*.md"):
+            if path.relative_to(ROOT).as_posix() not in made:
+                path.unlink()  # of a plugin that is gone
+        for name, render in made.items():
             path = ROOT / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(render(), encoding="utf-8")

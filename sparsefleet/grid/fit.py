@@ -150,7 +150,7 @@ def unfit(state: State, facts: Facts) -> str | None:
     )
     if reason:
         return reason
-    if of_method.get("needs_dense") and not of_layer.get("stores_dense"):
+    if family == "rewirer" and of_method.get("needs_dense") and not of_layer.get("stores_dense"):  # a pruner trains on masked
         takes = f" ({size_text(4 * chain.n_weights)} if it were dense)" if chain else ""
         return f"{name} needs values at absent sites, which layer={layer} does not store{takes}; use masked"
     if of_layer.get("stores_dense") or family == "pruner":  # pruning trains on masked before it converts

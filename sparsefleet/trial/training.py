@@ -227,7 +227,7 @@ class Training:
         if not in_place:
             optimizer.step()
             self.topology.enforce()
-            if self.method is not None:
+            if self.method is not None and not self.converted:
                 self.topology.on_step(self.method, lr, self.step)
         self.step += 1
         if rewirer is not None and (in_place or follows):

@@ -1,0 +1,57 @@
+"""Every plugin has a page whose grid runs, and every method says its rule, its paper and where it is compared with a reference."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsefleet.errors import InvalidGrid
+from sparsefleet.grid.expand import Skip, walk
+from sparsefleet.grid.load import load_text
+from sparsefleet.registry import catalog
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import plugin_pages  # noqa: E402
+
+ENTRIES = {f"{e.family}-{e.name}": e for e in plugin_pages.entries()}
+PAGES = {name: (ROOT / "docs" / "plugins" / f"{name}.md").read_text() for name in ENTRIES}
+HERE_NOT = ("is not installed", "runs on cuda")
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_the_grid_of_a_page_can_run(name):
+    snippet = re.search(r"```yaml\n(.*?)```", PAGES[name], re.DOTALL)
+    assert snippet is not None
+    try:
+        found = list(walk(load_text(snippet[1], "page.yaml", catalog=catalog()), catalog()))
+    except InvalidGrid as error:
+        assert "my-file is not there" in str(error)  # a file of the reader's own
+        return
+    skips = [item.reason for item in found if isinstance(item, Skip)]
+    assert [reason for reason in skips if not any(text in reason for text in HERE_NOT)] == []
+    assert skips or ENTRIES[name].facts.get("chooses") or any(ENTRIES[name].name in repr(item.spec.to_json()) for item in found)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, e in ENTRIES.items() if e.family in ("pruner", "rewirer", "activation")))
+def test_a_method_tells_its_rule_and_its_paper(name):
+    assert "**Rule.** " in PAGES[name]
+    assert "**Paper.** " in PAGES[name]
+    assert "## What it cannot do" in PAGES[name]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, e in ENTRIES.items() if e.family in ("pruner", "rewirer")))
+def test_the_reference_test_of_a_method_names_it(name):
+    entry = ENTRIES[name]
+    test = (ROOT / plugin_pages.reference_of(entry)).read_text()
+    assert entry.class_name in test or entry.name in test
+    assert any(word in test for word in ("float64", "double", "numpy", "by_hand"))  # by_hand.py is the shared reference
+
+
+def test_a_method_that_runs_on_a_layer_is_not_skipped_there_and_the_others_say_why():
+    runs = plugin_pages.layers_of(ENTRIES["rewirer-snfs"])
+    assert runs["masked"] is None
+    assert "values at absent sites" in runs["csr"]
+    assert plugin_pages.layers_of(ENTRIES["rewirer-set"])["fixed-fan-in"] is None
