@@ -55,6 +55,7 @@ class Connections:
             ``on_step`` may write into it, and the core checkpoints it.
         dense: values at absent sites; only on ``masked`` and only for methods that declare ``needs_dense``.
         constant_fan_in: the layer holds equally many connections per output unit: what grows fills every unit up to the same fan-in.
+        kernel: elements of a convolution's kernel: column ``c * kernel + i`` is element i of input channel c.
         tile: the layer holds whole tiles of this many units per side: what grows are the whole tiles nearest to the count asked. 1: sites.
     """
 
@@ -73,6 +74,7 @@ class Connections:
     best_absent_by_gradient: BestAbsent | None = None
     best_absent_per_row_by_gradient: Callable[[Tensor, Tensor], Tensor] | None = None
     constant_fan_in: bool = False
+    kernel: int = 1
     tile: int = 1
 
     @property

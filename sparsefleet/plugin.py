@@ -176,12 +176,24 @@ class Rewirer(Plugin):
     """Only defined for SGD without momentum, e.g. as a Langevin step (DEEP R)."""
     redistributes: ClassVar[bool] = False
     """Moves connections between layers; none of them can then hold a constant fan-in."""
+    n_of_m_by: ClassVar[tuple[str, str] | None] = None
+    """Its parameters n and m, where it keeps n of every m inputs: the density must be n/m in every layer (SR-STE)."""
+    ablates_by: ClassVar[str] = ""
+    """Its parameter that, unless it is 0, lets whole output units lose their connections; a constant fan-in cannot hold that (SRigL)."""
     fits_tiles: ClassVar[bool] = True
     """Dropping and growing may be done in whole tiles; False where each connection's own state decides, or ``update`` is overridden."""
 
     every: int | None = Field(100, ge=1, description="steps between updates; null: the end of every epoch")
     drop_fraction: float = Field(0.3, gt=0, le=1, description="share of a layer's connections dropped at the first update")
     stop: float = Field(0.75, gt=0, le=1, description="share of the training after which the topology stays")
+
+    def first_density(self, density: float) -> float:
+        """What a training starts with where ``density`` was asked (MEST: more); each layer's connections are multiplied alike.
+
+        Raises:
+            UserError: it cannot have that density.
+        """
+        return density
 
     def due(self, progress: Progress) -> bool:
         """True if an update takes place at ``progress.step`` (steps finished, or about to be replaced)."""

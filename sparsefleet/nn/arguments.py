@@ -94,6 +94,11 @@ def check_method(method: Pruner | Rewirer, storage: Layer, optimizer: torch.opti
         raise UserError(
             f"{method.name} moves connections between layers; layer {storage.name!r} holds a constant fan-in", fix="layer='csr'"
         )
+    if isinstance(method, Rewirer) and storage.topology == "constant-fan-in" and method.ablates_by and getattr(method, method.ablates_by):
+        raise UserError(
+            f"{method.name} takes all connections from weak units, and layer {storage.name!r} holds equally many for every unit",
+            fix=f"{method.ablates_by}=0, or layer='csr'",
+        )
     if storage.topology == "all":
         raise UserError(f"layer {storage.name!r} stores every weight")
 

@@ -184,6 +184,7 @@ class SparseModule(nn.Module):
             best_absent_by_gradient=self.best_absent,
             best_absent_per_row_by_gradient=self.best_absent_per_row,
             constant_fan_in=self.topology == "constant-fan-in",
+            kernel=self.kernel,
             tile=self.tile,
             is_last=self.is_last,
             initial_draw=self.initial_draw,

@@ -23,7 +23,7 @@ from sparsefleet.nn.topology import Change, Topology
 from sparsefleet.plugin import Connectivity, Layer, Plugin, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.rng import key_of
-from sparsefleet.sparsity.distribute import distribute
+from sparsefleet.sparsity.distribute import distribute, scaled
 from sparsefleet.sparsity.schedule import density_at, pruning_steps
 from sparsefleet.sparsity.vocabulary import Distribution, OneShot, Pattern, Schedule, Unstructured
 
@@ -127,10 +127,11 @@ class Sparsifier:
         check_holds(self.optimizer, [model.get_submodule(name).get_parameter("weight") for name in names])
         shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
         asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
+        first = scaled(asked, shapes, self.rewirer.first_density(self.density) / self.density) if self.rewirer else asked
         made: dict[str, SparseModule] = {}
         for name, shape in shapes.items():
             old = model.get_submodule(name)
-            nnz = math.prod(shape) if self.pruner else asked[name]
+            nnz = math.prod(shape) if self.pruner else first[name]
             conn = draw_connections(name, shape, nnz, connectivity, self.seed, old.get_parameter("weight").device, storage)
             made[name] = new = rebuilt(old, conn, storage)
             new.layer_name, new.kernel, new.init_key = name, math.prod(shape[2:]), key_of(self.seed, "weight", name)

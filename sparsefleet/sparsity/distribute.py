@@ -57,6 +57,11 @@ def _raw(shape: Sequence[int], kind: str) -> float:
     return sum(dims) / math.prod(dims)
 
 
+def scaled(asked: Mapping[str, int], shapes: Mapping[str, Sequence[int]], factor: float) -> dict[str, int]:
+    """Every layer's connections times ``factor``, rounded, at most all of its sites."""
+    return {name: min(math.prod(shapes[name]), round(factor * nnz)) for name, nnz in asked.items()}
+
+
 def _round_to_total(wanted: Mapping[str, float], limit: Mapping[str, int], total: int) -> dict[str, int]:
     """Largest remainders, ties by position; at least 1 and at most ``limit`` each."""
     count = {name: min(limit[name], max(1, math.floor(value + 1e-9))) for name, value in wanted.items()}

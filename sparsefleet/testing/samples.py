@@ -60,8 +60,12 @@ def layer_of(
         stored.view(-1)[flat] = conn.weight
         conn.dense = DenseValues(stored, gradient, {})
         conn.best_absent_by_gradient = lambda present, k: _with_sites(conn, present).best_absent(k, gradient)
+        conn.best_absent_per_row_by_gradient = lambda present, counts: _with_sites(conn, present).best_absent_per_row(counts, gradient)
     else:
         conn.best_absent_by_gradient = lambda present, k: _with_sites(conn, present).random_absent(k, Rng(seed, "stand-in"))
+        conn.best_absent_per_row_by_gradient = lambda present, counts: _with_sites(conn, present).random_absent_per_row(
+            counts, Rng(seed, "stand-in")
+        )
     return conn
 
 

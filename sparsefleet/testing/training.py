@@ -71,6 +71,11 @@ class _Reference(SparseModule):
         n_in = self._shape[1]
         return Connections("layer", self._shape, present // n_in, present % n_in, present.new_empty(0)).best_absent(k, self._grad)
 
+    def best_absent_per_row(self, present: Tensor, counts: Tensor) -> Tensor:
+        n_in = self._shape[1]
+        conn = Connections("layer", self._shape, present // n_in, present % n_in, present.new_empty(0))
+        return conn.best_absent_per_row(counts, self._grad)
+
 
 Optimizers = dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]
 _SGD: Optimizers = {"SGD": lambda ps: torch.optim.SGD(ps, lr=0.05)}

@@ -1,0 +1,56 @@
+"""SRigL (arXiv 2305.02299, section 3): RigL at a constant fan-in; units with too few salient connections are taken away."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sparsefleet import Connections, Progress, Rewirer, Rng, Update, hookimpl, keep_best, keep_best_per_row
+
+
+class SRigL(Rewirer):
+    """Drops the smallest magnitudes of a layer, ablates its weak output units, and lets the others grow by gradient to one fan-in.
+
+    The fan-in is the asked count over the units that live, rounded down, so a layer never holds more than was asked. A unit that kept more
+    loses its smallest magnitudes; the authors' code cuts any. The last layer, and one whose storage holds a constant fan-in, loses no unit.
+    """
+
+    name = "srigl"
+    paper = "arXiv 2305.02299, section 3.1"
+    rule = (
+        "K = f_t nnz; salient: top nnz - K by |w| and top K by |dL/dw| of absent ones; ablate units with fewer than max(1, gamma k) of them; "
+        "k' = nnz / living units; of each living unit keep at most k' of the top |w|, grow by |dL/dw| to k'"
+    )
+    cannot = "A storage with a constant fan-in cannot hold an ablated unit: there it runs with gamma: 0 only."
+    needs_absent_grad = replaces_step = keeps_regrown = varies_nnz = True
+    fits_tiles = False
+    ablates_by = "gamma"
+    gamma: float = Field(0.3, ge=0, le=1, description="share of its fan-in that must be salient, or a unit is ablated; 0: none is")
+
+    def update(self, conn: Connections, progress: Progress, rng: Rng, n_target: int) -> Update:
+        """One topology change; every living unit has ``n_target // living`` connections afterwards."""
+        n_drop = min(self.drop_count(conn, progress), conn.nnz)
+        large = keep_best(conn.weight.abs(), conn.nnz - n_drop)
+        alive = self._alive(conn, large, n_drop, n_target)
+        fan_in = min(n_target // max(1, int(alive.sum())), conn.n_in)
+        score = torch.where(large & alive[conn.row], conn.weight.abs(), -1.0)
+        keep = (score >= 0) & keep_best_per_row(score, conn.row, torch.tensor(fan_in, device=score.device).expand(conn.n_out))
+        kept = conn.select(keep)
+        return Update(keep, kept.best_absent_per_row(torch.where(alive, fan_in - kept.per_row(), 0)))
+
+    def _alive(self, conn: Connections, large: Tensor, n_drop: int, n_target: int) -> Tensor:
+        """``(n_out,)`` bool: the output units that stay; never none of them, and never more than there are connections for."""
+        ablates = self.gamma and not conn.is_last and not conn.constant_fan_in
+        salient = conn.select(large).per_row()
+        if ablates:
+            salient += torch.bincount(conn.best_absent(n_drop)[0], minlength=conn.n_out)
+        alive = keep_best(salient.double(), min(n_target, conn.n_out))
+        if ablates:
+            fan_in = conn.nnz / max(1, int(torch.count_nonzero(conn.per_row())))
+            alive &= salient >= min(max(1.0, self.gamma * fan_in), float(salient.max()))
+        return alive
+
+
+@hookimpl
+def sparsefleet_rewirers() -> list[type[Rewirer]]:
+    """Registers this module's rewirer."""
+    return [SRigL]
