@@ -99,6 +99,8 @@ def _schema_problems(params: Mapping[str, Any], schema: Mapping[str, Any]) -> li
 
 def _message(error: Any) -> str:
     """What is wrong; of several alternatives, that of the one whose type the value has."""
+    if error.validator == "enum" and isinstance(error.instance, str):
+        return f"unknown {error.instance!r}; {did_you_mean(error.instance, map(str, error.validator_value))}"
     told = [inner.message for inner in error.context or () if inner.validator != "type"]
     if told or not error.context:
         return told[0] if told else str(error.message)

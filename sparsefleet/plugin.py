@@ -345,6 +345,8 @@ class DataInfo:
     input_shape: tuple[int, ...]
     n_outputs: int
     """Classes, or regression targets."""
+    vocabulary: int = 0
+    """Where inputs are tokens, int64 below this number, 0 for padding at the end; 0: inputs are numbers."""
 
 
 class Model(Plugin):
@@ -376,7 +378,7 @@ class TensorData:
     """A split that fits in memory.
 
     Attributes:
-        x: ``(n, *input_shape)``.
+        x: ``(n, *input_shape)``, float32 numbers or int64 tokens.
         y: ``(n,)`` int64 classes, or ``(n, n_outputs)`` regression targets.
     """
 
@@ -389,6 +391,8 @@ class Dataset(Plugin):
 
     family: ClassVar[str] = "dataset"
     info: ClassVar[DataInfo]
+    """The task and the shapes; a data set whose shapes follow from its parameters defines a property ``info``. Networks are built and timed
+    without the data, so it never depends on files: ``files`` refuses those that do not fit it."""
 
     @abstractmethod
     def files(self, root: Path) -> Iterable[Path]:
@@ -407,11 +411,12 @@ class Dataset(Plugin):
         return x
 
     def fake(self, n: int) -> TensorData:
-        """``n`` invented examples of the right shapes, for tests."""
+        """``n`` invented examples of the right shapes, for tests and timings."""
         import torch
 
         gen = torch.Generator().manual_seed(n)
-        x = torch.randn((n, *self.info.input_shape), generator=gen)
+        shape = (n, *self.info.input_shape)
+        x = torch.randint(self.info.vocabulary, shape, generator=gen) if self.info.vocabulary else torch.randn(shape, generator=gen)
         if self.info.task == "regression":
             return TensorData(x, torch.randn((n, self.info.n_outputs), generator=gen))
         return TensorData(x, torch.randint(self.info.n_outputs, (n,), generator=gen))

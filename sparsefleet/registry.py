@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -299,7 +299,7 @@ def facts_of(cls: type[Plugin]) -> dict[str, Any]:
             facts[name] = value
         elif isinstance(value, (tuple, list)):
             facts[name] = list(value)
-        elif name == "info" and value is not None:
+        elif name == "info" and is_dataclass(value):  # not a property: then it follows from the parameters
             facts[name] = asdict(value)
     if cls.family == "model":
         from sparsefleet.plugin import Model

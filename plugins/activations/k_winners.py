@@ -16,6 +16,8 @@ class KWinners(Activation):
 
     name = "k-winners"
     paper = "arXiv 1903.11257, section 3.2"
+    rule = "y = x where x exp(-boost duty) is among the k largest of its sample, else 0; duty: running share of samples in which the unit was active"
+    cannot = "Boosting units that are mostly negative: there it favours busy ones. Put it behind a norm and keep density low, or set relu."
     sparse = True
 
     density: float = Field(0.35, gt=0, le=1, description="share of units that win: 0.35 is an activation sparsity of 0.65")
@@ -31,15 +33,19 @@ class KWinners(Activation):
 
 
 class KWinnersModule(nn.Module):
-    """Inputs ``(batch, features)`` or ``(batch, features, height, width)``; k counts all units of a sample, duty is per feature."""
+    """Inputs ``(batch, features)`` or ``(batch, features, height, width)``; k counts all units of a sample, duty is per feature.
+
+    Args:
+        local: k counts the features of one place of a sample.
+    """
 
     duty: Tensor
     seen: Tensor
     boost: Tensor
 
-    def __init__(self, plugin: KWinners, features: int) -> None:
+    def __init__(self, plugin: KWinners, features: int, *, local: bool = False) -> None:
         super().__init__()
-        self.plugin = plugin
+        self.plugin, self.local = plugin, local
         self.register_buffer("duty", torch.empty(features))  # share of samples in which the unit was active
         self.register_buffer("seen", torch.empty((), dtype=torch.int64))  # training samples so far
         self.register_buffer("boost", torch.empty(()))
@@ -52,20 +58,26 @@ class KWinnersModule(nn.Module):
         self.boost.fill_(self.plugin.boost)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as ``x``, with k non-zero units per sample at most."""
+        """Same shape as ``x``, with k non-zero units per sample, or per place, at most."""
         if self.plugin.relu:
             x = x.relu()
-        n = x[0].numel()
+        n = x.shape[1] if self.local else x[0].numel()
         k = max(1, round(self.plugin.density * n))
         score = x.detach()
         if self.training:
             score = score * torch.exp(-self.boost * self.duty).view(-1, *[1] * (x.dim() - 2))
         else:
             k = min(n, max(1, round(k * self.plugin.k_inference_factor)))
-        y = torch.where(winners(score.flatten(1), k).view_as(x), x, 0.0)
+        y = torch.where(self._winners(score, k), x, 0.0)
         if self.training:
             self._count(y.detach())
         return y
+
+    def _winners(self, score: Tensor, k: int) -> Tensor:
+        if not self.local:
+            return winners(score.flatten(1), k).view_as(score)
+        places = score.movedim(1, -1)
+        return winners(places.reshape(-1, places.shape[-1]), k).view(places.shape).movedim(-1, 1)
 
     def on_epoch(self) -> None:
         """Weakens boosting; called at the end of each training epoch."""

@@ -10,6 +10,7 @@ class Relu(Activation):
 
     name = "relu"
     paper = "doi:10.5555/3104322.3104425"
+    rule = "y = max(x, 0)"
 
     def build(self, features: int) -> nn.Module:
         """torch.nn.ReLU."""

@@ -3,11 +3,11 @@ the outputs of the last one summed by class."""
 
 from collections import OrderedDict
 from collections.abc import Callable
-from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from sparsefleet_plugins.models.inputs import n_numbers
 from torch import Tensor, nn
 
 from sparsefleet import DataInfo, Model, hookimpl
@@ -65,6 +65,8 @@ class WideMlp(Model):
 
     name = "wide-mlp"
     paper = "SparseLinear Demonstration using MNIST, section Training very wide and sparse models"
+    rule = "repeat, scale, then fc, LayerNorm, act for every hidden width, then fc, summed by class"
+    kinds: ClassVar[tuple[str, ...]] = ("Linear",)
     chain = ("input*repeat", "hidden", "hidden[-1]:readout=grouped-sum", "outputs:readout=dense")
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((1000, 1000), min_length=1, description="widths of the hidden layers")
@@ -73,7 +75,7 @@ class WideMlp(Model):
 
     def build(self, data: DataInfo, act: Callable[[int], nn.Module]) -> nn.Module:
         """``(batch, *input_shape)`` to ``(batch, n_outputs)``."""
-        n_in = prod(data.input_shape) * self.repeat
+        n_in = n_numbers(self.name, data) * self.repeat
         parts: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten()), ("repeat", Repeat(self.repeat)), ("scale", InputScale(n_in))]
         widths = [n_in, *self.hidden]
         for i, (wide_in, wide_out) in enumerate(zip(widths, self.hidden, strict=False), start=1):

@@ -11,7 +11,9 @@ import torch
 from sparsefleet.errors import UserError
 from sparsefleet.home import data_root
 from sparsefleet.plugin import Dataset, TensorData
+from sparsefleet.rng import Rng
 from sparsefleet.testing.expect import expect, fail
+from sparsefleet.testing.samples import disturb_global_seeds
 
 
 def invents_examples(plugin: Dataset) -> None:
@@ -19,6 +21,18 @@ def invents_examples(plugin: Dataset) -> None:
     data = plugin.fake(7)
     _check_split(plugin, data, 7)
     expect(torch.equal(data.x, plugin.fake(7).x), "the same examples at every call", "they differ", "seed a generator of your own")
+
+
+def augments_by_its_stream_alone(plugin: Dataset) -> None:
+    """``augment`` keeps the shape, draws from its stream only, and leaves the batch as it was."""
+    x = plugin.fake(5).x
+    before, seen = x.clone(), []
+    for seed in (1, 2):
+        disturb_global_seeds(seed)
+        seen.append(plugin.augment(x, Rng("augment")))
+    expect(seen[0].shape == x.shape and seen[0].dtype == x.dtype, f"{x.dtype} of shape {tuple(x.shape)}", tuple(seen[0].shape), "keep both")
+    expect(torch.equal(*seen), "equal batches from equal streams", "they differ", "draw from rng only")
+    expect(torch.equal(x, before), "an unchanged batch", "it was written to", "x.clone() first")
 
 
 def explains_absent_files(plugin: Dataset) -> None:
@@ -57,7 +71,12 @@ def _load(plugin: Dataset, split: Literal["train", "test"]) -> TensorData:
 def _check_split(plugin: Dataset, data: TensorData, n: int) -> None:
     info = plugin.info
     expect(data.x.shape == (n, *info.input_shape), f"x of shape ({n}, {info.input_shape})", tuple(data.x.shape), "as info.input_shape says")
-    expect(bool(torch.isfinite(data.x).all()), "finite inputs", "NaN or infinity", "check the normalisation")
+    if info.vocabulary:
+        known = data.x.dtype == torch.int64 and (n == 0 or (int(data.x.min()) >= 0 and int(data.x.max()) < info.vocabulary))
+        expect(known, f"int64 tokens in [0, {info.vocabulary})", f"{data.x.dtype} up to {int(data.x.max())}", "number unknown words too")
+    else:
+        expect(data.x.is_floating_point(), "float inputs", str(data.x.dtype), "x.float(), or say info.vocabulary")
+        expect(bool(torch.isfinite(data.x).all()), "finite inputs", "NaN or infinity", "check the normalisation")
     if info.task == "regression":
         expect(data.y.shape == (n, info.n_outputs), f"y of shape ({n}, {info.n_outputs})", tuple(data.y.shape), "as info says")
         return
@@ -66,4 +85,4 @@ def _check_split(plugin: Dataset, data: TensorData, n: int) -> None:
     expect(inside, f"classes in [0, {info.n_outputs})", sorted(set(data.y.tolist()))[:12], "number the classes from 0")
 
 
-CHECKS = (invents_examples, explains_absent_files, loads_what_it_says)
+CHECKS = (invents_examples, augments_by_its_stream_alone, explains_absent_files, loads_what_it_says)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def _activations(network: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Modu
     for prefix, parent in network.named_modules():
         if isinstance(parent, nn.Sequential) and issubclass(nn.ReLU, kind):
             children = list(parent.named_children())
-            for (_, norm), (name, behind) in zip(children, children[1:], strict=False):
+            for (_, norm), (name, behind) in pairwise(children):
                 if isinstance(norm, LayerNorm) and norm.relu and isinstance(behind, nn.Identity):
                     found[f"{prefix}.{name}" if prefix else name] = behind
     return found

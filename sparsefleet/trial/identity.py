@@ -122,8 +122,9 @@ def data_digest(reader: PluginRef, catalog: Catalog, root: Path, family: str = "
     if missing:
         raise UserError(f"{family} {reader.name!r} is not complete under {root}", cause=f"missing: {', '.join(missing)}")
     sha = hashlib.sha256()
+    folder = os.path.commonpath([file.parent for file in files]) if files else ""  # what a file is may stand in its folder's name
     for file in files:
-        sha.update(file.name.encode() + b"\0")
+        sha.update(file.relative_to(folder).as_posix().encode() + b"\0")
         with file.open("rb") as stream:
             sha.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest") else _hash(stream))
     answer = {"digest": sha.hexdigest(), "files": {str(file): _stat(file) for file in files}}
