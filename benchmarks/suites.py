@@ -5,6 +5,15 @@ from __future__ import annotations
 from benchmarks.harness import Part
 from benchmarks.ops.cases import CASES
 
+_BOTH, _CSR, _DENSE = ("fixed-fan-in", "csr"), ("csr",), ("masked",)
+REWIRERS = {
+    **dict.fromkeys(("set", "rigl", "random-regrow", "itop-set", "itop-rigl", "deep-r", "mest"), _BOTH),
+    **dict.fromkeys(("dsr", "srigl"), _CSR),
+    **dict.fromkeys(("snfs", "soft-deep-r", "deepr-softmax", "grow-then-prune", "top-kast", "sr-ste"), _DENSE),
+}
+"""Rewirers, and the layers that their updates are timed on."""
+PRUNERS = ("random", "magnitude", "taylor", "snip", "grasp", "synflow", "lamp", "movement", "wanda")
+
 SUITES: dict[str, tuple[Part, ...]] = {
     "cli": (
         Part("PLAN", "time and memory of planning a million points", "benchmarks.cli.times:plan", 0.2),
@@ -28,10 +37,16 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("accuracy", "coverage of the accuracy intervals", "benchmarks.trust.coverage:figures", 0.7),
     ),
     "ops": tuple(Part(case.id, case.title, "benchmarks.ops.command:case_part", case.minutes) for case in CASES.values()),
-    "updates": tuple(
-        Part(f"{rewirer}/{layer}", f"an update of {rewirer} on {layer}, in training steps", "benchmarks.updates.cost:figures", 0.5)
-        for rewirer in ("set", "rigl")
-        for layer in ("fixed-fan-in", "csr")
+    "updates": (
+        *(
+            Part(f"{rewirer}/{layer}", f"an update of {rewirer} on {layer}, in training steps", "benchmarks.updates.cost:figures", 0.5)
+            for rewirer, layers in REWIRERS.items()
+            for layer in layers
+        ),
+        *(
+            Part(f"{pruner}/masked", f"a pruning by {pruner}, in training steps", "benchmarks.updates.pruning:figures", 0.3)
+            for pruner in PRUNERS
+        ),
     ),
     "gpu": (
         Part("checks", "the Triton kernels against float64", "benchmarks.gpu.checks:figures", 1),

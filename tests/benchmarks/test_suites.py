@@ -21,3 +21,13 @@ def test_help_imports_nothing_heavy() -> None:
     look = "import sys; from benchmarks.__main__ import asked; print([m for m in ('torch', 'ray', 'mlflow', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_method_has_its_updates_timed():
+    """The suites import nothing of the product, so the names stand there again."""
+    from benchmarks.suites import PRUNERS, REWIRERS
+    from sparsefleet.registry import catalog
+
+    ours = [e for e in catalog().entries if e.distribution == "sparsefleet"]
+    assert sorted(PRUNERS) == sorted(e.name for e in ours if e.family == "pruner")
+    assert sorted([*REWIRERS, "static"]) == sorted(e.name for e in ours if e.family == "rewirer")

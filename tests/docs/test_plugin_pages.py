@@ -25,11 +25,11 @@ HERE_NOT = ("is not installed", "runs on cuda")
 def test_the_grid_of_a_page_can_run(name):
     snippet = re.search(r"```yaml\n(.*?)```", PAGES[name], re.DOTALL)
     assert snippet is not None
-    try:
-        found = list(walk(load_text(snippet[1], "page.yaml", catalog=catalog()), catalog()))
-    except InvalidGrid as error:
-        assert "my-file is not there" in str(error)  # a file of the reader's own
+    if name == "connectivity-user":  # a file of the reader's own
+        with pytest.raises(InvalidGrid, match="my-file is not there"):
+            load_text(snippet[1], "page.yaml", catalog=catalog())
         return
+    found = list(walk(load_text(snippet[1], "page.yaml", catalog=catalog()), catalog()))
     skips = [item.reason for item in found if isinstance(item, Skip)]
     assert [reason for reason in skips if not any(text in reason for text in HERE_NOT)] == []
     assert skips or ENTRIES[name].facts.get("chooses") or any(ENTRIES[name].name in repr(item.spec.to_json()) for item in found)
@@ -42,7 +42,7 @@ def test_a_method_tells_its_rule_and_its_paper(name):
     assert "## What it cannot do" in PAGES[name]
 
 
-@pytest.mark.parametrize("name", sorted(n for n, e in ENTRIES.items() if e.family in ("pruner", "rewirer")))
+@pytest.mark.parametrize("name", sorted(n for n, e in ENTRIES.items() if e.family in ("pruner", "rewirer") and e.name != "static"))
 def test_the_reference_test_of_a_method_names_it(name):
     entry = ENTRIES[name]
     test = (ROOT / plugin_pages.reference_of(entry)).read_text()
