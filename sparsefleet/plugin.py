@@ -256,6 +256,8 @@ class Layer(Plugin):
     """``all``: every site is stored, density is 1."""
     stores_dense: ClassVar[bool] = False
     """Holds a value at absent sites too."""
+    narrows: ClassVar[bool] = False
+    """With topology ``all``: the network loses the units that its pruner removed (pattern ``neuron``) before the layer stores what is left."""
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """Kinds of devices that it computes on."""
     n_of_m: ClassVar[tuple[int, int] | None] = None

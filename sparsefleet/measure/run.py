@@ -25,6 +25,7 @@ from sparsefleet.measure.passes import MeasureRequest, PassResult
 from sparsefleet.measure.samples import Samples
 from sparsefleet.measure.sides import Batch, Forward, Method, Step, batches, flags, set_flags, side
 from sparsefleet.measure.verdict import LEVELS, reason
+from sparsefleet.measure.whole import check_compact
 from sparsefleet.plugin import Dataset, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.trial.build import Network, build_network, load_network
@@ -100,7 +101,7 @@ class _Comparison:
         """Correctness, baselines, clock, correctness again."""
         request, job = self.request, self.job
         loaded = load_network(job.spec, request.model, request.masks, registry=self.registry, device=job.device)
-        before = self._check(loaded.module, self.inputs[:2])
+        before = self._check(loaded, self.inputs[:2])
         if not before.ok:
             return PassResult(state="INCORRECT", reason=f"before the clock started, {before.reason}")
         check_flags(self.flags, "the sparse side")
@@ -122,7 +123,7 @@ class _Comparison:
             now = look(self.job.device)
             self.conditions += gpu_conditions(self.gpu, now, os.getpid())
             self.notes += [] if now.pids else ["whether another process used the GPU cannot be read here"]
-        after = self._check(loaded.module, self.inputs[:1])
+        after = self._check(loaded, self.inputs[:1])
         if not after.ok:
             return PassResult(state="INCORRECT", reason=f"after the clock stopped, {after.reason}")
         if not all(bool(parameter.isfinite().all()) for parameter in loaded.module.parameters()):
@@ -181,7 +182,7 @@ class _Comparison:
             self.rival_note = f"no small-dense: {error}"
             return None
         self.rival_params = sum(parameter.numel() for parameter in built.module.parameters())
-        live = loaded.n_params_dense - sum(m.matrix_shape[0] * m.matrix_shape[1] - m.nnz for m in loaded.sparse.values())
+        live = loaded.n_params_dense - sum(m.matrix_shape[0] * m.matrix_shape[1] - m.nnz for m in loaded.sparse.values()) - loaded.n_beside
         if abs(self.rival_params - live) > _SAME_PARAMS * live:
             self.rival_note = f"no small-dense: the model narrows to {self.rival_params:,} parameters, the sparse net has {live:,}"
             return None
@@ -203,12 +204,14 @@ class _Comparison:
 
     # Beside the clock
 
-    def _check(self, network: nn.Module, inputs: Sequence[Batch]) -> Correctness:
-        job, was_training = self.job, network.training
+    def _check(self, loaded: Network, inputs: Sequence[Batch]) -> Correctness:
+        job, network, was_training = self.job, loaded.module, loaded.module.training
         network.eval()
         found = check_network(
             network, [x for x, _ in inputs], precision=job.spec.train.precision, gradients=job.op == "step", key=job.config_key
         )
+        if loaded.is_compact:
+            check_compact(found, loaded, [x for x, _ in inputs], job.spec, self.registry, job.config_key)
         if not job.versus_dense:
             found.unchecked = []  # masked convolutions have no reference here, and no speed-up either
         network.train(was_training)

@@ -74,7 +74,7 @@ class Block(Frozen):
 
 
 class Row(Frozen):
-    """Whole output units stay or go (their bias is not touched)."""
+    """Whole output units stay or go (their bias is not touched; ``neuron`` removes the unit itself)."""
 
     kind: Literal["row"] = "row"
 
@@ -85,7 +85,22 @@ class Channel(Frozen):
     kind: Literal["channel"] = "channel"
 
 
-Pattern = Annotated[Unstructured | NOfM | Block | Row | Channel, Field(discriminator="kind")]
+class Neuron(Frozen):
+    """Whole units go: an output neuron of a Linear, a filter of a Conv2d, with its bias, its norm's entries and the columns that read it.
+
+    Units that an addition couples (a residual) go together. The network's inputs and outputs stay. ``sparsefleet.nn.compact`` does it.
+    """
+
+    kind: Literal["neuron"] = "neuron"
+    counts: Literal["weights", "units"] = Field(
+        "weights",
+        description="what density is the kept share of: prunable weights (the units are solved for it), or units of each layer, "
+        "which leaves about its square of the weights",
+    )
+    p: float = Field(1.0, gt=0, description="a unit's score is (sum of score ** p) ** (1 / p) over its weights; with magnitude, their L_p norm")
+
+
+Pattern = Annotated[Unstructured | NOfM | Block | Row | Channel | Neuron, Field(discriminator="kind")]
 Distribution = Literal["uniform", "er", "erk", "global"]
 
 

@@ -41,7 +41,7 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
         for name, shape in network.shapes.items()
     ]
     n_prunable, n_live = sum(sites.values()), sum(nnz.values())
-    params = network.n_params_dense - n_prunable + n_live
+    params = network.n_params_dense - n_prunable + n_live - network.n_beside
     by_role = resident_bytes(network.module, optimizer)
     stored, dense = stored_bytes(network.module)
     return Counts(
@@ -118,7 +118,9 @@ def carry_slots(
     for name, parameter in network.module.named_parameters():
         old = old_parameters.get(name, parameter)
         for key, value in slots.get(old, {}).items():
-            if isinstance(value, Tensor) and value.dim() and value.shape == old.shape and id(parameter) in sparse:
+            if isinstance(value, Tensor) and value.dim() and value.shape == old.shape and name in network.places:
+                value = value.reshape(-1)[network.places[name].to(value.device)].view_as(parameter)
+            elif isinstance(value, Tensor) and value.dim() and value.shape == old.shape and id(parameter) in sparse:
                 module = sparse[id(parameter)]
                 value = module.as_stored(value.reshape(-1)[module.flat_sites()])
             optimizer.state[parameter][key] = value

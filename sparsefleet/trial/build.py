@@ -98,7 +98,7 @@ def build_network(
     if connectivity is not None and data_root is not None:
         connectivity = connectivity.located(data_root)
     asked = _budget(spec, shapes, connectivity if sites is None or data_root is not None else None)
-    if isinstance(spec.method.pattern, Neuron) and spec.method.pruner and sites is None:
+    if isinstance(spec.method.pattern, Neuron) and spec.method.pruner:
         matrices = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items()}
         asked = nnz_by_units(module, matrices, names[-1], spec.density, spec.method.pattern)
     first = _first(spec, shapes, asked, connectivity, registry) if sites is None else asked

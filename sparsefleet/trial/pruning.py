@@ -55,7 +55,7 @@ def _prune_units(training: Training, found: Mapping[str, Tensor], density: float
     network, topology, pruner, method = training.network, training.topology, training.pruner, training.spec.method
     if pruner is None or pruner.per_row or pruner.sequential:
         raise UserError("pattern neuron compares units, and this pruner the weights of one unit", fix="pattern: unstructured")
-    changes = prune_units(network.module, topology, found, density, pattern, method.distribution)
+    changes = prune_units(network.module, topology, found, density, pattern, method.distribution, end=training.spec.density)
     units = units_left(network.module, {name: module.flat_sites() for name, module in topology.modules.items()})
     network.n_beside = n_beside(network.module, units)
     left = share_left(network.module, topology, pattern)
