@@ -1,5 +1,7 @@
 """DSR (arXiv 1902.05967, Algorithm 1) against numpy, and its threshold by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from small_net import biases, dense_weights, examples, gradients, masks, sparse_
 from sparsefleet_plugins.layers.csr import Csr
 from sparsefleet_plugins.layers.masked import Masked
 from sparsefleet_plugins.rewiring.dsr import DSR
+from torch import nn
 
 from sparsefleet import Progress, Rng
+from sparsefleet.nn import Sparsifier
 from sparsefleet.nn.topology import Topology
 
 LR, STEPS = 0.2, 40
@@ -132,6 +136,35 @@ def test_the_threshold_stays_a_number():
         plugin = DSR(prune_share=1.0)
         plugin.redistribute(layers, Progress(step, 10_000, 10))
     assert float(layers["0"].memory["next"]) <= 4 * 1e3
+
+
+def test_a_sparsifier_goes_on_with_its_threshold():
+    def made():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return model, Sparsifier(model, optimizer, rewirer={"dsr": {"every": 1}}, density=0.3, total_steps=40)
+
+    def train(model, sparsifier, steps):
+        for step in steps:
+            gen = torch.Generator().manual_seed(step)
+            sparsifier.optimizer.zero_grad()
+            model(torch.randn(8, 12, generator=gen).double()).square().sum().backward()
+            sparsifier.step()
+        return sparsifier.masks()
+
+    whole = train(*made(), range(16))
+    model, stopped = made()
+    train(model, stopped, range(8))
+    saved = [copy.deepcopy(part.state_dict()) for part in (model, stopped.optimizer, stopped)]
+    for keeps in (True, False):
+        model, resumed = made()
+        if not keeps:
+            saved[2]["memory"] = {name: {} for name in resumed.modules}
+        for part, state in zip((model, resumed.optimizer, resumed), saved, strict=True):
+            part.load_state_dict(state)
+        found = train(model, resumed, range(8, 16))
+        assert all(torch.equal(found[name], sites) for name, sites in whole.items()) == keeps
 
 
 def test_defaults_are_the_authors_package():

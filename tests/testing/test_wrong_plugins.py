@@ -139,10 +139,24 @@ class DueBeforeTheStart(_Rewirer):
         return True
 
 
+class Inflating(_Rewirer):
+    redistributes = True
+
+    def redistribute(self, layers, progress):
+        return {name: min(conn.n_sites, conn.nnz + 1) for name, conn in layers.items()}
+
+
+class UndeclaredMoves(_Rewirer):
+    def redistribute(self, layers, progress):
+        return {name: conn.nnz for name, conn in layers.items()}
+
+
 @pytest.mark.parametrize(
     ("plugin", "found"),
     [
         (OffByOne, "keeps_the_count"),
+        (Inflating, "keeps_the_total"),
+        (UndeclaredMoves, "keeps_the_total"),
         (ThresholdingTies, "keeps_the_count"),
         (GrowsOnTheKept, "grows_at_absent_sites"),
         (MutatingUpdate, "leaves_its_input_alone"),
