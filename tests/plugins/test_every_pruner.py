@@ -88,6 +88,19 @@ def test_a_trial_keeps_exactly_what_was_asked(digits_request, name, schedule, di
     assert record.counts.nnz_weights == math.floor(0.15 * (64 * 12 + 12 * 10) + 0.5)
 
 
+@every_pruner
+def test_regression(digits_request, name):
+    method = {"pruner": {"name": name}, "schedule": {"kind": "one-shot", "at": 0.5}}
+    train, data = {"epochs": 4, "batch_size": 16}, {"name": "random-regression"}
+    record = run_trial(digits_request(method=method, density=0.2, layer={"name": "masked"}, dataset=data, train=train, validation=0.0))
+    if PLUGINS[name].balanced_calibration:
+        assert record.state is State.PLUGIN_ERROR
+        assert "by class" in record.reason
+        return
+    assert record.state is State.SUCCEEDED, record.reason
+    assert record.counts.nnz_weights == math.floor(0.2 * (200 * 32 + 32 * 24 + 24 * 10) + 0.5)
+
+
 @pytest.mark.parametrize("density", [1.0, 0.5, 3 / 122])
 @every_pruner
 def test_layers_with_everything_and_with_one_connection(name, density):

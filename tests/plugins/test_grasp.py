@@ -96,3 +96,23 @@ def test_prunes_globally_to_the_count():
     topology = Topology(modules, None, seed=0)
     topology.prune(Grasp().score_all(calibration(network, modules, topology)), 0.3, distribution="global")
     assert topology.nnz == round(0.3 * topology.n_sites)
+
+
+def test_a_trial_gives_it_equally_many_of_each_class_mixed(digits_request, monkeypatch):
+    """Batches of one class each would give batch norms another network to look at."""
+    from sparsefleet.trial.record import State
+    from sparsefleet.trial.run import run_trial
+
+    labels, original = [], Grasp.score_all
+
+    def score_all(self, context):
+        labels.extend(y for _, y in context.batches)
+        return original(self, context)
+
+    monkeypatch.setattr(Grasp, "score_all", score_all)
+    method = {"pruner": {"name": "grasp"}, "distribution": "global"}
+    record = run_trial(digits_request(method=method, density=0.2, layer={"name": "masked"}, train={"epochs": 0, "batch_size": 64}))
+    assert record.state is State.SUCCEEDED, record.reason
+    assert torch.bincount(torch.cat(labels)).tolist() == [25] * 10
+    assert sorted(map(len, labels)) == [62, 62, 63, 63]
+    assert min(part.unique().numel() for part in labels) > 5

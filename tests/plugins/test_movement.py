@@ -7,7 +7,9 @@ from small_net import biases, dense_weights, examples, gradients, masks, sparse_
 from sparsefleet_plugins.pruning.movement import Movement
 
 from sparsefleet import PluginError
+from sparsefleet.nn import Sparsifier
 from sparsefleet.nn.topology import Topology
+from sparsefleet.sparsity.vocabulary import Cubic
 
 LR, STEPS = 0.2, 30
 
@@ -102,3 +104,34 @@ def test_pruning_before_the_first_step_is_refused():
     _, modules = sparse_net(density=1.0)
     with pytest.raises(PluginError, match="no step has been made"):
         Topology(modules, None, seed=0).score(Movement(), 0)
+
+
+def test_a_trial_goes_on_after_the_conversion(digits_request):
+    from sparsefleet.trial.record import State
+    from sparsefleet.trial.run import run_trial
+
+    schedule = {"kind": "cubic", "begin": 0.1, "end": 0.6, "every": 4}
+    method = {"pruner": {"name": "movement"}, "schedule": schedule, "convert_at": 0.7}
+    record = run_trial(digits_request(method=method, density=0.2, layer={"name": "csr"}, train={"epochs": 1, "batch_size": 64}))
+    assert record.state is State.SUCCEEDED, record.reason
+    assert record.counts.nnz_weights == round(0.2 * (64 * 32 + 32 * 24 + 24 * 10))
+
+
+def test_in_a_training_loop_of_ones_own():
+    """The optimizer calls it, whoever calls the optimizer."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4)).double()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    schedule = Cubic(begin=0.2, end=0.8, every=2)
+    sparsifier = Sparsifier(network, optimizer, density=0.25, total_steps=20, pruner="movement", layer="masked", schedule=schedule)
+    score = {name: torch.zeros(module.matrix_shape, dtype=torch.float64) for name, module in sparsifier.modules.items()}
+    x, y = examples()
+    for _ in range(20):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), y).backward()
+        for name, module in sparsifier.modules.items():
+            score[name] -= module.dense_grad() * module.weight_parameter.detach()
+        sparsifier.step()
+    for name, module in sparsifier.modules.items():
+        torch.testing.assert_close(module.dense_state["score"], score[name])
+    assert sparsifier.topology.nnz == 18
