@@ -116,6 +116,8 @@ class Pruner(Plugin):
     """How often ``score_all`` is called on the way to the target, keeping ``density ** (round / rounds)`` each time (SynFlow: 100)."""
     per_row: ClassVar[bool] = False
     """Scores are compared within each output row only (Wanda)."""
+    made_for: ClassVar[str] = ""
+    """The ``distribution`` that its paper uses, where that is not the user's choice; a trial with another says so in its warnings (LAMP)."""
 
     def score(self, conn: Connections) -> Tensor:
         """``(nnz,)`` importance; low goes first."""
@@ -352,9 +354,16 @@ class DataInfo:
 
 
 class Model(Plugin):
-    """A network, dense: the core replaces its prunable modules. Built on the meta device."""
+    """A network, dense: the core replaces its prunable modules. Built on the meta device.
+
+    The core replaces ``nn.LSTM``, ``nn.GRU`` and ``nn.MultiheadAttention`` first, by modules of the same signature whose gates and projections
+    are Linear (``sparsefleet.nn.LSTM`` …): ``prunable`` sees those.
+    """
 
     family: ClassVar[str] = "model"
+    kinds: ClassVar[tuple[str, ...]] = ("Linear",)
+    """What its prunable modules are, of Linear, Conv2d and Embedding: a plan skips layers that cannot store one of them, unless
+    ``keep_dense`` names that kind."""
     chain: ClassVar[tuple[str, ...]] = ("input", "hidden", "outputs")
     """Widths from input to output where the model is a chain of Linear layers, for estimates of memory before it is built: ``input`` and
     ``outputs`` are the data's, other names are parameters, ``a*b`` is a product, ``a[-1]`` the last of several, and ``a:name=value`` stands only

@@ -11,7 +11,7 @@ class Masked(Layer):
 
     name = "masked"
     execution = "masked_dense"
-    kinds = ("Linear", "Conv2d")
+    kinds = ("Linear", "Conv2d", "Embedding")
     stores_dense = True
 
     def build(self, template: nn.Module, conn: Connections, bias: Tensor | None) -> MaskedModule:

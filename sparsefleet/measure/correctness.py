@@ -294,7 +294,7 @@ class _Reference:
         self.xt = self.x.to(torch.float64).t().contiguous()  # (n_in, batch)
         flat = module.flat_sites()
         self.row, self.col = flat // self.n_in, flat % self.n_in
-        stored = module.values()
+        stored = module.multiplied()
         self.weight = stored.to(torch.float64)
         bias = getattr(module, "bias", None)
         self.bias = None if bias is None else bias.detach().to(torch.float64)

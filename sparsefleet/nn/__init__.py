@@ -1,4 +1,4 @@
-"""Sparse drop-ins for ``nn.Linear``, and the machinery that makes a network sparse. Names load on first use."""
+"""Sparse drop-ins for ``nn.Linear``, LSTM, GRU and attention made of Linear modules, and the machinery that makes a network sparse. Names load on first use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsefleet.nn.attention import MultiheadAttention
     from sparsefleet.nn.auto import AutoLinear
     from sparsefleet.nn.block import BlockLinear
     from sparsefleet.nn.csr import CsrLinear
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
     from sparsefleet.nn.linear import SparseLinear
     from sparsefleet.nn.masked import MaskedLinear, MaskedModule
     from sparsefleet.nn.module import Remap, SparseModule, remap_sites
+    from sparsefleet.nn.quantised import QuantisedLinear, QuantisedModule
+    from sparsefleet.nn.recurrent import GRU, LSTM
     from sparsefleet.nn.sparsifier import Sparsifier
     from sparsefleet.nn.torch_sparse import TorchSparseLinear
     from sparsefleet.nn.two_four import TwoFourLinear
 
 _HOME = {
+    "GRU": "recurrent",
+    "LSTM": "recurrent",
     "AutoLinear": "auto",
     "BlockLinear": "block",
     "CsrLinear": "csr",
@@ -26,6 +31,9 @@ _HOME = {
     "LayerNorm": "layer_norm",
     "MaskedLinear": "masked",
     "MaskedModule": "masked",
+    "MultiheadAttention": "attention",
+    "QuantisedLinear": "quantised",
+    "QuantisedModule": "quantised",
     "Remap": "module",
     "SparseLinear": "linear",
     "SparseModule": "module",
@@ -36,6 +44,8 @@ _HOME = {
 }
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "AutoLinear",
     "BlockLinear",
     "CsrLinear",
@@ -43,6 +53,9 @@ __all__ = [
     "LayerNorm",
     "MaskedLinear",
     "MaskedModule",
+    "MultiheadAttention",
+    "QuantisedLinear",
+    "QuantisedModule",
     "Remap",
     "SparseLinear",
     "SparseModule",

@@ -60,11 +60,16 @@ def check_choices(distribution: Any, schedule: Any, pattern: Any, *, has_pruner:
             raise UserError(f"a {what} belongs to a pruner; a rewirer has none")
 
 
-def check_names(model: nn.Module, keep_dense: Any) -> None:
-    """Raises ``UserError`` where modules that stay dense are not there."""
+def check_names(model: nn.Module, keep_dense: Any, replacing: Mapping[str, nn.Module]) -> None:
+    """Raises ``UserError`` where modules that stay dense are not there.
+
+    Args:
+        replacing: what will stand in the place of modules, by name; its parts are there too.
+    """
     if isinstance(keep_dense, str) or not isinstance(keep_dense, Collection):
         raise UserError(f"keep_dense must be a list of module names, got {keep_dense!r}")
     there = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    there |= {f"{name}.{part}" for name, module in replacing.items() for part, _ in module.named_modules()}
     unknown = [name for name in keep_dense if name not in there]
     if unknown:
         known = [name for name, module in model.named_modules() if name and not list(module.children())]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsefleet.connections import Connections, DenseValues
+from sparsefleet.errors import UserError
 from sparsefleet.nn.csr import CsrLinear
 from sparsefleet.nn.module import Remap, SparseModule
 from sparsefleet.rng import Rng
@@ -45,7 +46,9 @@ class _Mask(nn.Module):
 
 
 class MaskedModule(SparseModule):
-    """A Linear or Conv2d whose weight is dense-stored and masked.
+    """A Linear, Conv2d or Embedding whose weight is dense-stored and masked.
+
+    The padding row of an Embedding is zero, whatever a method writes there; connections in it count as any others.
 
     Args:
         inner: the torch module, materialised; its weight is zero at absent sites.
@@ -64,10 +67,14 @@ class MaskedModule(SparseModule):
         """``template`` (on the meta device) with the weights of ``conn``."""
         module = cls.__new__(cls)
         SparseModule.__init__(module)
-        module._hold(*_inner(conn, bias, template))
+        module._hold(*inner_of(conn, bias, template))
         return module
 
     def _hold(self, inner: Any, mask: Tensor) -> None:
+        if getattr(inner, "max_norm", None) is not None or getattr(inner, "sparse", False):
+            raise UserError(
+                "an Embedding with max_norm or sparse=True writes into its weight or gradient past the mask", fix="leave them out"
+            )
         self.kernel = inner.weight[0, 0].numel()
         self.inner = inner
         parametrize.register_parametrization(inner, "weight", _Mask(mask))
@@ -101,7 +108,7 @@ class MaskedModule(SparseModule):
     @property
     def bias(self) -> Tensor | None:
         """The inner module's bias."""
-        own: Tensor | None = self.inner.bias
+        own: Tensor | None = getattr(self.inner, "bias", None)
         return own
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,6 +129,12 @@ class MaskedModule(SparseModule):
 
     def write_values(self, values: Tensor) -> None:
         self.weight_parameter.detach().view(-1)[self.flat_sites()] = values
+        self._clear_padding()
+
+    def _clear_padding(self) -> None:
+        padding = getattr(self.inner, "padding_idx", None)
+        if padding is not None:
+            self.weight_parameter.detach()[padding] = 0
 
     def as_stored(self, values: Tensor) -> Tensor:
         stored = torch.zeros_like(self.weight_parameter, dtype=values.dtype, requires_grad=False)
@@ -135,6 +148,7 @@ class MaskedModule(SparseModule):
             flat_weight[remap.dropped] = 0
         flat_mask[remap.grown] = True
         flat_weight[remap.flat] = values
+        self._clear_padding()
         self._flat = remap.flat
 
     def remap_slot(self, slot: Tensor, remap: Remap) -> Tensor:
@@ -216,7 +230,7 @@ class MaskedLinear(MaskedModule):
         drawn = CsrLinear(in_features, out_features, density, bias, **options)
         with torch.device("meta"):
             template = nn.Linear(in_features, out_features, bias=bias)
-        super().__init__(*_inner(drawn.connections(), drawn.bias, template))
+        super().__init__(*inner_of(drawn.connections(), drawn.bias, template))
         self.init_key = drawn.init_key
 
     @property
@@ -230,7 +244,7 @@ class MaskedLinear(MaskedModule):
         return self.matrix_shape[0]
 
 
-def _inner(conn: Connections, bias: Tensor | None, template: nn.Module) -> tuple[nn.Module, Tensor]:
+def inner_of(conn: Connections, bias: Tensor | None, template: nn.Module) -> tuple[nn.Module, Tensor]:
     """``template`` with the weights of ``conn`` and zeros elsewhere, and the mask."""
     inner: Any = template.to_empty(device=conn.weight.device).to(conn.weight.dtype)
     mask = torch.zeros(inner.weight.shape, dtype=torch.bool, device=conn.weight.device)
@@ -246,10 +260,10 @@ def _inner(conn: Connections, bias: Tensor | None, template: nn.Module) -> tuple
 def _put_together(kind: type[MaskedModule], plain: nn.Module, mask: Tensor, stored: nn.Parameter, rest: dict[str, Any]) -> MaskedModule:
     module = kind.__new__(kind)
     SparseModule.__init__(module)
+    module.__dict__.update(rest)
     plain.register_parameter("weight", nn.Parameter(torch.zeros_like(stored)))  # masking the stored one would clear its absent values
     module._hold(plain, mask)
     module.inner.parametrizations.weight.original = stored
-    module.__dict__.update(rest)
     return module
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections, check_sites
 from sparsefleet.errors import PluginError, UserError
+from sparsefleet.nn.bounds import spread
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.masked import MaskedModule
 from sparsefleet.nn.module import SparseModule
@@ -31,23 +32,32 @@ def weight_shape(module: nn.Module) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def initial_weights(conn: Connections, seed: int, fan_in: FanIn, dtype: torch.dtype) -> Tensor:
-    """``(nnz,)`` weights uniform in ±1/sqrt(fan-in), as ``torch.nn.Linear`` draws them; a function of (seed, layer, site) alone.
+def initial_weights(conn: Connections, seed: int, fan_in: FanIn, dtype: torch.dtype, template: nn.Module) -> Tensor:
+    """``(nnz,)`` weights as torch's own modules draw them; a function of (seed, layer, site) alone.
 
-    With ``fan_in="dense"`` the bound is that of the dense layer, so that every storage and density of one seed shares its weights; with
-    ``"live"`` each output unit's bound follows its number of connections.
+    Uniform in ±1/sqrt(n_in), or in the bound that ``template`` says (gates and projections have other ones than Linear). With
+    ``fan_in="dense"`` the bound is that of the dense layer, so that every storage and density of one seed shares its weights; with
+    ``"live"`` each output unit's grows as its connections become fewer, to 1/sqrt(live). An Embedding's are standard normal, its padding 0.
     """
     uniform = uniform_at(key_of(seed, "weight", conn.layer), conn.flat)
+    if isinstance(template, nn.Embedding):
+        normal: Tensor = torch.special.ndtri(uniform.clamp_(min=2.0**-54))
+        if template.padding_idx is not None:
+            normal.masked_fill_(conn.row == template.padding_idx, 0)
+        return normal.to(dtype)
+    draws = uniform.mul_(2).sub_(1)
     if fan_in == "dense":
-        return uniform.mul_(2).sub_(1).div_(math.sqrt(conn.n_in)).to(dtype)
-    bound = conn.per_row().clamp(min=1).to(torch.float64).rsqrt()
-    return ((2 * uniform - 1) * bound[conn.row]).to(dtype)
+        return spread(draws, template, conn.n_in).to(dtype)
+    live = conn.per_row().clamp(min=1).to(torch.float64)
+    if not hasattr(template, "init_bounds"):
+        return draws.mul_(live.rsqrt()[conn.row]).to(dtype)
+    return spread(draws, template, conn.n_in).mul_((conn.n_in / live).sqrt()[conn.row]).to(dtype)
 
 
-def initial_bias(name: str, n_out: int, n_in: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(n_out,)`` uniform in ±1/sqrt(n_in)."""
-    uniform = uniform_at(key_of(seed, "bias", name), torch.arange(n_out, device=device))
-    return uniform.mul_(2).sub_(1).div_(math.sqrt(n_in)).to(dtype)
+def initial_bias(name: str, shape: tuple[int, int], seed: int, dtype: torch.dtype, device: torch.device, template: nn.Module) -> Tensor:
+    """``(n_out,)`` uniform in the bound of ``template``."""
+    uniform = uniform_at(key_of(seed, "bias", name), torch.arange(shape[0], device=device))
+    return spread(uniform.mul_(2).sub_(1), template, shape[1], bias=True).to(dtype)
 
 
 def draw_connections(
@@ -101,9 +111,9 @@ def materialise(
     done: set[int] = set()
     for name, (layer, conn) in modules.items():
         template = network.get_submodule(name)
-        n_bias = 0 if getattr(template, "bias", None) is None else conn.n_out
-        conn.weight = initial_weights(conn, seed, fan_in, dtype)
-        bias = initial_bias(name, n_bias, conn.n_in, seed, dtype, device) if n_bias else None
+        conn.weight = initial_weights(conn, seed, fan_in, dtype, template)
+        has_bias = getattr(template, "bias", None) is not None
+        bias = initial_bias(name, conn.shape, seed, dtype, device, template) if has_bias else None
         kind = type(template).__name__
         if kind not in layer.kinds:
             raise UserError(f"layer {layer.name!r} cannot store a {kind} ({name})", fix=f"it stores: {', '.join(layer.kinds)}")
@@ -167,18 +177,19 @@ def _initialise(module: nn.Module, name: str, seed: int, dtype: torch.dtype, dev
             fix="give it a reset_parameters() method that fills its tensors",
         )
     module.to_empty(device=device, recurse=False)
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)  # before it is filled: a float64 weight has float64 draws
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
         matrix = (module.weight.shape[0], module.weight[0].numel())
         flat = torch.arange(math.prod(matrix), device=device)
         conn = Connections(name, matrix, flat // matrix[1], flat % matrix[1], torch.empty(0))
         with torch.no_grad():
-            module.weight.view(-1).copy_(initial_weights(conn, seed, "dense", dtype))
-            if module.bias is not None:
-                module.bias.copy_(initial_bias(name, *matrix, seed, dtype, device))
+            module.weight.view(-1).copy_(initial_weights(conn, seed, "dense", dtype, module))
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                bias.copy_(initial_bias(name, matrix, seed, dtype, device, module))
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key_of(seed, "module", name))
             reset()
-    for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)

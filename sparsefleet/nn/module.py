@@ -142,7 +142,6 @@ class SparseModule(nn.Module):
         """Number of stored connections."""
         return self.flat_sites().numel()
 
-    def enforce(self) -> None:
     @property
     def value_bits(self) -> int:
         """Bits of one weight where the trained network is stored."""
@@ -157,6 +156,7 @@ class SparseModule(nn.Module):
         """``(nnz,)`` weights that the product is made with, detached; others than ``values`` where it rounds them."""
         return self.values()
 
+    def enforce(self) -> None:
         """Called after every optimizer step: absent weights are zero again, whatever the optimizer did."""
 
     def sites(self) -> tuple[Tensor, Tensor]:

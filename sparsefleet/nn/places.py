@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import nn
 
 from sparsefleet.errors import UserError
+from sparsefleet.nn.attention import MultiheadAttention
 from sparsefleet.nn.module import SparseModule
 
 _HOOKS = (
@@ -58,7 +59,7 @@ def leave_fast_paths(model: nn.Module) -> None:
     """Makes torch's encoder layers call their modules.
 
     In eval mode without gradients ``nn.TransformerEncoderLayer`` hands the weights of its modules to one fused operation, which takes dense
-    ones, and ``nn.TransformerEncoder`` nests its input for that operation. Both ask these attributes first.
+    ones of torch's own modules, and ``nn.TransformerEncoder`` nests its input for that operation. Both ask these attributes first.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _has_sparse(module):
@@ -68,4 +69,4 @@ def leave_fast_paths(model: nn.Module) -> None:
 
 
 def _has_sparse(module: nn.Module) -> bool:
-    return any(isinstance(part, SparseModule) for part in module.modules())
+    return any(isinstance(part, (SparseModule, MultiheadAttention)) for part in module.modules())

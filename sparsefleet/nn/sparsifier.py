@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparsefleet.errors import UserError
 from sparsefleet.nn.arguments import check_choices, check_due, check_end, check_holds, check_method, check_names, check_numbers, plugin
 from sparsefleet.nn.block import BlockLinear
+from sparsefleet.nn.expose import Exposure
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.linear import SparseLinear
 from sparsefleet.nn.masked import MaskedModule
@@ -35,8 +36,9 @@ class Sparsifier:
 
     The modules of the model are replaced at once: a rewirer's by ``layer`` with the sites that ``connectivity`` draws, a pruner's by dense
     storage with a mask, until ``finish``. Weights stay what they are at those sites, the optimizer's parameters and slots follow. Modules that
-    are sparse already (``sparsefleet.nn``) are taken as they are; one that stands in several places is replaced in all of them. It uses the
-    code of a trial: same seed, names, weights and batches give the same masks.
+    are sparse already (``sparsefleet.nn``) are taken as they are; one that stands in several places is replaced in all of them. ``nn.LSTM``,
+    ``nn.GRU`` and ``nn.MultiheadAttention`` become modules of ours whose gates and projections are sparse (``LSTM`` …); an Embedding stays dense.
+    It uses the code of a trial: same seed, names, weights and batches give the same masks.
 
     Args:
         model: on its device, with its first weights.
@@ -78,7 +80,8 @@ class Sparsifier:
             raise UserError("a Sparsifier takes a pruner or a rewirer, and not both")
         check_numbers(total_steps, steps_per_epoch)
         check_choices(distribution, schedule, pattern, has_pruner=pruner is not None)
-        check_names(model, keep_dense)
+        exposure = Exposure(model, optimizer, skip=() if isinstance(keep_dense, str) else keep_dense)
+        check_names(model, keep_dense, exposure.ours)
         registry = Registry()
         self.pruner = plugin(registry, "pruner", pruner)
         self.rewirer = plugin(registry, "rewirer", rewirer)
@@ -87,15 +90,18 @@ class Sparsifier:
         self.total_steps, self.per_epoch = total_steps, steps_per_epoch or total_steps
         self.schedule, self.pattern, self.distribution = schedule or OneShot(), pattern or Unstructured(), distribution
         self.prunings = pruning_steps(self.schedule, total_steps) if self.pruner else []
-        storage = self.layer if self.rewirer else plugin(registry, "layer", "masked")
+        masks = self.layer.stores_dense and self.layer.topology == "free"
+        storage = self.layer if self.rewirer or masks else plugin(registry, "layer", "masked")
         check_method(self.method, storage, optimizer)
         if self.rewirer:
             check_due(self.rewirer, total_steps, self.per_epoch)
         else:
             check_end(self.layer, pattern)
-        kept = {id(module) for name, module in model.named_modules(remove_duplicate=False) if name in keep_dense}
-        names = [name for name, module in model.named_modules() if type(module).__name__ in storage.kinds and id(module) not in kept]
-        self.topology = Topology(*self._sparse(names, storage, plugin(registry, "connectivity", connectivity)))
+        with exposure:
+            kept = {id(module) for name, module in model.named_modules(remove_duplicate=False) if name in keep_dense}
+            kinds = set(storage.kinds) - {"Embedding"}
+            names = [name for name, module in model.named_modules() if type(module).__name__ in kinds and id(module) not in kept]
+            self.topology = Topology(*self._sparse(names, storage, plugin(registry, "connectivity", connectivity)))
         self.topology.start(self.method)
         self._watch()
         if 0 in self.prunings:
@@ -216,7 +222,7 @@ class Sparsifier:
         """
         if self.pruner and self.prunings and self.step_count < self.prunings[-1]:
             raise UserError(f"pruning ends at step {self.prunings[-1]}, and {self.step_count} are done")
-        if self.pruner is None or self.layer.name == "masked":
+        if self.pruner is None or (self.layer.stores_dense and self.layer.topology == "free"):
             return self.model
         moving = {name: old for name, old in self.modules.items() if _kind(old) in self.layer.kinds}
         refuse_losses(self.model, moving, fix="remove them, and register them again after finish()")

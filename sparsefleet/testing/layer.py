@@ -66,6 +66,23 @@ def _reference(conn: Connections, bias: Tensor, x: Tensor, up: Tensor) -> _Pass:
     return _Pass(output, up.double() @ weight, by_weight, up.double().sum(0))
 
 
+def _computing(module: nn.Module, conn: Connections) -> Connections:
+    """``conn`` with the weights that the module says it multiplies with: those of ``conn``, or nearest to them at its few bits."""
+    if not isinstance(module, SparseModule):
+        return conn
+    used, bits = module.multiplied(), module.value_bits
+    if bits < 8 * module.weight_parameter.element_size():
+        largest = conn.weight.new_zeros(conn.n_out).scatter_reduce_(0, conn.row, conn.weight.abs(), "amax")
+        step = (largest / (2 ** (bits - 1) - 1))[conn.row]
+        n_far = int(((used - conn.weight).abs() > 0.5001 * step).sum())
+        expect(n_far == 0, f"weights rounded to the nearest of {2**bits - 1} levels of their row", f"{n_far} others", "see multiplied()")
+        return replace(conn, weight=used)
+    expect(
+        torch.equal(used, conn.weight), "multiplied() to be the weights of a layer that stores them whole", "others", "or say value_bits"
+    )
+    return conn
+
+
 def _measured(module: nn.Module, x: Tensor, up: Tensor) -> _Pass:
     x = x.clone().requires_grad_()
     output = module(x)
@@ -101,8 +118,8 @@ def equals_the_masked_reference(plugin: Layer) -> None:
     for dtype in _TOLERANCE:
         for nnz in (_NNZ, 1, 0, _SHAPE[0] * _SHAPE[1]):
             conn, bias, x, up = _case(plugin, nnz, dtype)
-            want = _reference(conn, bias, x, up)
-            _compare(want, _measured(plugin.build(_template(_SHAPE), conn, bias), x, up), dtype)
+            module = plugin.build(_template(_SHAPE), conn, bias)
+            _compare(_reference(_computing(module, conn), bias, x, up), _measured(module, x, up), dtype)
 
 
 def convolves_like_the_reference(plugin: Layer) -> None:
@@ -114,14 +131,14 @@ def convolves_like_the_reference(plugin: Layer) -> None:
     conn.grad = conn.dense = None
     draw = Rng("conv-case")
     bias, x, up = draw.normal(6), draw.normal(2 * 4 * 49).view(2, 4, 7, 7), draw.normal(2 * 6 * 16).view(2, 6, 4, 4)
+    module = plugin.build(nn.Conv2d(4, 6, 3, stride=2, padding=1, device="meta"), conn, bias)
     weight = torch.zeros(shape, dtype=torch.float64)
-    weight[conn.row, conn.col] = conn.weight
+    weight[conn.row, conn.col] = _computing(module, conn).weight
     weight, dense_bias, dense_x = weight.view(6, 4, 3, 3).requires_grad_(), bias.clone().requires_grad_(), x.clone().requires_grad_()
     output = nn.functional.conv2d(dense_x, weight, dense_bias, stride=2, padding=1)
     by_x, by_weight, by_bias = torch.autograd.grad(output, (dense_x, weight, dense_bias), up)
     want = _Pass(output.detach(), by_x, by_weight.view(shape)[conn.row, conn.col], by_bias)
-    template = nn.Conv2d(4, 6, 3, stride=2, padding=1, device="meta")
-    _compare(want, _measured(plugin.build(template, conn, bias), x, up), torch.float64)
+    _compare(want, _measured(module, x, up), torch.float64)
 
 
 def tells_its_connections(plugin: Layer) -> None:
@@ -164,7 +181,7 @@ def rewires_in_place(plugin: Layer) -> None:
     after = Connections("layer", conn.shape, remap.flat // conn.n_in, remap.flat % conn.n_in, values)
     module.zero_grad()
     stepped = bias - 0.1 * up.sum(0)  # SGD's first step
-    _compare(_reference(after, stepped, x, up), _measured(module, x, up), torch.float64)
+    _compare(_reference(_computing(module, after), stepped, x, up), _measured(module, x, up), torch.float64)
 
 
 def _by_connection(module: SparseModule, slot: Tensor) -> Tensor:

@@ -194,12 +194,18 @@ def test_a_point_that_is_given_twice_runs_once() -> None:
         ),
         (
             "method: {rewirer: set}\nlayer: csr\nmodel.mlp.norm: layer\ninclude: [{model: convnet}]\n",
-            "layer=csr replaces Linear; the model has Conv2d as well",
+            "layer=csr stores Linear; convnet has Conv2d as well (keep_dense: [Conv2d] leaves that dense)",
         ),
     ],
 )
 def test_what_cannot_run_is_skipped_with_a_reason(text: str, reason: str) -> None:
     assert [skip.reason for skip in skips("density: 0.1\n" + text)] == [reason]
+
+
+def test_a_kind_that_stays_dense_need_not_be_stored() -> None:
+    convnet = "include: [{model: convnet, layer: csr, density: 0.1, method: {rewirer: set, keep_dense: [%s]}}]\n"
+    assert skips(convnet % "Conv2d") == []
+    assert ["convnet has Conv2d as well" in skip.reason for skip in skips(convnet % "last")] == [True]
 
 
 def test_memory_is_estimated_before_anything_is_allocated() -> None:
