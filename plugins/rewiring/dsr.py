@@ -27,7 +27,10 @@ class DSR(Rewirer):
         "Prune |w| < H in every layer, K in all, R_l survive in layer l. H <- 2 H if K < (1 - delta) N, H <- H / 2 if K > (1 + delta) N, "
         "with delta = 0.1 and N = prune_share * sites. Layer l regrows K * R_l / sum R at random absent sites, with w = 0."
     )
-    cannot = "It moves connections between layers, so a layer with a constant fan-in cannot hold them."
+    cannot = (
+        "One threshold serves all layers: those whose weights are small from the start are pruned first. N counts sites, so that at low "
+        "density it is many of the connections: lower prune_share with it."
+    )
     redistributes = True
     fits_tiles = False
     every: int | None = Field(100, ge=1, description="steps between updates; null: the end of every epoch but the last")

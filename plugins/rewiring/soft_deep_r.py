@@ -23,7 +23,10 @@ class SoftDeepR(Rewirer):
         "theta > 0: theta <- theta - lr * dE/dtheta - lr * alpha + sqrt(2 lr T) * nu; theta <= 0: theta <- max(theta_min, theta + "
         "sqrt(2 lr T) * nu); theta_min = -(1 - p) / p * T / alpha at density p; w = s * theta if theta > 0, else 0"
     )
-    cannot = "The number of connections drifts: only DEEP R bounds it. It keeps a parameter at every site, so it saves no memory."
+    cannot = (
+        "Nothing bounds the number of connections: while the loss pulls, more wake than fall asleep, and a run may end with several times what "
+        "was asked. It keeps a parameter at every site, so it saves no memory."
+    )
     needs_dense = varies_nnz = needs_plain_sgd = True
     fits_tiles = False
     every: ClassVar[int] = 1

@@ -26,7 +26,8 @@ class Change:
     """What one update did to one layer.
 
     Attributes:
-        n_peak: the most connections that stood during the update.
+        n_peak: the most connections that stood during the update; of a method that redistributes, what stands after it: all layers drop
+            before any grows.
     """
 
     layer: str
@@ -213,7 +214,8 @@ class Topology:
             module = self.modules[name]
             update = update_of(rewirer, conn, progress, target[name])
             change = self.change(name, update.keep, update.new, rewirer, conn)
-            changes.append(replace(change, n_peak=max(change.n_peak, rewirer.n_peak(conn, progress))))
+            peak = change.nnz if rewirer.redistributes else change.n_peak
+            changes.append(replace(change, n_peak=max(peak, rewirer.n_peak(conn, progress))))
             if module.nnz != target[name] and not rewirer.varies_nnz and module.tile == 1:
                 raise PluginError(
                     f"rewirer {rewirer.name!r} left layer {name!r} with {self.modules[name].nnz} connections, asked {target[name]}"

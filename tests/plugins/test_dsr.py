@@ -69,6 +69,7 @@ def test_equals_algorithm_1(layer):
             changes = topology.rewire(plugin, Progress(step, STEPS, 10))
             n_pruned = reference.rewire(step)
             assert sum(change.n_dropped for change in changes) == n_pruned
+            assert sum(change.n_peak for change in changes) == total
             thresholds.add(reference.threshold)
             assert {float(module.method_memory["next"]) for module in modules.values()} == {reference.threshold}
         assert topology.nnz == total
