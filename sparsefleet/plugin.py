@@ -118,6 +118,8 @@ class Pruner(Plugin):
     """Scores are compared within each output row only (Wanda)."""
     made_for: ClassVar[str] = ""
     """The ``distribution`` that its paper uses, where that is not the user's choice; a trial with another says so in its warnings (LAMP)."""
+    made_for: ClassVar[str] = ""
+    """The ``distribution`` that its paper uses, where that is not the user's choice; a trial with another says so in its warnings (LAMP)."""
 
     def score(self, conn: Connections) -> Tensor:
         """``(nnz,)`` importance; low goes first."""

@@ -23,6 +23,7 @@ class Grasp(Pruner):
         " and here the network is scored as it is."
     )
     needs_calibration = True
+    made_for = "global"
     balanced_calibration = True
 
     temperature: float = Field(200.0, gt=0, description="T, divides the logits")

@@ -16,6 +16,7 @@ class Lamp(Pruner):
     paper = "arXiv 2010.07611, section 2"
     rule = "score(u) = w_u^2 / sum of w_v^2 over v >= u, the weights of a layer in ascending order of |w|"
     cannot = "With another distribution than global it is magnitude pruning."
+    made_for = "global"
 
     def score(self, conn: Connections) -> Tensor:
         """``(nnz,)`` float64 in [0, 1]; the largest weight of a layer has 1. Of equal weights the earlier counts as the larger."""

@@ -23,6 +23,7 @@ class Snip(Pruner):
         " variance. With distribution: uniform it is layer-wise and not the paper's."
     )
     needs_calibration = True
+    made_for = "global"
 
     examples: int = Field(128, ge=1, description="training examples that the gradient is taken over (paper: one batch of 100 or 128)")
 

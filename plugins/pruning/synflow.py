@@ -21,6 +21,7 @@ class SynFlow(Pruner):
         "Needs an input that can be all ones: no token numbers. Sparse or bounded activations break the conservation that the paper proves."
     )
     needs_calibration = True
+    made_for = "global"
     rounds = 100
 
     def calibration_examples(self, n_classes: int) -> int:

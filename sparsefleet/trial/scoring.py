@@ -18,6 +18,9 @@ def scores(training: Training, names: list[str]) -> dict[str, Tensor]:
     """``(nnz,)`` scores of the named layers by the training's pruner."""
     pruner = training.pruner
     assert pruner is not None
+    asked = training.spec.method.distribution
+    if pruner.made_for not in ("", asked) and training.spec.method.pattern.kind != "n:m":
+        training.log.warn(f"{pruner.name} is defined for distribution {pruner.made_for}; this trial has {asked}")
     if pruner.needs_calibration:
         layers = {name: conn for name, conn in training.topology.connections("prune", training.step).items() if name in names}
         info = training.splits.info

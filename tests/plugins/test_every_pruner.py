@@ -86,6 +86,8 @@ def test_a_trial_keeps_exactly_what_was_asked(digits_request, name, schedule, di
         return
     assert record.state is State.SUCCEEDED, record.reason
     assert record.counts.nnz_weights == math.floor(0.15 * (64 * 12 + 12 * 10) + 0.5)
+    told = [warning for warning in record.warnings if "is defined for distribution" in warning]
+    assert len(told) == (PLUGINS[name].made_for not in ("", distribution))
 
 
 @every_pruner
@@ -317,6 +319,11 @@ def test_a_resumed_trial_is_bit_equal_to_an_uninterrupted_one(digits_request, mo
         assert (parts.workdir / files.MODEL).read_bytes() == (whole.workdir / files.MODEL).read_bytes()
         assert (parts.workdir / files.MASKS).read_bytes() == (whole.workdir / files.MASKS).read_bytes()
     assert {key: mask.flat.numel() for key, mask in load_masks(whole.workdir).items()} == {"fc1": 205, "fc2": 32}
+
+
+def test_criteria_that_rank_all_layers_together_say_so():
+    """LAMP on one layer at a time is magnitude pruning, and SNIP is not the paper's."""
+    assert {name for name in NAMES if PLUGINS[name].made_for == "global"} == {"lamp", "snip", "grasp", "synflow"}
 
 
 def test_there_are_pruners():
