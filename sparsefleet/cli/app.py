@@ -25,6 +25,7 @@ _VERBS = {
     "cancel": "cancel:cancel",
     "resume": "resume:resume",
     "compare": "compare:compare",
+    "pictures": "pictures:pictures",
     "ui": "ui:ui",
     "plugins": "plugins:plugins",
     "doctor": "doctor:doctor",

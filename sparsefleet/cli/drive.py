@@ -89,6 +89,8 @@ def _publish(session: Session, sweep: str) -> None:
     markdown = f"# {sweep}\n\n{render_markdown(rows)}- {claim(rows)}\n" + "".join(f"- {line}\n" for line in sentences(rows))
     with open_ledger(session.home) as ledger:
         ledger.enqueue("table", sweep, None, {"markdown": markdown})
+        if session.get("pictures") != "off":
+            ledger.enqueue("pictures", sweep, None, {})
 
 
 def _settings(session: Session, row: SweepRow, wanted: Drive) -> DriverSettings:

@@ -48,6 +48,7 @@ _ALL = (
     Setting("cache", "path", "Folder of rebuildable files", None, exported_as="SPARSEFLEET_CACHE"),
     Setting("artifacts", "uri", "Where models and masks are stored", None, exported_as="SPARSEFLEET_ARTIFACTS"),
     Setting("mlflow_uri", "uri", "MLflow's tracking URI", None, also="MLFLOW_TRACKING_URI", exported_as="MLFLOW_TRACKING_URI"),
+    Setting("pictures", "text", "Whether a finished sweep's pictures are drawn and uploaded: on or off", "on"),
     Setting("address", "text", "Address of a Ray cluster, or 'local'", "local"),
     Setting("max_parallel", "int", "Trials at a time; default: as many as the CPUs allow", None),
     Setting("max_trials", "int", "Refuse grids of more trials than this", "10000"),

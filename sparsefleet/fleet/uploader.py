@@ -13,6 +13,7 @@ from sparsefleet.ledger import Ledger
 _FLUSH_S = 60.0
 _SETTLE_S = 10.0
 _POLL_S = 0.25
+_MOST_LOOKED_AT = 10_000
 
 
 class Uploader:
@@ -47,11 +48,17 @@ class Uploader:
             return
         from sparsefleet.track.upload import finish
 
-        waiting = ledger.outbox_size()
+        waiting = _awaited(ledger)
         self._emit(Event("upload", {"waiting": waiting}))
-        if not finish(self._process, limit_s):
-            left = ledger.outbox_size()
+        if not finish(self._process, limit_s, lambda: not _awaited(ledger)):
+            left = _awaited(ledger)
             if left:
                 self._emit(Event("note", {"text": f"{left} of {waiting} items wait for MLflow; they are sent as soon as it answers"}))
-        self._emit(Event("upload", {"waiting": ledger.outbox_size()}))
+        self._emit(Event("upload", {"waiting": _awaited(ledger)}))
         self._process = None
+
+
+def _awaited(ledger: Ledger) -> int:
+    """What waits for MLflow, without pictures: nobody waits for those."""
+    n_pictures = sum(item.kind == "pictures" for item in ledger.outbox(_MOST_LOOKED_AT))
+    return ledger.outbox_size() - n_pictures

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # what stays in a cache
 Sites = Callable[[], Tensor] | None
 
 
@@ -31,11 +31,11 @@ class ChainCounts(NamedTuple):
     unused_inputs: int
 
 
-class Ends(NamedTuple):
-    """Which units a layer's connections touch: ``(n_out,)`` and ``(n_in,)`` bool."""
+class Fans(NamedTuple):
+    """Live connections of each unit of a layer: ``(n_out,)`` incoming ones, ``(n_in,)`` outgoing ones, int64 on the CPU."""
 
-    outputs: Tensor
-    inputs: Tensor
+    incoming: Tensor
+    outgoing: Tensor
 
 
 def effective_nnz(layers: Sequence[tuple[tuple[int, int], Sites]]) -> list[int] | None:
@@ -57,33 +57,32 @@ def chain_counts(layers: Sequence[tuple[tuple[int, int], Sites]]) -> ChainCounts
         return None
     if not layers:
         return ChainCounts([], 0, 0)
-    ends = [touched(shape, sites() if sites is not None else None) for shape, sites in layers]
+    fans = [fans_of(shape, sites() if sites is not None else None) for shape, sites in layers]
     reached = [torch.ones(layers[0][0][1], dtype=torch.bool)]
-    for (shape, sites), end in zip(layers, ends, strict=True):
-        alive = end.outputs
-        if not bool(reached[-1].all()):
-            alive = _followed(shape, sites, reached[-1])
-        reached.append(alive)
+    for (_, sites), fan in zip(layers, fans, strict=True):
+        reached.append(_followed(sites, fan, reached[-1]))
     counts, useful = [], torch.ones(layers[-1][0][0], dtype=torch.bool)
-    for (shape, sites), end, alive in zip(reversed(layers), reversed(ends), reversed(reached[:-1]), strict=True):
-        n, useful = _counted(shape, sites, end, alive, useful)
+    for (_, sites), fan, alive in zip(reversed(layers), reversed(fans), reversed(reached[:-1]), strict=True):
+        n, useful = _counted(sites, fan, alive, useful)
         counts.append(n)
-    hidden = sum(int((~(before.outputs & after.inputs)).sum()) for before, after in pairwise(ends))
-    return ChainCounts(counts[::-1], hidden + int((~ends[-1].outputs).sum()), int((~ends[0].inputs).sum()))
+    hidden = sum(int(((before.incoming == 0) | (after.outgoing == 0)).sum()) for before, after in pairwise(fans))
+    return ChainCounts(counts[::-1], hidden + int((fans[-1].incoming == 0).sum()), int((fans[0].outgoing == 0).sum()))
 
 
-def touched(shape: tuple[int, int], flat: Tensor | None) -> Ends:
-    """Units of a layer that have a live connection.
+def fans_of(shape: tuple[int, int], flat: Tensor | None) -> Fans:
+    """How many live connections each unit of a layer has.
 
     Args:
         flat: ``(nnz,)`` ascending flat sites; None where all are connected.
     """
+    n_out, n_in = shape
     if flat is None:
-        return Ends(*(torch.ones(n, dtype=torch.bool) for n in shape))
-    rows, cols = (torch.zeros(n, dtype=torch.bool, device=flat.device) for n in shape)
-    for row, col in parts(flat, shape[1]):
-        rows[row], cols[col] = True, True
-    return Ends(rows.cpu(), cols.cpu())
+        return Fans(torch.full((n_out,), n_in), torch.full((n_in,), n_out))
+    begins = torch.searchsorted(flat, torch.arange(n_out + 1, device=flat.device) * n_in)
+    outgoing = torch.zeros(n_in, dtype=torch.int64, device=flat.device)
+    for _, col in parts(flat, n_in):
+        outgoing += torch.bincount(col, minlength=n_in)
+    return Fans(torch.diff(begins).cpu(), outgoing.cpu())
 
 
 def parts(flat: Tensor, n_in: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,28 +92,30 @@ def parts(flat: Tensor, n_in: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield row, part - row * n_in
 
 
-def _followed(shape: tuple[int, int], sites: Sites, reached: Tensor) -> Tensor:
+def _followed(sites: Sites, fan: Fans, reached: Tensor) -> Tensor:
     """``(n_out,)`` units that have a connection from a reached input."""
     if sites is None:
-        return torch.full((shape[0],), bool(reached.any()))
+        return torch.full(fan.incoming.shape, bool(reached.any()))
+    if bool(reached.all()):
+        return fan.incoming > 0
     flat = sites()
-    alive, reached = torch.zeros(shape[0], dtype=torch.bool, device=flat.device), reached.to(flat.device)
-    for row, col in parts(flat, shape[1]):
-        alive[row[reached[col]]] = True
-    return alive.cpu()
+    lost, unreached = torch.zeros_like(fan.incoming, device=flat.device), ~reached.to(flat.device)
+    for row, col in parts(flat, reached.numel()):
+        lost += torch.bincount(row[unreached.index_select(0, col)], minlength=lost.numel())  # usually few
+    return fan.incoming > lost.cpu()
 
 
-def _counted(shape: tuple[int, int], sites: Sites, end: Ends, alive: Tensor, useful: Tensor) -> tuple[int, Tensor]:
+def _counted(sites: Sites, fan: Fans, alive: Tensor, useful: Tensor) -> tuple[int, Tensor]:
     """Connections from alive inputs to useful outputs, and the inputs that have one."""
     if sites is None:
         return int(useful.sum()) * int(alive.sum()), alive & bool(useful.any())
-    flat = sites()
+    n = int(fan.incoming.sum())
     if bool(alive.all()) and bool(useful.all()):
-        return flat.numel(), end.inputs
-    n, before = 0, torch.zeros(shape[1], dtype=torch.bool, device=flat.device)
+        return n, fan.outgoing > 0
+    flat = sites()
+    lost = torch.zeros_like(fan.outgoing, device=flat.device)
     alive, useful = alive.to(flat.device), useful.to(flat.device)
-    for row, col in parts(flat, shape[1]):
-        on_path = useful[row] & alive[col]
-        n += int(on_path.sum())
-        before[col[on_path]] = True
-    return n, before.cpu()
+    for row, col in parts(flat, alive.numel()):
+        off_path = ~(useful.index_select(0, row) & alive.index_select(0, col))
+        lost += torch.bincount(col[off_path], minlength=lost.numel())
+    return n - int(lost.sum()), fan.outgoing > lost.cpu()

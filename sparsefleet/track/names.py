@@ -69,6 +69,8 @@ RECORD_SHA256 = "sparsefleet.record_sha256"
 """sha256 of the record.json artifact."""
 MISSING = "sparsefleet.missing_artifacts"
 """Files of the trial that the artifact store could not give, if any."""
+PICTURES = "sparsefleet.pictures"
+"""How many pictures the run has, their bytes, and what is not among them; also on a sweep. Absent while they are not drawn."""
 LOGGED_IMAGES = "mlflow.loggedImages"
 """Tells MLflow's UI that there are image series."""
 
@@ -174,6 +176,9 @@ IMAGES = "images"
 """Image series ``mask/LAYER`` over steps, in MLflow's own file names."""
 IMAGE_KEY = "mask/{layer}"
 """Key of a layer's image series."""
+PICTURE_FOLDER = "pictures"
+"""Pictures of the trial, as ``sparsefleet pictures`` draws them: masks, weights, histograms, evolution, curves, density; at most 2 MiB a run, of the
+first 64 trials of a sweep. On a sweep: accuracy against sparsity, loss curves, patterns."""
 TIMING_JSON = "timings/{config_key}.json"
 """What was measured of one configuration; on its trials and on the sweep."""
 

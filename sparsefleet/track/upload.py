@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from sparsefleet.track import server
 if TYPE_CHECKING:
     from sparsefleet.ledger.ledger import Ledger
     from sparsefleet.ledger.rows import OutboxItem
+    from sparsefleet.track.pictures import Draw
     from sparsefleet.track.writer import Writer
 
 LOG = "uploader.log"
@@ -71,7 +73,7 @@ def spawn(home: Path, uri: str | None = None) -> subprocess.Popen[bytes]:
     Args:
         uri: of MLflow; None means ``MLFLOW_TRACKING_URI``, else the home's own database.
     """
-    command = module_command("sparsefleet.track.upload", "--home", str(home.absolute()), "--parent-pid", str(os.getpid()))
+    command = module_command("sparsefleet.report.upload", "--home", str(home.absolute()), "--parent-pid", str(os.getpid()))
     environment = {**server.environment(), "MLFLOW_TRACKING_URI": server.tracking_uri(home, uri)}  # not an argument: it may hold a password
     path = home / LOG
     if path.exists() and path.stat().st_size > _LOG_LIMIT:
@@ -82,25 +84,28 @@ def spawn(home: Path, uri: str | None = None) -> subprocess.Popen[bytes]:
         )
 
 
-def finish(process: subprocess.Popen[bytes], timeout_s: float | None = None) -> bool:
+def finish(process: subprocess.Popen[bytes], timeout_s: float | None = None, enough: Callable[[], bool] = lambda: False) -> bool:
     """Ask the uploader to empty the outbox and end, and wait for it; True if nothing is left.
 
-    After ``timeout_s`` it is left alone: it goes on by itself and ends when it is done.
+    After ``timeout_s``, or when there is ``enough``, it is left alone: it goes on by itself and ends when it is done.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(timeout_s) == 0
-    except subprocess.TimeoutExpired:
-        return False
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    while process.poll() is None and (end is None or time.monotonic() < end):
+        if enough():
+            return True
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_S if end is None else max(0.0, min(_POLL_S, end - time.monotonic())))
+    return process.poll() == 0
 
 
-def drain(home: Path, uri: str, following: Following) -> int:
+def drain(home: Path, uri: str, following: Following, draw: Draw | None = None) -> int:
     """Carry the outbox of ``home`` to MLflow; returns the exit code: 0 empty, 1 some items refused, 4 MLflow away."""
     from sparsefleet.ledger.ledger import open_ledger
 
     with open_ledger(home) as ledger, _Turn(home) as turn:
-        uploader = _Uploader(home, uri, ledger)
+        uploader = _Uploader(home, uri, ledger, draw)
         tries = 0
         while True:
             alone = following.alone()  # asked before the pass: what came before the end is seen by the last pass
@@ -123,8 +128,8 @@ def drain(home: Path, uri: str, following: Following) -> int:
 class _Uploader:
     """A writer, made when MLflow first answers, and what MLflow refused."""
 
-    def __init__(self, home: Path, uri: str, ledger: Ledger) -> None:
-        self._home, self._uri, self._ledger = home, uri, ledger
+    def __init__(self, home: Path, uri: str, ledger: Ledger, draw: Draw | None) -> None:
+        self._home, self._uri, self._ledger, self._draw = home, uri, ledger, draw
         self._writer: Writer | None = None
         self._refused: Counter[int] = Counter()
         self._reconciled = False
@@ -135,7 +140,7 @@ class _Uploader:
         Raises:
             BackendUnreachable: MLflow or the artifact store does not answer.
         """
-        waiting = self._waiting(set())
+        waiting = self._waiting(set(), pictures=last)
         if not waiting and self._reconciled and not last:
             return
         writer = self._writer or self._connect()
@@ -144,7 +149,7 @@ class _Uploader:
             for item in waiting:
                 tried.add(item.id)
                 self._send(writer, item)
-            waiting = self._waiting(tried)
+            waiting = self._waiting(tried, pictures=last)
         if last or not self._reconciled:
             try:
                 writer.reconcile()
@@ -153,9 +158,14 @@ class _Uploader:
                 raise server.unreachable(self._uri, error) from error
             self._reconciled = True
 
-    def _waiting(self, tried: set[int]) -> list[OutboxItem]:
+    def _waiting(self, tried: set[int], *, pictures: bool) -> list[OutboxItem]:
+        """What may be sent now; pictures only when no driver has work that drawing could disturb."""
         items = self._ledger.outbox(_BATCH + len(tried) + len(self._refused))
-        return [item for item in items if item.id not in tried and self._refused[item.id] < _TRIES_PER_ITEM]
+        return [
+            item
+            for item in items
+            if item.id not in tried and self._refused[item.id] < _TRIES_PER_ITEM and (pictures or item.kind != "pictures")
+        ]
 
     def _send(self, writer: Writer, item: OutboxItem) -> None:
         try:
@@ -180,7 +190,7 @@ class _Uploader:
         client = server.connect(self._uri, create=True)
         store = ArtifactStore(os.environ.get("SPARSEFLEET_ARTIFACTS") or (self._home / "artifacts").as_uri())
         where = server.artifact_location(self._home, self._uri)
-        self._writer = Writer(client, self._ledger, store, home_id=server.home_id(self._home), artifact_location=where)
+        self._writer = Writer(client, self._ledger, store, home_id=server.home_id(self._home), artifact_location=where, draw=self._draw)
         return self._writer
 
 
@@ -210,7 +220,7 @@ class _Turn:
         os.close(self._fd)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
     """The process's entry; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m sparsefleet.track.upload", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="the SPARSEFLEET_HOME whose outbox is carried")
@@ -225,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.nice(10)  # training has the cores first
     following = Following(chosen.parent_pid)
     signal.signal(signal.SIGTERM, following.ask)
-    return drain(home, server.tracking_uri(home), following)
+    return drain(home, server.tracking_uri(home), following, draw)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from sparsefleet.errors import SparsefleetError
 from sparsefleet.ledger.rows import OutboxItem, SweepRow, TrialRow
 from sparsefleet.track import facts, names, staging
 from sparsefleet.track.facts import Point
+from sparsefleet.track.pictures import Draw, PictureWriter
 from sparsefleet.track.runs import Runs
 from sparsefleet.track.timing import metrics_of, tags_of_timing
 from sparsefleet.trial.files import MODEL
@@ -43,15 +44,24 @@ class Writer:
     Args:
         home_id: tells this home's runs from others'.
         artifact_location: of a new experiment; None leaves it to the server.
+        draw: makes pictures; None refuses the items that ask for some.
     """
 
     def __init__(
-        self, client: MlflowClient, ledger: Ledger, store: ArtifactStore, *, home_id: str, artifact_location: str | None = None
+        self,
+        client: MlflowClient,
+        ledger: Ledger,
+        store: ArtifactStore,
+        *,
+        home_id: str,
+        artifact_location: str | None = None,
+        draw: Draw | None = None,
     ) -> None:
         self.client = client
         self._ledger = ledger
         self._store = store
         self._runs = Runs(client, home_id, artifact_location)
+        self._pictures_of = PictureWriter(client, ledger, store, self._runs, draw) if draw is not None else None
         self._rows: dict[str, list[TrialRow]] = {}
         self._touched: set[str] = set()
         self._write: dict[str, Callable[[OutboxItem], str]] = {
@@ -59,6 +69,7 @@ class Writer:
             "trial": self._trial,
             "timing": self._timing,
             "table": self._table,
+            "pictures": self._pictures,
         }
 
     def write(self, item: OutboxItem) -> str:
@@ -258,6 +269,15 @@ class Writer:
         note = facts.cut_table(markdown, _NOTE_LENGTH)
         self.client.set_tag(run.info.run_id, names.NOTE, note)
         self._runs.set_experiment_note(sweep, note)
+        return str(run.info.run_id)
+
+    def _pictures(self, item: OutboxItem) -> str:
+        if self._pictures_of is None:
+            raise NotYet("this uploader draws no pictures", fix="python -m sparsefleet.report.upload draws them")
+        sweep = self._ledger.sweep(item.sweep)
+        run = self._parent(sweep)
+        if not self._pictures_of.write_some(sweep, run):
+            self._ledger.enqueue(item.kind, item.sweep, None, {})  # the rest, behind what has come in between
         return str(run.info.run_id)
 
     def _log(

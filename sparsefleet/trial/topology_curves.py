@@ -1,8 +1,8 @@
 """Curves of a trial's topology: what was asked and what is there, who is dead, what was explored, how far an update moves.
 
 An update's own counts are told of every update or, where a method acts at every step, of the last one before a curve's next point. What is
-counted over all connections is told at most ~200 times in a run and at most every ``SPACING`` steps: a count takes a fifth of a training
-step's time, so it costs about 1 % of the training. Nothing here looks at a clock: a resumed trial has the same curves.
+counted over all connections takes a step or two of time. It is told at most ~200 times in a run and at most every 100 steps, which is
+1 to 2 % of the training, or 12 times in a run that is too short for that. Nothing here looks at a clock: a resumed trial has the same curves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from sparsefleet.trial import account
 if TYPE_CHECKING:
     from sparsefleet.trial.training import Training
 
-SPACING = 20
+SPACING = 100
+_LEAST_POINTS = 12
 _MOST_LAYERS = 64
 _LAYER_POINTS = 2000
 _MOST_WAITING = 1 << 18
@@ -62,7 +63,7 @@ class Watch:
         """``explored`` with all that was seen: a few new sites at every step are taken together, since adding takes a pass over what is known."""
         for name, grown in self._waiting.items():
             assert self.explored is not None
-            self.explored.add(name, torch.cat(grown).unique())
+            self.explored.add(name, torch.unique(torch.cat(grown)))
         self._waiting, self._n_waiting = {}, 0
         return self.explored
 
@@ -112,7 +113,7 @@ def tell_topology(training: Training, *, now: bool = False) -> None:
         now: due or not, unless this step has been told.
     """
     log, step, network = training.log, training.step, training.network
-    if not network.sparse or not log.is_due("nnz", step, 1 if now else max(SPACING, log.every)):
+    if not network.sparse or not log.is_due("nnz", step, 1 if now else spacing(training)):
         return
     log.add("nnz", step, training.topology.nnz)
     log.add("nnz_asked", step, _asked(training))
@@ -137,6 +138,11 @@ def tell_topology(training: Training, *, now: bool = False) -> None:
             log.add(curve, step, value)
 
 
+def spacing(training: Training) -> int:
+    """Fewest steps between two points of what is counted over all connections."""
+    return max(training.log.every, min(SPACING, training.total_steps // _LEAST_POINTS))
+
+
 def of_layers(names: list[str]) -> list[str]:
     """The layers that have a curve of their own: all, or 64 spread evenly from the first to the last."""
     if len(names) <= _MOST_LAYERS:
@@ -147,7 +153,7 @@ def of_layers(names: list[str]) -> list[str]:
 def layer_spacing(training: Training) -> int:
     """Fewest steps between two points of a layer's curve, so that all layers' curves of one figure have about 2,000 points together."""
     n_curves = min(_MOST_LAYERS, max(1, len(training.network.prunable)))
-    return max(SPACING, training.log.every, training.total_steps * n_curves // _LAYER_POINTS)
+    return max(spacing(training), training.total_steps * n_curves // _LAYER_POINTS)
 
 
 def _asked(training: Training) -> int:

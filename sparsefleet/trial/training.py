@@ -36,7 +36,7 @@ from sparsefleet.trial.start import first_step, given_sites, take_weights
 from sparsefleet.trial.tensor_file import write_tensors
 from sparsefleet.trial.ticket import draw_ticket
 from sparsefleet.trial.topology_curves import Watch, begin, tell_update
-from sparsefleet.trial.watching import save_connections, save_pictures, tell_epoch
+from sparsefleet.trial.watching import save_connections, save_pictures, tell_activations, tell_epoch
 
 ProgressReport = Callable[[dict[str, Any]], None]
 _REPORT_EVERY_S = 0.5
@@ -289,6 +289,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)  # no step will use them, and a wide network's gradients are as large as its weights
         if self.test is None:
             self._test()
+        tell_activations(self)
         clock = self._phase("evaluate", clock)
         write_tensors(self.request.workdir / files.MODEL, self.network.module.state_dict())
         if self.network.sparse:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sparsefleet.errors import Diverged
 from sparsefleet.trial import files
+from sparsefleet.trial.active import active_figures
 from sparsefleet.trial.mask_picture import picture_png
 from sparsefleet.trial.masks import pack_step
 from sparsefleet.trial.objective import evaluate
 from sparsefleet.trial.observe import observe
-from sparsefleet.trial.topology_curves import tell_topology
+from sparsefleet.trial.topology_curves import of_layers, tell_topology
 
 if TYPE_CHECKING:
     from sparsefleet.trial.training import Training
@@ -55,6 +57,19 @@ def tell_epoch(training: Training, batch: tuple[Tensor, Tensor]) -> None:
         save_pictures(training)
     if last or epoch % -(-spec.train.epochs // _N_STEPS) == 0:
         save_connections(training)
+
+
+def tell_activations(training: Training) -> None:
+    """How many activations the trained network leaves at zero on one batch of the test set, as curves of one point and as a fact."""
+    x = training.splits.test.x[: training.spec.train.batch_size]
+    kind = type(training.registry.build("activation", training.spec.activation).build(1))
+    with torch.autocast(x.device.type, dtype=training.autocast or torch.bfloat16, enabled=training.autocast is not None):
+        figures = active_figures(training.network.module, x, kind)
+    if not figures:
+        return
+    training.log.note(training.step, "activations", **figures)
+    for name in of_layers(list(figures)):
+        training.log.add(name, training.step, figures[name])
 
 
 def save_pictures(training: Training) -> None:

@@ -200,6 +200,7 @@ def test_what_is_restored_lies_where_the_network_lies():
     """The meta device stands for an accelerator: slots and the method's state may not stay on the CPU, Adam's step count must."""
     from sparsefleet.trial.checkpoint import Checkpoint
     from sparsefleet.trial.snapshot import restore
+    from sparsefleet.trial.topology_curves import Watch
 
     network = nn.Linear(3, 2, device="meta")
     module = SimpleNamespace(weight_parameter=network.weight, method_state={}, dense_state={})
@@ -208,6 +209,7 @@ def test_what_is_restored_lies_where_the_network_lies():
         optimizer=torch.optim.Adam(network.parameters()),
         log=SimpleNamespace(restore=lambda stored: None),
         request=SimpleNamespace(device="cpu"),
+        watch=Watch(),
     )
     tensors = {
         "net/weight": torch.zeros(2, 3),
@@ -218,7 +220,7 @@ def test_what_is_restored_lies_where_the_network_lies():
         "dense/fc/ema": torch.ones(2, 3),
         "rng/torch": torch.get_rng_state(),
     }
-    facts = dict.fromkeys(("best_on_val", "last_on_val", "test", "log")) | {"step": 3, "test_evals": 0}
+    facts = dict.fromkeys(("best_on_val", "last_on_val", "test", "before_fine_tuning", "log")) | {"step": 3, "test_evals": 0}
     restore(training, Checkpoint(tensors, facts))
     slots = training.optimizer.state[network.weight]
     assert slots["exp_avg"].is_meta

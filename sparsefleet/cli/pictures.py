@@ -1,0 +1,119 @@
+"""``pictures``: a trial's or a sweep's pictures, from what it left."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparsefleet.cli.session import Session, json_option, verb
+from sparsefleet.cli.talk import data, emit, next_command, say
+
+if TYPE_CHECKING:
+    from sparsefleet.ledger.ledger import Ledger
+    from sparsefleet.ledger.rows import SweepRow, TrialRow
+
+_KINDS = ("masks", "weights", "histograms", "convolution", "evolution", "curves", "density", "accuracy", "patterns")
+
+
+@verb(
+    "pictures",
+    "pictures quickstart-1a2b",
+    "pictures quickstart-1a2b --trial 8c2f --kind masks --kind evolution",
+    "pictures .sparsefleet/runs/8c2f19d0a7e3 --out pictures",
+    short="Masks, weights, curves and accuracy as PNG.",
+)
+@click.argument("target", required=False, metavar="[SWEEP | TRIAL | FOLDER]")
+@click.option("--trial", metavar="ID", help="Only this trial of the sweep.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("pictures"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder to write into; a trial's pictures go into a folder of its id.",
+)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(_KINDS), help="Only these kinds; repeatable.")
+@click.option("--layer", metavar="NAME", help="The layer whose evolution is drawn; default: the first that was kept at every step.")
+@json_option
+def pictures(
+    session: Session, target: str | None, trial: str | None, out: Path, kinds: Sequence[str], layer: str | None, as_json: bool
+) -> None:
+    """Draw what a finished trial or a whole sweep left: masks, weights, topology over the steps, curves, accuracy against sparsity.
+
+    A sweep gives the pictures of the whole, one trial per row of its table side by side; a trial, or a folder with a trial's files, gives its own.
+    Without a name the newest sweep is drawn. What each picture shows: docs/pictures.md.
+    """
+    chosen = tuple(kinds) or _KINDS
+    folder = Path(target) if target and Path(target).is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-pictures-") as scratch:
+        drawn = _of_folder(folder, chosen, layer) if folder else _of_ledger(session, target, trial, chosen, layer, Path(scratch))
+        written = []
+        for name, png in drawn:
+            path = out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png)
+            written.append(str(path))
+            say(str(path))
+    if as_json:
+        emit({"pictures": written})
+        return
+    data(f"{len(written)} pictures in {out}" if written else "nothing to draw: of these kinds the trial has none")
+    next_command(f"compare {target}" if target and not folder and not trial else "compare")
+
+
+def _of_folder(folder: Path, kinds: tuple[str, ...], layer: str | None) -> Iterator[tuple[str, bytes]]:
+    from sparsefleet.cli.labels import trial_label
+    from sparsefleet.report.pictures.draw import trial_pictures
+    from sparsefleet.report.pictures.trial import read_trial
+
+    trial = read_trial(folder)
+    trial.label = trial_label(trial.spec)
+    return ((f"{trial.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds, layer))
+
+
+def _of_ledger(
+    session: Session, target: str | None, trial: str | None, kinds: tuple[str, ...], layer: str | None, scratch: Path
+) -> Iterator[tuple[str, bytes]]:
+    from sparsefleet.cli.sweeps import chosen, reading
+    from sparsefleet.errors import UserError
+
+    ledger = reading(session)
+    try:
+        sweep = chosen(ledger, target)
+    except UserError:
+        if trial is not None or target is None:
+            raise
+        return _of_trial(ledger.trial(target), kinds, layer, scratch)
+    if trial is None:
+        return _of_sweep(ledger, sweep, kinds, scratch)
+    row = next((row for row in ledger.trials(sweep.sweep) if row.spec_id.startswith(trial)), None)
+    if row is None:
+        raise UserError(f"sweep {sweep.sweep} has no trial {trial!r}", fix=f"sparsefleet compare {sweep.sweep} --json names them")
+    return _of_trial(row, kinds, layer, scratch)
+
+
+def _of_trial(row: TrialRow, kinds: tuple[str, ...], layer: str | None, scratch: Path) -> Iterator[tuple[str, bytes]]:
+    from sparsefleet.cli.labels import trial_label
+    from sparsefleet.errors import UserError
+    from sparsefleet.home import artifact_root
+    from sparsefleet.ledger.store import ArtifactStore
+    from sparsefleet.report.pictures.draw import trial_pictures
+    from sparsefleet.report.pictures.fetch import fetched
+
+    if row.state not in ("SUCCEEDED", "DIVERGED"):
+        raise UserError(f"{row.spec_id} is {row.state}", fix="only a trial that ended left something to draw")
+    trial = fetched(row, ArtifactStore(artifact_root()), scratch, trial_label(row.spec), kinds)
+    return ((f"{row.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds, layer))
+
+
+def _of_sweep(ledger: Ledger, sweep: SweepRow, kinds: tuple[str, ...], scratch: Path) -> Iterator[tuple[str, bytes]]:
+    from sparsefleet.home import artifact_root
+    from sparsefleet.ledger.store import ArtifactStore
+    from sparsefleet.report.pictures.sweep import pictures_of_sweep
+
+    found = pictures_of_sweep(ledger, sweep.sweep, ArtifactStore(artifact_root()), scratch, kinds)
+    return ((f"{sweep.sweep}/{name}", png) for name, png in found)
