@@ -1,4 +1,4 @@
-"""First-order Taylor pruning (arXiv 1906.10771, section 3.1): what the loss would change by, on trained weights."""
+"""First-order Taylor pruning (arXiv 1906.10771, section 3): what the loss would change by, on trained weights."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ class Taylor(Pruner):
     """
 
     name = "taylor"
-    paper = "arXiv 1906.10771, section 3.1"
+    paper = "arXiv 1906.10771, section 3"
     rule = "score = mean over batches of (dL/dw * w)^2, L the batch's mean loss"
     cannot = (
         "The paper's moving average over prunings and its gates after batch norms are not here: each pruning scores anew, with the network as"

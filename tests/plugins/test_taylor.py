@@ -1,4 +1,4 @@
-"""First-order Taylor pruning (arXiv 1906.10771, section 3.1) against a gradient written out by hand."""
+"""First-order Taylor pruning (arXiv 1906.10771, section 3) against a gradient written out by hand."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_equals_the_reference():
 
 
 def test_a_unit_scores_the_sum_of_its_squares():
-    """Eq. 9 of the paper for a set of weights taken one by one."""
+    """The paper scores a set of weights by the sum over its members, each taken by itself."""
     network, modules = sparse_net(density=1.0)
     slow = slow_scores(modules)["2"].sum(1)
     topology = Topology(modules, None, seed=0)

@@ -61,7 +61,7 @@ def test_norms_add_up_over_batches():
 
 
 def test_two_of_four_compares_within_each_group():
-    """Section 4.2 of the paper: n:m with the same score; comparing whole rows would leave other groups."""
+    """The paper prunes to n:m with the same score; comparing whole rows would leave other groups."""
     network, modules = sparse_net(density=1.0)
     first = dense_weights(modules)["0"]
     norm = calibration(network, modules).input_norms()["0"].numpy()
