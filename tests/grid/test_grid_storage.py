@@ -40,6 +40,23 @@ def test_what_moves_connections_between_layers_keeps_no_constant_fan_in():
         Sparsifier(model, torch.optim.SGD(model.parameters()), rewirer="dsr", layer="fixed-fan-in", density=0.5, total_steps=500)
 
 
+def test_what_takes_units_away_keeps_no_constant_fan_in():
+    assert found("csr", "{rewirer: srigl}") == {"csr"}
+    reason = (
+        "srigl takes all connections from weak units; layer=fixed-fan-in holds equally many inputs for every output (gamma: 0 takes none)"
+    )
+    assert found("fixed-fan-in", "{rewirer: srigl}") == reason
+    assert found("fixed-fan-in", "{rewirer: {srigl: {gamma: 0}}}") == {"fixed-fan-in"}
+
+
+def test_n_of_m_is_the_density_n_over_m_in_every_layer():
+    assert found("masked", "{rewirer: sr-ste}") == "sr-ste keeps 2 of every 4 inputs, which is density 0.5, not 0.25"
+    assert found("masked", "{rewirer: {sr-ste: {n: 1}}}") == {"masked"}
+    reason = "sr-ste keeps 1 of every 4 inputs in every layer, which distribution=erk does not give"
+    assert found("masked", "{rewirer: {sr-ste: {n: 1}}, distribution: erk}") == reason
+    assert "needs values at absent sites, which layer=csr does not store" in found("csr", "{rewirer: {sr-ste: {n: 1}}}")
+
+
 @pytest.mark.parametrize("layer", ["csr", "fixed-fan-in", "block", "masked"])
 @pytest.mark.parametrize("method", ["{rewirer: set}", "{rewirer: rigl}", "{rewirer: deep-r}", "{pruner: magnitude}", "{pruner: random}"])
 def test_every_method_runs_on_every_layer_or_is_skipped(layer, method):
