@@ -1,7 +1,9 @@
+import itertools
+
 import torch
 
 from sparsefleet.sparsity import effective
-from sparsefleet.sparsity.effective import effective_nnz
+from sparsefleet.sparsity.effective import chain_counts, effective_nnz
 
 
 def sites(matrix):
@@ -54,3 +56,32 @@ def test_parts_give_what_the_whole_gives(monkeypatch):
         wanted.insert(0, int(on.sum()))
         backward = (on.sum(0) > 0).double()
     assert whole == wanted
+
+
+def test_units_that_lack_inputs_or_outputs_are_counted_once():
+    """Input 3 is read by nobody; hidden unit 1 reads nothing, unit 2 is not read, unit 3 neither reads nor is read; output 1 reads nothing."""
+    first = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    second = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]])
+    found = chain_counts([((4, 4), sites(first)), ((2, 4), sites(second))])
+    assert found.effective == [2, 1]
+    assert found.dead_units == 4
+    assert found.unused_inputs == 1
+
+
+def test_random_chains_count_as_dense_matrices_do():
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        matrices = [torch.rand(shape, generator=draw) < 0.15 for shape in [(12, 9), (11, 12), (4, 11)]]
+        found = chain_counts([(tuple(m.shape), sites(m)) for m in matrices])
+        hidden = sum(int((~before.any(1) | ~after.any(0)).sum()) for before, after in itertools.pairwise(matrices))
+        assert found.dead_units == hidden + int((~matrices[-1].any(1)).sum())
+        assert found.unused_inputs == int((~matrices[0].any(0)).sum())
+        forward = [torch.ones(9, dtype=torch.bool)]
+        for m in matrices:
+            forward.append((m & forward[-1]).any(1))
+        backward, wanted = torch.ones(4, dtype=torch.bool), []
+        for m, alive in zip(reversed(matrices), reversed(forward[:-1]), strict=True):
+            on = m & alive[None, :] & backward[:, None]
+            wanted.insert(0, int(on.sum()))
+            backward = on.any(0)
+        assert found.effective == wanted

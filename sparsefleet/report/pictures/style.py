@@ -45,9 +45,12 @@ def grid_of(rows: int, columns: int, width: float = 3.2, height: float = 3.2) ->
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG: equal data give equal bytes with one version of matplotlib; no date and no version is written."""
+    """The figure as PNG: equal data give equal bytes with one version of matplotlib; no date and no version is written. The figure is
+    empty afterwards.
+    """
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
+    figure.clear()  # its parts refer to one another, and a process that draws many would keep them for long
     return out.getvalue()
 
 
