@@ -15,7 +15,7 @@ class ItopSet(Rewirer):
     """
 
     name = "itop-set"
-    paper = "arXiv 2102.02887, section 3; defaults of the authors' code"
+    paper = "arXiv 2102.02887 (ITOP); defaults of the authors' code"
     rule = "every 1500 steps: drop f_t nnz smallest |w|, f_t = 0.5/2 (1 + cos(pi t/T)); grow as many at random absent sites, weight 0"
     cannot = (
         "It does little in short trainings: every updates must be reached, and each new connection needs the steps between two updates."

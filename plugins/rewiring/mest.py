@@ -17,7 +17,7 @@ class Mest(Rewirer):
     """
 
     name = "mest"
-    paper = "arXiv 2110.14032, section 3 (MEST+EM&S); bounds of the authors' code"
+    paper = "arXiv 2110.14032 (MEST+EM&S); bounds of the authors' code"
     rule = "every 5 epochs: keep the lower_p nnz highest |w| + lambda |dL/dw|, then grow to upper_p nnz at random absent sites, weight 0"
     cannot = "Before the last phase a layer holds more connections than asked: its memory and time are those of the upper bound."
     needs_grad = varies_nnz = True

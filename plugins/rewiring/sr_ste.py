@@ -1,4 +1,4 @@
-"""SR-STE (arXiv 2102.04010, section 3.2): N of every M inputs compute, all weights learn straight through the mask."""
+"""SR-STE (arXiv 2102.04010): N of every M inputs compute, all weights learn straight through the mask."""
 
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ class SrSte(Rewirer):
     """
 
     name = "sr-ste"
-    paper = "arXiv 2102.04010, section 3.2 (SR-STE)"
+    paper = "arXiv 2102.04010 (SR-STE)"
     rule = "M = top n of every m consecutive inputs by |w|; w <- w - lr (dL/d(w M) + lambda_w (1 - M) w), M anew after every step"
     cannot = (
         "Defined here for plain SGD: a masked-out weight has no momentum. The density must be n/m; where inputs are no multiple of m, the "

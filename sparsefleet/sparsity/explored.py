@@ -1,4 +1,4 @@
-"""The share of possible connections that have ever been live: R_s of in-time over-parameterisation (arXiv 2102.02887, section 3).
+"""The share of possible connections that have ever been live: R_s of in-time over-parameterisation (arXiv 2102.02887).
 
 Exact, in the smaller of two memories per layer: the sorted union of sites at 8 bytes each, or one bit for every possible site. A layer
 starts with the union and moves to bits once they are the smaller, so it never takes more than ``n_sites / 8`` bytes, nor by more than

@@ -1,4 +1,4 @@
-"""SR-STE against a slow reference written from arXiv 2102.04010, section 3.2: a dense weight, its N:M mask, straight-through gradients."""
+"""SR-STE against a slow reference written from arXiv 2102.04010: a dense weight, its N:M mask, straight-through gradients."""
 
 import numpy as np
 import pytest
