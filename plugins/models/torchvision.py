@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torchvision
 from pydantic import Field, field_validator
 from sparsefleet_plugins.models.inputs import picture_shape
 from torch import Tensor, nn
@@ -15,7 +17,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsefleet import DataInfo, Model, UserError, hookimpl
 
-_NAMES = torchvision.models.list_models(module=torchvision.models)
+
+def _architectures() -> list[str]:
+    """Names of torchvision's classifiers, read from its sources: to import it takes as long as to import torch, and plans need the names."""
+    found = find_spec("torchvision")
+    if found is None or found.origin is None:
+        raise ImportError("torchvision is not installed")
+    registered = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    return sorted(name for path in (Path(found.origin).parent / "models").glob("*.py") for name in registered.findall(path.read_text()))
+
+
+_NAMES = _architectures()
 _SCALED = (nn.Conv2d, nn.Linear)
 _BATCH = 2
 
@@ -86,9 +98,9 @@ class Torchvision(Model):
             own["input_size"] = data.input_shape[1:]
         elif self.architecture in ("googlenet", "inception_v3"):
             own |= {"aux_logits": False, "init_weights": False}
-        made: nn.Module = torchvision.models.get_model(
-            self.architecture, weights=None, num_classes=data.n_outputs, **{**own, **self.options}
-        )
+        with torch.device("cpu"):  # models are built under the meta device; nothing that an import makes may land there
+            from torchvision.models import get_model
+        made: nn.Module = get_model(self.architecture, weights=None, num_classes=data.n_outputs, **{**own, **self.options})
         return made
 
 

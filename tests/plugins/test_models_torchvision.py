@@ -1,6 +1,8 @@
 """torchvision's classifiers: published sizes, fitted ends, other widths, and parts that only a constructor fills."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,6 +69,15 @@ def test_an_unknown_name_is_refused_by_the_plan_with_a_close_one():
     assert "did you mean 'resnet18'?" in message
     with pytest.raises(ValidationError, match="no classifier 'resnet81'"):
         Torchvision(architecture="resnet81")
+
+
+def test_the_names_are_torchvisions():
+    assert sorted(torchvision.models.list_models(module=torchvision.models)) == _NAMES
+
+
+def test_a_plan_does_not_import_torchvision():
+    code = "import sys, sparsefleet_plugins.models.torchvision; print('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 def test_segmentation_and_detection_are_no_classifiers():
