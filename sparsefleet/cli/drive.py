@@ -43,7 +43,7 @@ def drive(session: Session, wanted: Drive) -> int:
 
     home = session.made_home()
     row = read_ledger(home).sweep(wanted.sweep)
-    if _ended(row) and not (wanted.only_failed or wanted.remeasure):
+    if has_ended(row) and not (wanted.only_failed or wanted.remeasure):
         say(f"{row.sweep}: all {row.counts.get('total', 0)} trials have ended before; nothing to run")
         return _finish(session, row, wanted)
     if wanted.detach:
@@ -52,16 +52,17 @@ def drive(session: Session, wanted: Drive) -> int:
 
             raise SweepLocked(f"sweep {row.sweep!r} is being driven already", fix=f"sparsefleet watch {row.sweep}")
         return _background(session, row, wanted)
-    return _finish(session, _foreground(session, row, wanted), wanted)
+    return _finish(session, foreground(session, row, wanted), wanted)
 
 
-def _ended(row: SweepRow) -> bool:
+def has_ended(row: SweepRow) -> bool:
     """True if nothing is left to do: the trials ended, the timings and the upload too."""
     told = figures(row)
     return row.state in ("DONE", "FAILED") and not told["waiting"] and not told["running"]
 
 
-def _foreground(session: Session, row: SweepRow, wanted: Drive) -> SweepRow:
+def foreground(session: Session, row: SweepRow, wanted: Drive) -> SweepRow:
+    """Runs what is left of the sweep here; the sweep as it then stands."""
     from sparsefleet.ledger import read_ledger
 
     home = session.made_home()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def plan(session: Session, grid: str, set_: Sequence[str], only: Sequence[str], as_json: bool) -> None:
     """What submitting a grid would do: trials, twins, control arms, what is skipped and why, what is finished already, and how long it takes.
 
-    GRID is a YAML file or the name of a grid that ships with sparsefleet.
+    GRID is a YAML file or the name of a grid that ships with sparsefleet. Ends with 2 if a data set is not there, and says how to get it.
     """
     from sparsefleet.registry import catalog
 
@@ -41,8 +41,8 @@ def plan(session: Session, grid: str, set_: Sequence[str], only: Sequence[str], 
     show_plan(session, loaded_grid(grid, None, set_, plugins), plugins, only, as_json)
 
 
-def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str], as_json: bool) -> None:
-    """The plan, with what this home's ledger knows of the grid."""
+def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str], as_json: bool, *, follow: str | None = None) -> None:
+    """The plan, with what this home's ledger knows of the grid; ``follow`` is the command to run next in place of ``submit grid``."""
     from sparsefleet.errors import UserError
     from sparsefleet.fleet.enqueue import point_key
     from sparsefleet.grid.plan import plan as plan_of
@@ -60,14 +60,40 @@ def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str
     if as_json:
         body: dict[str, Any] = {**found.to_json(), **({} if fitting is None else {"only": fitting})}
         emit(body)
+        _refuse_missing_data(grid, plugins, only, Path(session.get("data")))
         return
     lines = found.lines()
     data(line for line in lines if not line.startswith("next:"))
     if fitting is not None:
         data(f"  only   {fitting:,}  fit --only {' --only '.join(only)}; their twins run too")
+    _refuse_missing_data(grid, plugins, only, Path(session.get("data")))
     for line in lines:
         if line.startswith("next:"):
-            say(line)
+            say(f"next: sparsefleet {follow}" if follow else line)
+
+
+def _refuse_missing_data(grid: Grid, plugins: Catalog, only: Sequence[str], root: Path) -> None:
+    """Refuses a grid whose data sets are not there: each is named once, with how to get it. Above 1,000 points only ``submit`` looks."""
+    from sparsefleet.cli.labels import matches_any
+    from sparsefleet.errors import UserError
+    from sparsefleet.grid.counting import count_points
+    from sparsefleet.grid.expand import expand
+    from sparsefleet.grid.plan import EXPANDED_UP_TO
+    from sparsefleet.trial.identity import data_digest, data_of
+
+    if count_points(grid) > EXPANDED_UP_TO:
+        return
+    kept = (p.spec for p in expand(grid, plugins) if matches_any(only, p.spec.to_json(), p.arm, p.spec.spec_id))
+    readers = {f"{family} {ref.model_dump_json()}": (family, ref) for spec in kept for _, family, ref in data_of(spec, plugins)}
+    missing: list[UserError] = []
+    for family, ref in readers.values():
+        try:
+            data_digest(ref, plugins, root, family)
+        except UserError as error:
+            missing.append(error)
+    if missing:
+        what, fix = ("; ".join(text for error in missing if (text := getattr(error, name))) for name in ("what", "fix"))
+        raise UserError(what, fix=fix or None)
 
 
 def _fitting(grid: Grid, plugins: Catalog, only: Sequence[str], most: int) -> int | None:
