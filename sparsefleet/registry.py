@@ -299,7 +299,7 @@ def facts_of(cls: type[Plugin]) -> dict[str, Any]:
             facts[name] = value
         elif isinstance(value, (tuple, list)):
             facts[name] = list(value)
-        elif name == "info" and is_dataclass(value):  # not a property: then it follows from the parameters
+        elif name == "info" and is_dataclass(value) and not isinstance(value, type):  # a property follows from the parameters
             facts[name] = asdict(value)
     if cls.family == "model":
         from sparsefleet.plugin import Model
