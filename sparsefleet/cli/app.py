@@ -26,6 +26,7 @@ _VERBS = {
     "resume": "resume:resume",
     "compare": "compare:compare",
     "pictures": "pictures:pictures",
+    "reproduce": "reproduce:reproduce",
     "ui": "ui:ui",
     "plugins": "plugins:plugins",
     "doctor": "doctor:doctor",
