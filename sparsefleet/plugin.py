@@ -364,8 +364,8 @@ class Model(Plugin):
 
     family: ClassVar[str] = "model"
     kinds: ClassVar[tuple[str, ...]] = ("Linear",)
-    """What its prunable modules are, of Linear, Conv2d and Embedding: a plan skips layers that cannot store one of them, unless
-    ``keep_dense`` names that kind."""
+    """What its prunable modules are, of Linear, Conv2d and Embedding, or ``kind:name=value`` where a parameter has that value: a plan skips
+    layers that cannot store one of them, unless ``keep_dense`` names that kind."""
     chain: ClassVar[tuple[str, ...]] = ("input", "hidden", "outputs")
     """Widths from input to output where the model is a chain of Linear layers, for estimates of memory before it is built: ``input`` and
     ``outputs`` are the data's, other names are parameters, ``a*b`` is a product, ``a[-1]`` the last of several, and ``a:name=value`` stands only

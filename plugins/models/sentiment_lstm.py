@@ -43,7 +43,7 @@ class SentimentLstm(Model):
     rule = "outputs = W h(last token) + b, h of an LSTM over embedded tokens; token 0 is padding"
     cannot = "Inputs that are not tokens. It runs from left to right only."
     chain = ()
-    kinds: ClassVar[tuple[str, ...]] = ("Linear",)
+    kinds: ClassVar[tuple[str, ...]] = ("Linear", "Embedding:prune_embedding=true")
 
     embed_dim: int = Field(100, ge=1, description="numbers per token")
     hidden: int = Field(256, ge=1, description="units of the LSTM")

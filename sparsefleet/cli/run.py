@@ -224,7 +224,9 @@ def _show(record: Record, folder: Path) -> None:
         data(
             f"  params    {counts.params:,}, density {counts.density_realised:.4g} of the prunable weights (asked {counts.density_asked:g})"
         )
-        stored = f", {counts.stored_bytes:,} in a file ({counts.compression:.2g}x less than dense)" if counts.stored_bytes else ""
+        stored = (
+            f", {counts.stored_bytes:,} in a file ({counts.compression:.2g}x less than dense)" if (counts.compression or 1) >= 1.05 else ""
+        )
         data(f"  memory    {counts.resident_bytes:,} bytes resident{stored}")
     data(f"  time      {record.wall_s:.1f} s ({', '.join(f'{name} {s:.1f}' for name, s in record.phases_s.items())})")
     for warning in record.warnings:

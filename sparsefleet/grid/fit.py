@@ -169,12 +169,19 @@ def _density_misfit(state: State, facts: Facts, of_layer: State, chain: Chain) -
 
 def _kind_misfit(state: State, facts: Facts, layer: str, of_layer: State) -> str | None:
     stored, kept = of_layer.get("kinds", []), state["method"].get("keep_dense") or ()
-    missing = [kind for kind in facts.of("model", state["model"]).get("kinds", []) if kind not in (*stored, *kept)]
+    ((model, parameters),) = state["model"].items()
+    kinds = [item.partition(":") for item in facts.of("model", state["model"]).get("kinds", [])]
+    missing = [kind for kind, _, where in kinds if kind not in (*stored, *kept) and _holds(where, parameters)]
     if not missing:
         return None
-    (model,) = state["model"]
     has = ", ".join(missing)
     return f"layer={layer} stores {', '.join(stored)}; {model} has {has} as well (keep_dense: [{has}] leaves that dense)"
+
+
+def _holds(where: str, parameters: dict[str, Any]) -> bool:
+    """Whether ``name=value`` is what the parameters say; nothing always is."""
+    name, _, value = where.partition("=")
+    return not where or str(parameters.get(name)).lower() == value
 
 
 def _plain_sgd(state: State) -> bool:

@@ -23,6 +23,8 @@ class MultiheadAttention(nn.Module):
     """torch's encoder layers look here, and take their slow path, which calls this module, where there is nothing."""
     _qkv_same_embed_dim = False
     out: nn.Module
+    bias_k: nn.Parameter | None
+    bias_v: nn.Parameter | None
 
     def __init__(self, embed_dim: int, num_heads: int, *args: Any, **options: Any) -> None:
         super().__init__()

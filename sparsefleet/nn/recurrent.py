@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.utils.rnn import PackedSequence
 
 from sparsefleet.nn.bounds import linear_within
@@ -190,7 +191,7 @@ class _Recurrent(nn.Module):
         output, *last = call(x, first, *rest, self.batch_first) if sizes is None else call(x, sizes, first, *rest)
         return output, tuple(last)
 
-    _fused_outside = torch._disable_dynamo(_fused)
+    _fused_outside = _disable_dynamo(_fused)
 
     def _looped(self, x: Tensor, sizes: Tensor | None, state: States) -> tuple[Tensor, States]:
         """Every gate reads the inputs of all times at once, and the hidden states time by time."""

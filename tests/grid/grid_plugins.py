@@ -42,6 +42,12 @@ def catalogue() -> Catalog:
             _entry("model", "mlp", {"hidden": hidden, "norm": norm}),
             _entry("model", "convnet", {"width": {"type": "integer", "minimum": 1, "default": 8}}, kinds=["Linear", "Conv2d"]),
             _entry("model", "rigid", narrows=False),
+            _entry(
+                "model",
+                "words",
+                {"prune_embedding": {"type": "boolean", "default": False}},
+                kinds=["Linear", "Embedding:prune_embedding=true"],
+            ),
             _entry("layer", "dense", topology="all", stores_dense=True, kinds=["Linear", "Conv2d"]),
             _entry("layer", "masked", topology="free", stores_dense=True, kinds=["Linear", "Conv2d"]),
             _entry("layer", "csr", **free),

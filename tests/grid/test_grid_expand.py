@@ -208,6 +208,14 @@ def test_a_kind_that_stays_dense_need_not_be_stored() -> None:
     assert ["convnet has Conv2d as well" in skip.reason for skip in skips(convnet % "last")] == [True]
 
 
+def test_a_kind_may_depend_on_a_parameter_of_the_model() -> None:
+    words = "include: [{model: {words: {prune_embedding: %s}}, layer: csr, density: 0.1, method: {rewirer: set}}]\n"
+    assert skips(words % "false") == []
+    assert [skip.reason for skip in skips(words % "true")] == [
+        "layer=csr stores Linear; words has Embedding as well (keep_dense: [Embedding] leaves that dense)"
+    ]
+
+
 def test_memory_is_estimated_before_anything_is_allocated() -> None:
     head = HEAD.replace("[64]", "[1000000, 1000000]")
     base = "density: 1e-8\naxes: {layer: [masked, csr], method: [{rewirer: set}]}\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsefleet.nn import BlockLinear, CsrLinear, FixedFanInLinear, MaskedLinear, TwoFourLinear
+from sparsefleet.nn import BlockLinear, CsrLinear, FixedFanInLinear, MaskedLinear, QuantisedLinear, TwoFourLinear
 from sparsefleet.registry import catalog
 from sparsefleet.testing.layer import _TOLERANCE
 
@@ -26,7 +26,7 @@ def _fast_path():
 def test_the_examples_run(capsys):
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     for block in blocks:
         exec(block, names)
     out = capsys.readouterr().out
@@ -34,6 +34,8 @@ def test_the_examples_run(capsys):
     assert "nnz=20, layout=torch.sparse_coo" in out
     assert {name: sites.shape for name, sites in names["masks"].items()} == {"0": (2, 256), "3": (2, 52)}
     assert [type(module).__name__ for module in names["model"]] == ["CsrLinear", "ReLU", "CsrLinear"]
+    assert out.endswith("True\n")  # few levels; no later example prints
+    assert names["output"].shape == (8, 20, 256)
 
 
 def test_every_layer_of_the_catalogue_is_on_the_page():
@@ -47,7 +49,7 @@ def test_the_tolerances_are_those_that_are_tested():
     assert "**1e-12 in float64** and **2e-5 in float32**" in PAGE
 
 
-@pytest.mark.parametrize("layer", [FixedFanInLinear, CsrLinear, BlockLinear, MaskedLinear, TwoFourLinear])
+@pytest.mark.parametrize("layer", [FixedFanInLinear, CsrLinear, BlockLinear, MaskedLinear, QuantisedLinear, TwoFourLinear])
 def test_the_density_stands_third_and_has_the_default_of_the_page(layer):
     third = list(inspect.signature(layer).parameters.values())[2]
     assert (third.name, third.default) == ("density", 0.5 if layer is TwoFourLinear else 0.1)

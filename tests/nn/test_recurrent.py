@@ -224,3 +224,25 @@ def test_it_compiles_and_exports(layer):
     if all(isinstance(module, MaskedModule) for module in found.values()):
         program = torch.export.export(network[0], (x,)).module()
         torch.testing.assert_close(program(x)[0], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_it_trains_under_distributed_data_parallel():
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    network, found = sparse(lambda: nn.LSTM(8, 12), "masked", dtype=torch.float32)
+    alone = copy.deepcopy(network)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(network[0])
+        for _ in range(2):
+            x = torch.randn(4, 2, 8)
+            run(parallel, x, None)[2].backward()
+            run(alone[0], x, None)[2].backward()
+    finally:
+        distributed.destroy_process_group()
+    for one, other in zip(network.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert all(not bool(module.weight_parameter.grad[~module.mask].any()) for module in found.values())

@@ -99,6 +99,7 @@ def test_a_convolution_moves_to_a_layer_that_stores_it():
 
     class Other(masked):
         name = "test-other"
+        stores_dense = False  # one that does is trained on from the start
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2, bias=False))
     sparsifier = Sparsifier(model, sgd(model), pruner="magnitude", density=0.5, total_steps=1, layer=Other())
