@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsefleet.grid.choosing import chosen_layer
+from sparsefleet.grid.criteria import criterion_misfit
 from sparsefleet.grid.fit import Facts, dense_need, unfit
 from sparsefleet.grid.model import Grid, default_layer
 from sparsefleet.grid.realised import given_misfit, is_settled, too_thin
@@ -103,11 +104,18 @@ class Judge:
         begins = "start: twin" if state["method"].get("start") == "twin" else "lottery" if state["method"].get("lottery") else None
         if infeasible and begins:
             return Verdict("skip", state, f"{begins}, but at {self._width(state)} the twin's {infeasible}")
-        wrong = self._lottery_misfit(state["method"])
+        wrong = self._pruner_misfit(state)
         if wrong:
             return Verdict("skip", state, wrong, mistake=True, key="method")
         kind: Kind = "static" if _STATIC in (state["method"].get("rewirer") or {}) else "sparse"
         return Verdict(kind, state, infeasible=infeasible)
+
+    def _pruner_misfit(self, state: State) -> str | None:
+        method = state["method"]
+        if not method.get("pruner"):
+            return None
+        wrong = criterion_misfit(state, self.facts.of("pruner", method["pruner"]), self.facts.of("dataset", state["dataset"]).get("info"))
+        return wrong or self._lottery_misfit(method)
 
     def _lottery_misfit(self, method: State) -> str | None:
         if not method.get("lottery"):
@@ -147,13 +155,18 @@ class Judge:
         return twin
 
     def random_static(self, state: State) -> State:
-        """The control arm with the same density, distribution and layer, and a topology that never changes; itself if it is one."""
+        """The control arm with the same density, distribution and layer, and a topology that never changes; itself if it is one.
+
+        A layer that whole units leave has them leave at random before the first step.
+        """
         method = state["method"]
         if _STATIC in (method.get("rewirer") or {}):
             return state
         kept = {key: method[key] for key in ("distribution", "keep_dense", "pattern") if key in method}
         if kept.get("distribution") == "global":  # needs scores, which a drawn topology has none of
             kept["distribution"] = "uniform"
+        if self.facts.of("layer", state["layer"]).get("narrows"):
+            return {**state, "method": {**PLAIN_METHOD, "pruner": self.facts.plain("pruner", "random"), **kept}}
         return {**state, "method": {**PLAIN_METHOD, "rewirer": self.facts.plain("rewirer", _STATIC), **kept}}
 
     def mask_arm(self, arm: str, spec: TrialSpec, row: str) -> TrialSpec:

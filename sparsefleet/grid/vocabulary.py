@@ -115,7 +115,13 @@ class Vocabulary:
             missing = f"{'.'.join(map(str, item['loc']))} is missing" if item["type"] == "missing" else ""
             self.source.report(key, missing or str(item["msg"]).removeprefix("Value error, "))
             return []
-        return [Assignment(path, {**PLAIN_METHOD, **method})]
+        return [Assignment(path, {**PLAIN_METHOD, **self._made_for(method), **method})]
+
+    def _made_for(self, method: dict[str, Any]) -> dict[str, Any]:
+        """The distribution that a criterion is defined for, in place of uniform."""
+        name = next(iter(method.get("pruner") or {}), None)
+        made_for = self.catalog.get("pruner", name).facts.get("made_for") if name else None
+        return {"distribution": made_for} if made_for else {}
 
     def _single(self, slot: Slot, raw: Any, key: Key) -> Any:
         if slot.kind == "value":

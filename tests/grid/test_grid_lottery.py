@@ -7,8 +7,9 @@ from grid_plugins import CATALOGUE, GIB, HEAD, grid_of
 
 from sparsefleet.errors import InvalidGrid
 from sparsefleet.grid.arms import Judge
-from sparsefleet.grid.expand import Point, Skip, expand, walk
+from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.fit import Facts
+from sparsefleet.grid.load import load_text
 from sparsefleet.grid.totals import Counted, expanded
 
 LOTTERY = "density: 0.125\nmethod: {pruner: magnitude, lottery: {levels: 3}}\n"
@@ -94,8 +95,7 @@ def test_small_dense_stands_beside_the_last_level_and_the_others_say_so() -> Non
 )
 def test_mistakes_are_told(text: str, told: str) -> None:
     with pytest.raises(InvalidGrid) as caught:
-        for item in walk(grid_of(text), CATALOGUE, 24 * GIB):
-            assert not isinstance(item, Skip)
+        grid_of(text)
     assert told in str(caught.value)
 
 
@@ -127,3 +127,37 @@ def test_levels_are_counted_as_trials_of_the_grid() -> None:
     grid = grid_of(LOTTERY + NONE + "seeds: 2\n")
     totals = expanded(grid, Judge(grid, Facts(CATALOGUE, 24 * GIB)))
     assert (totals.points, totals.own, totals.twins, totals.repeated) == (6, 6, 2, 0)
+
+
+def test_a_criterion_made_for_a_global_ranking_gets_it_unless_the_grid_says_otherwise() -> None:
+    from sparsefleet.registry import catalog
+
+    def distribution(method: str) -> str:
+        grid = load_text(HEAD + NONE + f"density: 0.1\nmethod: {{{method}}}\n", "g.yaml", catalog=catalog())
+        return next(p.spec.method.distribution for p in expand(grid, catalog(), 24 * GIB) if p.arm == "sparse")
+
+    assert distribution("pruner: snip") == "global"
+    assert distribution("pruner: snip, distribution: uniform") == "uniform"
+    assert distribution("pruner: magnitude") == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("pruner: movement", "movement scores what training has moved, and the first pruning is before the first step"),
+        ("pruner: wanda, distribution: global", "distribution global compares them all"),
+    ],
+)
+def test_a_criterion_that_has_nothing_to_score_is_refused_before_training(method: str, told: str) -> None:
+    from sparsefleet.registry import catalog
+
+    with pytest.raises(InvalidGrid, match=told):
+        load_text(HEAD + f"density: 0.1\nmethod: {{{method}}}\n", "g.yaml", catalog=catalog())
+
+
+def test_grasp_needs_classes() -> None:
+    from sparsefleet.registry import catalog
+
+    text = HEAD.replace("digits", "random-regression") + "density: 0.1\nmethod: {pruner: grasp}\n"
+    with pytest.raises(InvalidGrid, match="draws its examples by class, and random-regression has none"):
+        load_text(text, "g.yaml", catalog=catalog())
