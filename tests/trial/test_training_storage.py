@@ -14,8 +14,9 @@ def network(layer, keep_dense=()):
         "model": {"name": "mlp", "params": {"hidden": [16]}},
         "layer": layer,
         "density": 0.25,
-        "method": {"pruner": {"name": "magnitude"}, "keep_dense": keep_dense},
+        "method": {"pruner": {"name": "magnitude"}, "keep_dense": keep_dense, "schedule": {"kind": "one-shot"}},
         "optimizer": {"kind": "sgd", "lr": 0.1},
+        "train": {"epochs": 1, "batch_size": 64},
     }
     return build_network(TrialSpec.model_validate(body))
 
