@@ -175,7 +175,8 @@ def row(method, density, accuracy_, ci=None, arm="sparse", **spec):
 
 
 def test_rows_that_differ_in_more_than_density_are_lines_of_their_own():
-    random, small = {"connectivity": {"name": "random"}}, {"connectivity": {"name": "small-world"}}
+    random = {"connectivity": {"name": "random", "params": {}}}
+    small = {"connectivity": {"name": "small-world", "params": {"exponent": 2.0}}}
     found = lines(
         [
             row("set", 0.1, 0.9, **random),
@@ -186,7 +187,7 @@ def test_rows_that_differ_in_more_than_density_are_lines_of_their_own():
     )
     assert {name: [r["accuracy"] for r in line] for name, line in found.items()} == {
         "set, connectivity random": [0.95, 0.9],
-        "set, connectivity small-world": [0.8],
+        "set, connectivity small-world, exponent 2.0": [0.8],
     }
 
 

@@ -57,7 +57,7 @@ def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
         values = [dict(leaves(json.loads(setting))) for _, setting in keys]
         paths = sorted({path for value in values for path in value if len({json.dumps(other.get(path)) for other in values}) > 1})
         for key, value in zip(keys, values, strict=True):
-            told = ", ".join(_told(path, value) for path in paths if value.get(path) is not None)
+            told = ", ".join(_told(path, value) for path in paths if value.get(path) not in (None, {}))
             named[f"{name}, {told}" if told else name] = sorted(found[key], key=lambda row: -_density(row))
     return named
 
@@ -119,7 +119,7 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_ylabel("test accuracy (%)" if percent else "test error (mean squared)", fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def _method(row: Row) -> str:
