@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from sparsefleet.cli.labels import matches
 from sparsefleet.grid.expand import Point, expand
-from sparsefleet.grid.load import load_grid, shipped_grids
+from sparsefleet.grid.load import find_grid, load_grid, shipped_grids
 from sparsefleet.registry import catalog
 from sparsefleet.report.pictures.draw import KINDS
 
@@ -18,24 +21,17 @@ PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ") and "| grid |" not in line
 ]
-CONNECTIONS = "sparselinear-user.npy"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def connections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of data sets, with the file that sparselinear-user reads, made by the command in that grid's own comment."""
-    import os
-    import subprocess
-    import sys
-
+def connections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of data sets with the file that sparselinear-user reads, made by the command in that grid's own comment."""
     root = tmp_path_factory.mktemp("data")
-    text = (Path(load_grid.__code__.co_filename).parents[1] / "grids" / "sparselinear-user.yaml").read_text()
-    (command,) = re.findall(r'python -c "(.*)"', text)
+    (command,) = re.findall(r'python -c "(.*)"', find_grid("sparselinear-user").read_text())
     subprocess.run([sys.executable, "-c", command], cwd=root, check=True)
-    before = os.environ.get("SPARSEFLEET_DATA")
-    os.environ["SPARSEFLEET_DATA"] = str(root)
-    yield root
-    os.environ.pop("SPARSEFLEET_DATA") if before is None else os.environ.update(SPARSEFLEET_DATA=before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEFLEET_DATA", str(root))
+        yield
 
 
 @lru_cache

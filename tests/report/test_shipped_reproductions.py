@@ -70,6 +70,12 @@ def test_a_budget_names_all_that_makes_a_training_short(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_cost_counts_the_trials(name: str) -> None:
+    reproduction, points = loaded(name)
+    assert f"{len({p.spec.spec_id for p in points})} trials" in reproduction.cost
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_tolerance_has_its_reason(name: str) -> None:
     reproduction, _ = loaded(name)
     assert [row.select for row in reproduction.rows if isinstance(row, Figure) and f"{row.tolerance:g}" not in row.because] == []
