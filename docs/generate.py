@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # this checkout's code, whatever
 import connectivity_pictures  # noqa: E402
 import plugin_pages  # noqa: E402
 
-from sparsefleet import connections, errors, hookspecs, plugin  # noqa: E402
+from sparsefleet import connections, errors, hookspecs, method, plugin, plugin_base  # noqa: E402
 from sparsefleet.cli.app import cli  # noqa: E402
 from sparsefleet.cli.settings import SETTINGS  # noqa: E402
 from sparsefleet.track import page as mlflow_page  # noqa: E402
@@ -52,12 +52,12 @@ def hooks() -> str:
 
 def plugin_api() -> str:
     """What plugin classes declare and override, and what they are given."""
-    lines = ["# What a plugin declares, overrides and is given\n", _NOTE.format("`sparsefleet/plugin.py` and `sparsefleet/connections.py`")]
+    lines = ["# What a plugin declares, overrides and is given\n", _NOTE.format("`sparsefleet/plugin.py`, `method.py` and `connections.py`")]
     lines.append(
         'A plugin is a frozen pydantic model: class facts are plain assignments in the subclass (`name = "set"`), hyper-parameters are\n'
         "annotated fields with bounds and a description. Everything here is importable from `sparsefleet`.\n"
     )
-    for module in (plugin, connections):
+    for module in (plugin_base, method, plugin, connections):
         lines += [_class_page(node) for node in _tree(module).body if isinstance(node, ast.ClassDef)]
     return "\n".join(lines)
 

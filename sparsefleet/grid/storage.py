@@ -65,7 +65,7 @@ def _of_n_and_m(state: State, of_method: dict[str, Any]) -> str | None:
 
 
 def _pattern(state: State) -> str:
-    return next(iter(state["method"].get("pattern") or {"unstructured": {}}))
+    return str(next(iter(state["method"].get("pattern") or {"unstructured": {}})))
 
 
 def _of_neurons(state: State, of_method: dict[str, Any]) -> str | None:

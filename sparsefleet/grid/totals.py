@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from math import prod
 
@@ -262,9 +263,8 @@ class Counted:
             totals.controls["random-static"] = static - self._union(_trial, ("static",), beside)
         if "small-dense" in wanted:
             totals.controls["small-dense"] = self._union(self._small_dense, acting, beside, lambda v: not judge.no_small_dense(v.state))
-        for arm in MASK_ARMS:
-            if arm in wanted:  # each belongs to one trial
-                totals.controls[arm] = self._union(_trial, ("sparse",), beside, lambda v, arm=arm: has_mask_arm(arm, v.state))
+        for arm in (one for one in MASK_ARMS if one in wanted):  # each belongs to one trial
+            totals.controls[arm] = self._union(_trial, ("sparse",), beside, partial(_has_arm, arm))
         totals.controls = +totals.controls
 
     def _beside(self) -> list[tuple[Verdict, Sequence[int]]]:
@@ -346,6 +346,10 @@ class Counted:
             return False
         blocks = [of_factor.get(_at(state, factor.paths)) for of_factor, factor in zip(distinct.blocks, self.factors, strict=True)]
         return None not in blocks and tuple(blocks) in distinct.tuples
+
+
+def _has_arm(arm: str, verdict: Verdict) -> bool:
+    return has_mask_arm(arm, verdict.state)
 
 
 def _trial(state: State) -> State:
