@@ -1,6 +1,7 @@
 """Runs every check of the house and ends with 1 if one fails: ``python scripts/check.py``; ``--all`` adds the slow tests.
 
-The tests that need a GPU or MNIST's files are never among them: ``python -m pytest -m gpu``, ``-m data``.
+The tests that need a GPU, MNIST's files or the peer sparseprop are never among them: ``python -m pytest -m gpu``, ``-m data``, ``-m sparseprop``;
+those that need torch-sparse are among all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def checks(everything: bool) -> list[Check]:
         Check("imports", (str(BIN / "lint-imports"),)),
         Check("types", (PYTHON, "-m", "mypy")),
         Check("docs", (PYTHON, "docs/generate.py", "--check"), "python docs/generate.py"),
-        Check("tests", (PYTHON, "-m", "pytest", "-q", "-m", f"not ({SLOW} or gpu or data)")),
+        Check("tests", (PYTHON, "-m", "pytest", "-q", "-m", f"not ({SLOW} or gpu or data or {EXTRA} or sparseprop)")),
     ]
     if everything:
         quick_extra = f"{EXTRA} and not ({SLOW} or gpu)"

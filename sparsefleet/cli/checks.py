@@ -91,7 +91,7 @@ def _kernels(session: Session) -> Iterator[Check]:
         yield Check("sparse kernels", "fail", error.what, error.fix or "")
         return
     reason = kernels.why_not() or _load_kernels()
-    fix = f"unset {kernels.VARIABLE}" if off else "install gcc, then pip install --force-reinstall --no-deps ."
+    fix = f"unset {kernels.VARIABLE}" if off else "install gcc, then pip install --force-reinstall --no-deps -e ."
     yield Check("sparse kernels", "warn" if reason else "ok", reason or "built, and loaded", fix)
 
 

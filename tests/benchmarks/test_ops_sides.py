@@ -21,8 +21,8 @@ NEEDS = {
     cases.SPMM: ("torch_sparse", [EXTRA]),
     cases.SPARSE_TENSOR: ("torch_sparse", [EXTRA]),
     cases.SPARSE_TENSOR_NEW: ("torch_sparse", [EXTRA]),
-    cases.SPARSEPROP: ("sparseprop", []),
-    cases.SPARSEPROP_MODULE: ("sparseprop", []),
+    cases.SPARSEPROP: ("sparseprop", [pytest.mark.sparseprop]),
+    cases.SPARSEPROP_MODULE: ("sparseprop", [pytest.mark.sparseprop]),
     cases.DENSE_COMPILED: ("torch", [SLOW]),
 }
 ON_CPU = [name for name in cases.NAMES if name not in (cases.DENSE_TF32, cases.DENSE_BF16)]

@@ -54,11 +54,11 @@ def test_an_unknown_check_is_refused(check, monkeypatch, capsys):
     assert "valid: lint" in capsys.readouterr().err
 
 
-def test_no_marker_but_gpu_and_data_escapes_both_runs(check):
-    """Quick and slow tests together are all tests but those for a GPU or for MNIST's files; those that need torch-sparse run once more, where it is there."""
+def test_no_marker_but_gpu_data_and_sparseprop_escapes_all_runs(check):
+    """All of them together are all tests but those for a GPU, for MNIST's files or for a peer that no extra installs: nothing skips itself."""
     marked = {c.name: c.command[c.command.index("-m", 3) + 1] for c in check.checks(everything=True) if "pytest" in c.command}
     assert marked == {
-        "tests": f"not ({check.SLOW} or gpu or data)",
+        "tests": f"not ({check.SLOW} or gpu or data or torch_sparse or sparseprop)",
         "torch-sparse tests": f"torch_sparse and not ({check.SLOW} or gpu)",
         "slow tests": f"({check.SLOW}) and not gpu",
     }
