@@ -128,16 +128,21 @@ class _Court:
         found = Judged(label if row.metric == "accuracy" else f"{row.metric}: {label}", "NOT RUN", [], row.metric, because=row.because)
         statuses: list[Status] = []
         parts: list[dict[int, float]] = []
+        absent: list[str] = []
         for selector in row.selectors:
             one, status, reasons = self._admitted(selector, row.budget)
             found.reasons += [f"{label_of(selector)}: {reason}" for reason in reasons]
+            absent += reasons if status == "NOT RUN" else []
             statuses += [status] if status else []
             parts.append(self._by_seed(one, row.metric) if one else {})
+        if absent:
+            found.reasons = list(dict.fromkeys(absent))
         seeds = sorted(set(parts[0]).intersection(*parts[1:]))
         signs = (1, -1, -1, 1)
         found.by_seed = [math.fsum(s * part[seed] for s, part in zip(signs, parts, strict=False)) for seed in seeds]
         found.n, found.ours, found.interval = len(seeds), mean(found.by_seed), interval(found.by_seed)
         if found.ours is None:
+            found.reasons = found.reasons or [f"no seed has {row.metric} on both sides"]
             return found
         if statuses:
             found.status = min(statuses, key=STATUSES.index)

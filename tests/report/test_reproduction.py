@@ -200,6 +200,14 @@ def test_an_order_with_an_under_trained_side_is_not_judged() -> None:
     assert row.reasons == ["set 0.1: train.epochs is 1, published 2"]
 
 
+def test_an_order_without_a_side_says_what_is_missing_once() -> None:
+    (row,) = judged(made(order()), trials(0.90, 0.905))
+    assert (row.status, row.reasons) == ("NOT RUN", ["no such trial in this sweep"])
+    found = trials(0.9, 0.9) + trials(0.9, 0.9, method=RIGL)
+    (row,) = judged(made(order(metric="explored_fraction")), found)
+    assert (row.status, row.reasons) == ("NOT RUN", ["no seed has explored_fraction on both sides"])
+
+
 def test_exit_codes() -> None:
     def one(status: Any) -> Judged:
         return Judged("x", status, [], "accuracy")
