@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from sparsefleet.track.upload import main
 
+_Picture = tuple[str, bytes]
+
 if TYPE_CHECKING:
     from sparsefleet.ledger.ledger import Ledger
     from sparsefleet.ledger.rows import TrialRow
@@ -24,13 +26,25 @@ class Pictures:
         from sparsefleet.report.pictures.fetch import fetched
         from sparsefleet.track.facts import run_name
 
-        yield from trial_pictures(fetched(row, store, folder, run_name(row)))
+        yield from _beside_measuring(trial_pictures(fetched(row, store, folder, run_name(row))))
 
     def sweep(self, ledger: Ledger, sweep: str, store: ArtifactStore, folder: Path) -> Iterator[tuple[str, bytes]]:
         """Pictures of a whole sweep."""
         from sparsefleet.report.pictures.sweep import pictures_of_sweep
 
-        yield from pictures_of_sweep(ledger, sweep, store, folder)
+        yield from _beside_measuring(pictures_of_sweep(ledger, sweep, store, folder))
+
+
+def _beside_measuring(pictures: Iterator[_Picture]) -> Iterator[_Picture]:
+    """The same, each drawn under the CPU's lease: the next sweep may be timed by now."""
+    from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
+
+    while True:
+        with device_lease("cpu", LEASE_WAIT_S):
+            picture = next(pictures, None)
+        if picture is None:
+            return
+        yield picture
 
 
 if __name__ == "__main__":

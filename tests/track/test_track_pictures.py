@@ -149,3 +149,21 @@ def test_pictures_wait_until_the_driver_is_gone(home: Path) -> None:
         ledger.enqueue("pictures", "quick-12345678", None, {})
         _Uploader(home, server.local_uri(home), ledger, Pictures()).pass_on(last=False)
         assert [item.kind for item in ledger.outbox()] == ["pictures"]
+
+
+def test_no_picture_is_drawn_while_something_is_measured():
+    """The uploader of a finished sweep may still draw when the next one is timed."""
+    import threading
+
+    from sparsefleet.measure.lease import device_lease
+    from sparsefleet.report.upload import _beside_measuring
+
+    drawn = []
+    pictures = _beside_measuring(iter([("a.png", b"1"), ("b.png", b"2")]))
+    thread = threading.Thread(target=lambda: drawn.extend(pictures))
+    with device_lease("cpu", 60):
+        thread.start()
+        thread.join(0.5)
+        assert drawn == []
+    thread.join(60)
+    assert drawn == [("a.png", b"1"), ("b.png", b"2")]
