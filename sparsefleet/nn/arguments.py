@@ -13,7 +13,7 @@ from torch import nn
 from sparsefleet.errors import UserError
 from sparsefleet.plugin import Layer, Plugin, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
-from sparsefleet.sparsity.vocabulary import Cubic, Distribution, Iterative, Linear, NOfM, OneShot, Pattern
+from sparsefleet.sparsity.vocabulary import Cubic, Distribution, Iterative, Linear, Neuron, NOfM, OneShot, Pattern
 
 _SCHEDULES = (OneShot, Linear, Cubic, Iterative)
 
@@ -110,7 +110,9 @@ def check_method(method: Pruner | Rewirer, storage: Layer, optimizer: torch.opti
 
 def check_end(layer: Layer, pattern: Any) -> None:
     """Ends a pruning whose result ``layer`` could not store."""
-    if layer.topology == "all":
+    if layer.narrows and not isinstance(pattern, Neuron):
+        raise UserError(f"layer {layer.name!r} removes whole units", fix="pattern=Neuron()")
+    if layer.topology == "all" and not layer.narrows:
         raise UserError(f"layer {layer.name!r} stores every weight")
     if layer.topology == "n:m" and not (isinstance(pattern, NOfM) and (pattern.n, pattern.m) == (2, 4)):
         raise UserError(f"layer {layer.name!r} holds 2 of every 4 inputs", fix="pattern=NOfM(n=2, m=4)")

@@ -15,6 +15,7 @@ from sparsefleet.errors import PluginError
 from sparsefleet.nn.masked import MaskedModule
 from sparsefleet.nn.materialise import replace_module
 from sparsefleet.nn.module import Remap, SparseModule
+from sparsefleet.nn.places import refuse_losses
 from sparsefleet.nn.unit_pruning import Units, n_beside, units_left
 from sparsefleet.plugin import Layer
 
@@ -116,6 +117,7 @@ def narrow(network: nn.Module, units: Units) -> dict[str, Tensor]:
 
 def _narrow_norm(network: nn.Module, name: str, kept: Tensor) -> dict[str, Tensor]:
     old: Any = network.get_submodule(name)
+    refuse_losses(network, [name], fix="remove them before")
     n, options = kept.numel(), {"device": "meta"}
     if isinstance(old, nn.LayerNorm):
         new: Any = nn.LayerNorm(n, old.eps, old.elementwise_affine, bias=old.bias is not None, **options)
@@ -178,6 +180,47 @@ def narrowed(network: nn.Module, shapes: Mapping[str, Sequence[int]], sites: Map
         parts[name] = matrix, rows, cols
     beside = n_beside(network, units)
     return Compact(narrow(network, units), beside, parts, layer.execution)
+
+
+def make_compact(
+    network: nn.Module, sparse: Mapping[str, SparseModule], layer: Layer, optimizer: torch.optim.Optimizer
+) -> dict[str, CompactUnits]:
+    """Narrows a network that is training, in place; the optimizer's parameters and slots follow.
+
+    Args:
+        sparse: its masked modules, with whole units.
+
+    Returns:
+        What the core knows of them from here on.
+    """
+    old = parameters_by_new_name(network, sparse)
+    shapes = {
+        name: tuple(module.inner.weight.shape) if isinstance(module, MaskedModule) else module.matrix_shape
+        for name, module in sparse.items()
+    }
+    compact = narrowed(network, shapes, {name: module.flat_sites() for name, module in sparse.items()}, layer)
+    for name, new in network.named_parameters():
+        before = old[name]
+        if new is before:
+            continue
+        new.requires_grad_(before.requires_grad)
+        for group in optimizer.param_groups:
+            group["params"] = [new if parameter is before else parameter for parameter in group["params"]]
+        slots = optimizer.state.pop(before, {})
+        if any(isinstance(slot, Tensor) and slot.dim() and slot.shape != before.shape for slot in slots.values()):
+            continue  # factored slots (Adafactor) belong to the old shape: the optimizer starts them anew
+        flat = compact.places[name].to(new.device) if name in compact.places else slice(None)
+        for key, slot in slots.items():
+            optimizer.state[new][key] = slot.reshape(-1)[flat].view_as(new) if isinstance(slot, Tensor) and slot.dim() else slot
+    return compact.described(network)
+
+
+def parameters_by_new_name(network: nn.Module, sparse: Mapping[str, SparseModule]) -> dict[str, Any]:
+    """The parameters of a network by the names that they will have once its masked modules are torch's own."""
+    named: dict[str, Any] = dict(network.named_parameters())
+    for name, module in sparse.items():
+        named |= {f"{name}.weight": module.weight_parameter, f"{name}.bias": getattr(module, "bias", None)}
+    return named
 
 
 def _like(module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparsefleet.errors import UserError
 from sparsefleet.nn.arguments import check_choices, check_due, check_end, check_holds, check_method, check_names, check_numbers, plugin
 from sparsefleet.nn.block import BlockLinear
+from sparsefleet.nn.compact import make_compact
 from sparsefleet.nn.expose import Exposure
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.linear import SparseLinear
@@ -21,12 +22,13 @@ from sparsefleet.nn.materialise import draw_connections, rebuilt, replace_module
 from sparsefleet.nn.module import SparseModule
 from sparsefleet.nn.places import leave_fast_paths, refuse_losses
 from sparsefleet.nn.topology import Change, Topology
+from sparsefleet.nn.unit_pruning import prune_units
 from sparsefleet.plugin import Connectivity, Layer, Plugin, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.rng import key_of
 from sparsefleet.sparsity.distribute import distribute, scaled
 from sparsefleet.sparsity.schedule import density_at, pruning_steps
-from sparsefleet.sparsity.vocabulary import Distribution, OneShot, Pattern, Schedule, Unstructured
+from sparsefleet.sparsity.vocabulary import Distribution, Neuron, OneShot, Pattern, Schedule, Unstructured
 
 _P = TypeVar("_P", bound=Plugin)
 
@@ -208,6 +210,8 @@ class Sparsifier:
         assert pruner is not None
         density = density_at(self.schedule, self.step_count, self.total_steps, self.density)
         scores = self.topology.score(pruner, self.step_count)
+        if isinstance(self.pattern, Neuron):
+            return prune_units(self.model, self.topology, scores, density, self.pattern, self.distribution, end=self.density)
         return self.topology.prune(scores, density, distribution=self.distribution, pattern=self.pattern, per_row=pruner.per_row)
 
     # The result
@@ -226,6 +230,9 @@ class Sparsifier:
             return self.model
         moving = {name: old for name, old in self.modules.items() if _kind(old) in self.layer.kinds}
         refuse_losses(self.model, moving, fix="remove them, and register them again after finish()")
+        if self.layer.narrows:
+            self.topology = Topology(make_compact(self.model, self.modules, self.layer, self.optimizer), self.optimizer, self.seed)
+            return self.model
         made: dict[str, SparseModule] = {}
         for name, old in moving.items():
             made[name] = new = rebuilt(old, old.connections(), self.layer)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparsefleet.errors import UserError
 from sparsefleet.nn.materialise import replace_module
+from sparsefleet.nn.places import refuse_losses
 from sparsefleet.nn.topology import Change, Topology
 from sparsefleet.nn.units import Group, matrix_shape, units_of
 from sparsefleet.sparsity.units import Matrix, choose_units, unit_scores
@@ -209,7 +210,7 @@ class UnitLayerNorm(nn.LayerNorm):
     places: Tensor
 
     def __init__(self, norm: nn.LayerNorm, kept: Tensor) -> None:
-        super().__init__(norm.normalized_shape, norm.eps, norm.elementwise_affine, bias=norm.bias is not None, device="meta")  # type: ignore[arg-type]
+        super().__init__(norm.normalized_shape, norm.eps, norm.elementwise_affine, bias=norm.bias is not None, device="meta")
         self.weight, self.bias = norm.weight, norm.bias
         self.relu = bool(getattr(norm, "relu", False))  # of ``sparsefleet.nn.LayerNorm``
         self.register_buffer("places", torch.nonzero(kept).flatten(), persistent=False)
@@ -235,6 +236,7 @@ def settle(network: nn.Module, units: Units, optimizer: torch.optim.Optimizer | 
         for name in group.norms:
             norm = network.get_submodule(name)
             if isinstance(norm, nn.LayerNorm) and not bool(kept.all()):
+                refuse_losses(network, [name], fix="remove them before")
                 device = next((parameter.device for parameter in network.parameters()), None)
                 replace_module(network, name, UnitLayerNorm(norm, kept.to(device)))
 

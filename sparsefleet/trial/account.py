@@ -44,6 +44,8 @@ def counts(network: Network, optimizer: torch.optim.Optimizer, spec: TrialSpec) 
     params = network.n_params_dense - n_prunable + n_live - network.n_beside
     by_role = resident_bytes(network.module, optimizer)
     stored, dense = stored_bytes(network.module)
+    if network.is_compact:  # which is dense itself, and not the network that it was
+        dense += (network.n_params_dense - params) * next(network.module.parameters()).element_size()
     return Counts(
         layers=layers,
         nnz_weights=n_live,

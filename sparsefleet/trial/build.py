@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
 from sparsefleet.errors import IntegrityError, UserError
-from sparsefleet.nn.compact import Compact, narrowed
+from sparsefleet.nn.compact import Compact, narrowed, parameters_by_new_name
 from sparsefleet.nn.expose import exposed
 from sparsefleet.nn.layer_norm import fuse_norms
 from sparsefleet.nn.materialise import draw_connections, materialise, rebuilt, replace_module, weight_shape
@@ -98,7 +98,7 @@ def build_network(
     if connectivity is not None and data_root is not None:
         connectivity = connectivity.located(data_root)
     asked = _budget(spec, shapes, connectivity if sites is None or data_root is not None else None)
-    if isinstance(spec.method.pattern, Neuron) and spec.method.pruner:
+    if isinstance(spec.method.pattern, Neuron) and _removes_units(spec):
         matrices = {name: (shape[0], math.prod(shape[1:])) for name, shape in shapes.items()}
         asked = nnz_by_units(module, matrices, names[-1], spec.density, spec.method.pattern)
     first = _first(spec, shapes, asked, connectivity, registry) if sites is None else asked
@@ -125,7 +125,7 @@ def build_network(
     network = Network(module, sparse, shapes, asked, n_params, factor, storage, kept, names)
     if compact is not None:
         _take(network, compact)
-    elif sites is not None and isinstance(spec.method.pattern, Neuron) and spec.method.pruner:
+    elif sites is not None and (registry.build("layer", spec.layer).narrows or _removes_units(spec)):
         units = units_left(module, sites)
         settle(module, units)
         network.n_beside = n_beside(module, units)
@@ -188,6 +188,10 @@ def _budget(spec: TrialSpec, shapes: Mapping[str, tuple[int, ...]], connectivity
             fix=f"density: {density:.4g}" if 0 < density < 1 else "fewer than all sites" if density else "at least one site",
         )
     return given
+
+
+def _removes_units(spec: TrialSpec) -> bool:
+    return spec.method.pruner is not None and isinstance(spec.method.pattern, Neuron)
 
 
 def initial_seed(spec: TrialSpec) -> int:
@@ -318,9 +322,7 @@ def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor
 
 def _made_compact(network: Network, layer: Layer) -> dict[str, nn.Parameter]:
     """Moves the network to torch's own modules without the units that are gone; the old parameters by new name."""
-    old: dict[str, Any] = dict(network.module.named_parameters())
-    for name, module in network.sparse.items():
-        old |= {f"{name}.weight": module.weight_parameter, f"{name}.bias": getattr(module, "bias", None)}
+    old = parameters_by_new_name(network.module, network.sparse)
     compact = narrowed(network.module, network.shapes, {name: module.flat_sites() for name, module in network.sparse.items()}, layer)
     for name in network.sparse:
         plain: Any = network.module.get_submodule(name)

@@ -188,6 +188,8 @@ class Method(Frozen):
             raise ValueError("a method has a pruner or a rewirer, not both")
         if self.rewirer and self.schedule:
             raise ValueError("schedule belongs to a pruner; a rewirer keeps its density")
+        if self.rewind and self.pattern.kind == "neuron":
+            raise ValueError("a lottery takes single weights back, and pattern neuron removes whole units")
         if self.pruner and self.pattern.kind == "neuron" and self.distribution not in ("uniform", "global"):
             raise ValueError(f"pattern neuron spreads units, and distribution {self.distribution!r} weights; use uniform or global")
         if self.rewirer and self.distribution == "global":

@@ -1,4 +1,7 @@
-"""Small networks whose units can be removed, with an input for each; the units of every layer are given by hand."""
+"""Small networks whose units can be removed, with an input for each.
+
+A layer before a BatchNorm has no bias: its gradient is rounding alone, which Adam and RMSprop would turn into steps.
+"""
 
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.stem_norm = nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.inner, self.inner_norm = nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5)
+        self.inner, self.inner_norm = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
         self.outer, self.outer_norm = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
         self.head = nn.Linear(6, 3)
 
@@ -31,7 +34,9 @@ def linear_sigmoid():
 
 
 def batch_norm():
-    return nn.Sequential(nn.Linear(7, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Linear(7, 9, bias=False), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 3)
+    )
 
 
 def layer_norm():
@@ -40,7 +45,7 @@ def layer_norm():
 
 
 def conv():
-    first = (nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2))
+    first = (nn.Conv2d(2, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2))
     return nn.Sequential(*first, nn.Conv2d(5, 6, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3))
 
 

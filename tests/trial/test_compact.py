@@ -14,7 +14,7 @@ from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.objective import evaluate
 from sparsefleet.trial.record import State
 from sparsefleet.trial.run import run_trial
-from sparsefleet.trial.spec import PluginRef
+from sparsefleet.trial.spec import Method, Neuron, PluginRef
 
 N_DENSE = 64 * 32 + 32 * 24 + 24 * 10
 CUBIC = {"kind": "cubic", "every": 4, "end": 0.5}
@@ -158,6 +158,35 @@ def test_other_units_than_the_masks_say_do_not_load(digits_request):
     run_trial(request), run_trial(other)
     with pytest.raises(IntegrityError):
         load_network(request.spec, request.workdir / files.MODEL, other.workdir)
+
+
+def test_a_level_of_a_lottery_takes_no_units():
+    with pytest.raises(ValueError, match="a lottery takes single weights back"):
+        Method(pruner=PluginRef(name="magnitude"), pattern=Neuron(), rewind={})
+
+
+def test_new_weights_in_the_same_units_train_the_small_network_from_the_start(digits_request):
+    from sparsefleet.measure.correctness import Correctness
+    from sparsefleet.measure.whole import check_compact
+
+    first = digits_request("first", **compact(norm="layer"))
+    run_trial(first)
+    arm = {**compact(norm="layer"), "method": {"rewirer": {"name": "static"}}, "init": {"draw": 1}}
+    request = digits_request("arm", start=first.workdir, gives="mask", **arm)
+    record = run_trial(request)
+    assert record.state is State.SUCCEEDED, record.reason
+    assert (request.workdir / files.MASKS).read_bytes() == (first.workdir / files.MASKS).read_bytes()
+    network = load_network(request.spec, request.workdir / files.MODEL, request.workdir)
+    assert record.counts.params == sum(p.numel() for p in network.module.parameters())
+    found = Correctness(backward=True)
+    check_compact(found, network, [torch.randn(8, 1, 8, 8)], request.spec, Registry(), "key")
+    assert found.ok, found.reason
+
+
+def test_a_compact_file_is_as_much_smaller_as_its_parameters_are_fewer(digits_request):
+    record = run_trial(digits_request(**compact(0.1, norm="none")))
+    assert record.counts.stored_bytes == 4 * record.counts.params
+    assert record.counts.compression == pytest.approx(record.counts.total_params_model / record.counts.params)
 
 
 def test_er_is_no_distribution_of_units(digits_request):
