@@ -100,8 +100,9 @@ def _row(one: Group, by_key: dict[str, TrialRow], row_of: dict[str, Group], valu
     delta_rival, delta_rival_ci, _ = _paired(one, by_key, values, "rival_key")
     n_not_run = one.n_not_run
     n_ok, n_diverged = one.count("SUCCEEDED"), one.count("DIVERGED")
-    accuracy: dict[str, Any] = next((r["accuracy"] for r in one.records if r.get("accuracy")), {})
-    method, variant = _labels(one, twin)
+    accuracies: list[dict[str, Any]] = [r["accuracy"] for r in one.records if r.get("accuracy")]
+    accuracy = next(iter(accuracies), {})
+    method, variant = _labels(one, twin, _partner(one, row_of, "depends_on"))
     spec = one.spec
     return {
         "id": one.id,
@@ -137,6 +138,7 @@ def _row(one: Group, by_key: dict[str, TrialRow], row_of: dict[str, Group], valu
         "resident_bytes": _count(one, "resident_bytes", whole=True),
         "stored_bytes": _count(one, "stored_bytes", whole=True),
         "compression": _count(one, "compression"),
+        "before_fine_tuning": _before_fine_tuning(spec, accuracies),
         "wall_s": mean([float(r["wall_s"]) for r in one.records]),
         "seed_values": [t.spec.get("seed", 0) for t in one.trials],
         "trial_ids": [t.spec_id for t in one.trials],
@@ -161,15 +163,28 @@ def _count(one: Group, name: str, whole: bool = False) -> Any:
     return round(middle) if whole and middle is not None else middle
 
 
-def _labels(one: Group, twin: Group | None) -> tuple[str, str]:
-    """The canonical method label and what is not plain about it; a sparse activation alone is a method of its own."""
+def _before_fine_tuning(spec: dict[str, Any], accuracies: list[dict[str, Any]]) -> float | None:
+    """Mean test figure right after the pruning, of a row that prunes a trained network and then tunes it."""
+    tuned = spec["method"].get("fine_tune") or (spec["start"] or {}).get("gives") == "weights"
+    found = [a["before_fine_tuning"] for a in accuracies if tuned and a.get("before_fine_tuning") is not None]
+    return mean(found)
+
+
+def _labels(one: Group, twin: Group | None, source: Group | None = None) -> tuple[str, str]:
+    """The canonical method label and what is not plain about it; a sparse activation alone is a method of its own.
+
+    Args:
+        source: the row that it starts from: an arm that trains another row's connections says whose.
+    """
     from sparsefleet.trial.spec import Method
 
     method = Method.model_validate(one.spec["method"])
     activation = one.spec["activation"]["name"]
     changed = twin is not None and twin.spec["activation"]["name"] != activation
     label, variant = method.label, method.variant
-    if one.arm in ("small-dense", "shuffled-mask", "reinit-mask"):
+    if one.arm in ("shuffled-mask", "reinit-mask"):
+        return one.arm, "of " + ", ".join(part for part in _labels(source, twin) if part) if source else ""
+    if one.arm == "small-dense":
         label = one.arm
     elif changed and label == "dense":
         label = activation

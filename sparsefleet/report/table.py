@@ -79,7 +79,9 @@ def _of(columns: Sequence[Column], owners: Sequence[int]) -> list[Column]:
 
 def _varies(name: str, cells: Sequence[str]) -> bool:
     if name == "arm":
-        return bool(set(cells) - {"dense", "sparse", "small-dense", "random-static"})  # the method says it too
+        return bool(
+            set(cells) - {"dense", "sparse", "small-dense", "random-static", "shuffled-mask", "reinit-mask"}
+        )  # the method says it too
     return len(set(cells)) > 1
 
 
@@ -110,6 +112,9 @@ def _results(rows: Sequence[Row], metric: str) -> list[Column]:
     gaps = [INFEASIBLE if _is_infeasible(row) else _gap(row[delta], row[f"{delta}_ci"]) for row in rows]
     found = [Column(heading, values), Column("Δ dense [95 % CI]" if n > 1 else "Δ dense", gaps, right=n <= 1)]
     if metric == "accuracy":
+        before = [row["before_fine_tuning"] for row in rows]
+        if any(value is not None for value in before):
+            found.insert(0, Column("before fine-tuning", [_ABSENT if value is None else f"{value:.4f}" for value in before], right=True))
         found += _rivals(rows, n)
     found += _verdicts(rows)
     return found if uniform else [Column("seeds", [_seeds(row) for row in rows]), *found]

@@ -15,6 +15,7 @@ from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.report.compare import rows
 from sparsefleet.report.machines import Machines
 from sparsefleet.report.speed import theory_columns
+from sparsefleet.report.table import render
 from sparsefleet.report.timing import Timings
 from sparsefleet.report.trust import rankable, untimed, untrustworthy
 
@@ -170,6 +171,32 @@ def test_seeds_of_start_from_share_a_row() -> None:
     ]
     row = sparse_row(rows([*three_seeds()[:3], *trials]))
     assert (row["method"], row["variant"], row["seeds"]) == ("magnitude+cubic+global", "from twin", 3)
+
+
+def test_an_arm_that_trains_another_rows_mask_says_whose() -> None:
+    rigl, static = {"rewirer": {"name": "rigl"}}, {"rewirer": {"name": "static"}}
+    start = {"trial": "id-r0", "row": "id-r0", "gives": "mask"}
+    trials = [
+        trial("d0", 0.9, spec=spec(0)),
+        trial("r0", 0.8, spec=spec(0, density=0.1, layer="csr", method={**rigl, "distribution": "erk"}), arm="sparse", twin_key="d0"),
+        trial("a0", 0.7, spec=spec(0, density=0.1, layer="csr", method=static, start=start), arm="reinit-mask", twin_key="d0", depends_on="r0"),
+    ]
+    row = next(row for row in rows(trials) if row["arm"] == "reinit-mask")
+    assert (row["method"], row["variant"]) == ("reinit-mask", "of rigl, erk")
+
+
+def test_accuracy_before_fine_tuning_stands_beside_the_final_one() -> None:
+    method = {"pruner": {"name": "magnitude"}, "schedule": {"kind": "one-shot", "at": 0.5}}
+    tuned = {**method, "fine_tune": {"optimizer": {"kind": "adam", "lr": 0.001}}}
+    trials = [
+        trial(f"{name}{s}", 0.9, spec=spec(s, density=0.1, layer="csr", method=how), arm="sparse", facts={"before_fine_tuning": 0.5 + 0.1 * s})
+        for name, how in (("t", tuned), ("p", method))
+        for s in range(3)
+    ]
+    table = rows(trials)
+    assert {row["variant"]: row["before_fine_tuning"] for row in table} == {"fine-tuned by adam": pytest.approx(0.6), "": None}
+    assert "before fine-tuning" in "".join(render(table))
+    assert "0.6000" in "".join(render(table))
 
 
 def test_by_orders_and_adds_keys_of_the_spec() -> None:
