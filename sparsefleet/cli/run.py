@@ -120,7 +120,9 @@ class _Here:
 
         if spec.start and (start is None or start.state.value != "SUCCEEDED"):
             state = start.state.value if start else "not here"
-            raise UserError(f"the trial starts from {spec.start.trial}, which is {state}", fix="run it from its grid, so that that one runs first")
+            raise UserError(
+                f"the trial starts from {spec.start.trial}, which is {state}", fix="run it from its grid, so that that one runs first"
+            )
         keys = Keys(self.catalog, self.data_root)
         depends = keys.request(spec, self.threads, self.device)
         folder = self.folder(spec)
