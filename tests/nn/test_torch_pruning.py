@@ -5,15 +5,13 @@ import warnings
 
 import pytest
 import torch
+import torch_pruning as tp
 from torch import nn
 from unit_nets import NETS, made
 
 from sparsefleet.nn.compact import narrow
 from sparsefleet.nn.unit_pruning import Units
 from sparsefleet.nn.units import units_of
-
-pytestmark = pytest.mark.torch_pruning
-tp = pytest.importorskip("torch_pruning")
 
 
 def both(network, x, share=0.5):
