@@ -26,7 +26,8 @@ def test_no_generated_page_is_stale():
 
 def test_a_stale_page_is_noticed(tmp_path):
     """A check that cannot fail is a defect: on a copy with one word changed it ends with 1 and names the page."""
-    (tmp_path / "sparsefleet").symlink_to(ROOT / "sparsefleet")
+    for part in ("sparsefleet", "tests", "benchmarks"):
+        (tmp_path / part).symlink_to(ROOT / part)
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     hooks = tmp_path / "docs" / "hooks.md"
     hooks.write_text(hooks.read_text().replace("step: int", "step: float"))
@@ -38,7 +39,8 @@ def test_a_stale_page_is_noticed(tmp_path):
 def test_a_picture_with_one_other_dot_is_noticed(tmp_path):
     from PIL import Image
 
-    (tmp_path / "sparsefleet").symlink_to(ROOT / "sparsefleet")
+    for part in ("sparsefleet", "tests", "benchmarks"):
+        (tmp_path / part).symlink_to(ROOT / part)
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     path = tmp_path / "docs" / "pictures" / "connectivity-rows.png"
     image = Image.open(path)

@@ -248,7 +248,7 @@ def test_keep_dense_leaves_the_named_layers_alone(digits_request):
     assert [layer.name for layer in record.counts.layers] == ["fc1", "fc2"]
     unknown = run_trial(digits_request(**rewired("static", keep_dense=["fc9"])))
     assert unknown.state is State.PLUGIN_ERROR
-    assert "valid: first, last, fc1" in unknown.reason
+    assert "valid: first, last, Linear, fc1" in unknown.reason
 
 
 def test_zero_steps_is_a_trial_too(digits_request):
