@@ -52,7 +52,10 @@ def hooks() -> str:
 
 def plugin_api() -> str:
     """What plugin classes declare and override, and what they are given."""
-    lines = ["# What a plugin declares, overrides and is given\n", _NOTE.format("`sparsefleet/plugin.py`, `method.py` and `connections.py`")]
+    lines = [
+        "# What a plugin declares, overrides and is given\n",
+        _NOTE.format("`sparsefleet/plugin.py`, `method.py` and `connections.py`"),
+    ]
     lines.append(
         'A plugin is a frozen pydantic model: class facts are plain assignments in the subclass (`name = "set"`), hyper-parameters are\n'
         "annotated fields with bounds and a description. Everything here is importable from `sparsefleet`.\n"
@@ -69,9 +72,9 @@ def _class_page(node: ast.ClassDef) -> str:
     rows = list(_members(node))
     if rows:
         parts.append("| name | type | default | meaning |\n|---|---|---|---|\n" + "".join(_row(row) for row in rows))
-    for method in _functions(node):
-        if not method.name.startswith("_"):
-            parts.append(f"```python\n{_signature(method)}\n```\n\n{_prose(_doc(method)) or 'See the base class.'}\n")
+    for function in _functions(node):
+        if not function.name.startswith("_"):
+            parts.append(f"```python\n{_signature(function)}\n```\n\n{_prose(_doc(function)) or 'See the base class.'}\n")
     return "\n".join(parts)
 
 

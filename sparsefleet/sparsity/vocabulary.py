@@ -97,7 +97,9 @@ class Neuron(Frozen):
         description="what density is the kept share of: prunable weights (the units are solved for it), or units of each layer, "
         "which leaves about its square of the weights",
     )
-    p: float = Field(1.0, gt=0, description="a unit's score is (sum of score ** p) ** (1 / p) over its weights; with magnitude, their L_p norm")
+    p: float = Field(
+        1.0, gt=0, description="a unit's score is (sum of score ** p) ** (1 / p) over its weights; with magnitude, their L_p norm"
+    )
 
 
 Pattern = Annotated[Unstructured | NOfM | Block | Row | Channel | Neuron, Field(discriminator="kind")]

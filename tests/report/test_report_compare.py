@@ -166,7 +166,13 @@ def test_order_is_dense_first_then_density() -> None:
 def test_seeds_of_start_from_share_a_row() -> None:
     method = {"pruner": {"name": "magnitude"}, "schedule": {"kind": "cubic"}, "distribution": "global"}
     trials = [
-        trial(f"p{s}", 0.9, spec=spec(s, density=0.1, layer="csr", method=method, start={"trial": f"id-d{s}", "row": "id-d0", "gives": "weights"}), arm="sparse", twin_key=f"d{s}")
+        trial(
+            f"p{s}",
+            0.9,
+            spec=spec(s, density=0.1, layer="csr", method=method, start={"trial": f"id-d{s}", "row": "id-d0", "gives": "weights"}),
+            arm="sparse",
+            twin_key=f"d{s}",
+        )
         for s in range(3)
     ]
     row = sparse_row(rows([*three_seeds()[:3], *trials]))
@@ -179,7 +185,9 @@ def test_an_arm_that_trains_another_rows_mask_says_whose() -> None:
     trials = [
         trial("d0", 0.9, spec=spec(0)),
         trial("r0", 0.8, spec=spec(0, density=0.1, layer="csr", method={**rigl, "distribution": "erk"}), arm="sparse", twin_key="d0"),
-        trial("a0", 0.7, spec=spec(0, density=0.1, layer="csr", method=static, start=start), arm="reinit-mask", twin_key="d0", depends_on="r0"),
+        trial(
+            "a0", 0.7, spec=spec(0, density=0.1, layer="csr", method=static, start=start), arm="reinit-mask", twin_key="d0", depends_on="r0"
+        ),
     ]
     row = next(row for row in rows(trials) if row["arm"] == "reinit-mask")
     assert (row["method"], row["variant"]) == ("reinit-mask", "of rigl, erk")
@@ -189,7 +197,9 @@ def test_accuracy_before_fine_tuning_stands_beside_the_final_one() -> None:
     method = {"pruner": {"name": "magnitude"}, "schedule": {"kind": "one-shot", "at": 0.5}}
     tuned = {**method, "fine_tune": {"optimizer": {"kind": "adam", "lr": 0.001}}}
     trials = [
-        trial(f"{name}{s}", 0.9, spec=spec(s, density=0.1, layer="csr", method=how), arm="sparse", facts={"before_fine_tuning": 0.5 + 0.1 * s})
+        trial(
+            f"{name}{s}", 0.9, spec=spec(s, density=0.1, layer="csr", method=how), arm="sparse", facts={"before_fine_tuning": 0.5 + 0.1 * s}
+        )
         for name, how in (("t", tuned), ("p", method))
         for s in range(3)
     ]

@@ -195,7 +195,11 @@ def pruned_globally(digits_request, layer="csr"):
         "pruned",
         density=0.2,
         layer={"name": layer},
-        method={"pruner": MAGNITUDE, "distribution": "global" if layer == "csr" else "uniform", "schedule": {"kind": "one-shot", "at": 0.5}},
+        method={
+            "pruner": MAGNITUDE,
+            "distribution": "global" if layer == "csr" else "uniform",
+            "schedule": {"kind": "one-shot", "at": 0.5},
+        },
         train={"epochs": 2, "batch_size": 64},
     )
     assert run_trial(request).state is State.SUCCEEDED
