@@ -16,6 +16,7 @@ from sparsefleet.home import cache_dir
 from sparsefleet.measure.clock import Clock
 from sparsefleet.measure.correctness import FLOOR, relative_error
 from sparsefleet.measure.sides import Batch, Forward, Step, side
+from sparsefleet.nn.expose import packed
 from sparsefleet.plugin import DataInfo
 from sparsefleet.trial.record import BaselineTried
 from sparsefleet.trial.spec import TrialSpec
@@ -56,8 +57,8 @@ class DenseNet:
     chosen: list[BaselineTried] | None = None
 
     def side(self, name: str) -> Forward | Step:
-        """A fresh copy of the net in one of its forms, as a callable."""
-        network = copy.deepcopy(self.network)
+        """A fresh copy of the net in one of its forms, as a callable; recurrent modules are torch's own."""
+        network = packed(copy.deepcopy(self.network))
         if name == EAGER:
             return side(self.op, network, self.spec, self.info)  # type: ignore[arg-type]
         return side(self.op, network, self.spec, self.info, compiled(network, self.threads))  # type: ignore[arg-type]

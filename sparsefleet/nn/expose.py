@@ -28,6 +28,18 @@ def exposed(network: nn.Module) -> nn.Module:
     return network
 
 
+def packed(network: nn.Module) -> nn.Module:
+    """``network`` with torch's own module in the place of every LSTM and GRU of ours whose gates are all Linear, in place.
+
+    Ours puts the gates' weights together at every pass; a dense network that is timed need not pay for that. Attention of ours does not.
+    """
+    if isinstance(network, (LSTM, GRU)):
+        return network.to_torch() if network.is_plain() else network
+    found = [module for module in network.modules() if isinstance(module, (LSTM, GRU)) and module.is_plain()]
+    _put_in_place(network, {ours: ours.to_torch() for ours in found})
+    return network
+
+
 class Exposure:
     """The same for a model that an optimizer trains already; a context that takes everything back where an error leaves it.
 

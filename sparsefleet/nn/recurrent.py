@@ -70,6 +70,33 @@ class _Recurrent(nn.Module):
                 parameter.copy_(old[rows])
         return own.train(module.training)
 
+    def to_torch(self) -> nn.Module:
+        """Torch's module with the same weights, in the same mode: nothing is put together at every pass.
+
+        Raises:
+            TypeError: a gate is not a plain Linear.
+        """
+        if not self.is_plain():
+            raise TypeError(f"{type(self).__name__} has gates that are not Linear")
+        first = next(self.parameters())
+        widths = {"proj_size": self.proj_size} if self.proj_size else {}
+        module: nn.Module = self.torch_kind(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            device=first.device,
+            dtype=first.dtype,
+            **widths,
+        )
+        with torch.no_grad():
+            for parameter, name, rows in self.sources():
+                module.get_parameter(name)[rows] = parameter
+        return module.train(self.training)
+
     def _make(self, like: nn.RNNBase, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         self.input_size, self.hidden_size, self.num_layers = like.input_size, like.hidden_size, like.num_layers
         self.bias, self.batch_first, self.dropout = like.bias, like.batch_first, like.dropout
@@ -171,6 +198,11 @@ class _Recurrent(nn.Module):
                 if gate is not None and (not (type(gate) is nn.Linear or isinstance(gate, MaskedModule)) or _has_listeners(gate)):
                     return False
         return True
+
+    def is_plain(self) -> bool:
+        """Whether every gate is torch's own Linear."""
+        gates = [gate for own in self._directions() for part in (own.from_input, own.from_hidden) for gate in part.children()]
+        return all(type(gate) is nn.Linear for gate in (*gates, *(own.projection for own in self._directions() if own.projection)))
 
     def _weights(self) -> list[Tensor]:
         """The weights and biases of all gates as torch's fused pass takes them."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from sparsefleet.nn import GRU, LSTM, CsrLinear, MaskedModule
-from sparsefleet.nn.expose import exposed
+from sparsefleet.nn.expose import exposed, packed
 from sparsefleet.nn.topology import Topology
 
 SHAPES = [
@@ -246,3 +246,38 @@ def test_it_trains_under_distributed_data_parallel():
     for one, other in zip(network.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
     assert all(not bool(module.weight_parameter.grad[~module.mask].any()) for module in found.values())
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"bias": False, "dropout": 0.5, "num_layers": 2}]
+)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_packed_it_is_torchs_own_module_with_the_same_weights(kind, own):
+    before = kind(5, 4, **own).double().eval()
+    theirs = packed(exposed(copy.deepcopy(before)))
+    assert type(theirs) is kind
+    assert not theirs.training
+    assert {name: value.tolist() for name, value in theirs.state_dict().items()} == {
+        name: value.tolist() for name, value in before.state_dict().items()
+    }
+    assert [getattr(theirs, name) for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional")] == [
+        getattr(before, name) for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional")
+    ]
+
+
+def test_packing_leaves_sparse_gates_alone():
+    network = nn.Sequential(LSTM(5, 4), LSTM(4, 3))
+    network[0].layer0.from_input.forget = CsrLinear(5, 4, 0.5)
+    assert [type(module) for module in packed(network)] == [LSTM, nn.LSTM]
+    assert packed(nn.Sequential(LSTM(5, 4, proj_size=2)))[0].proj_size == 2
+
+
+def test_a_dense_net_is_timed_with_torchs_own_module():
+    from sparsefleet.measure.baseline import EAGER, DenseNet
+    from sparsefleet.plugin import DataInfo
+    from sparsefleet.trial.spec import TrialSpec
+
+    spec = {"dataset": {"name": "digits"}, "model": {"name": "mlp"}, "optimizer": {"kind": "sgd", "lr": 0.1}, "train": {"epochs": 1}}
+    net = DenseNet("forward", nn.Sequential(LSTM(5, 4)), TrialSpec(**spec), DataInfo("classification", (3, 5), 4), 1)
+    assert type(net.side(EAGER).network[0]) is nn.LSTM
+    assert type(net.network[0]) is LSTM  # the trained one stays
