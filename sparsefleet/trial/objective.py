@@ -34,11 +34,30 @@ class Score:
     n: int
 
 
-def eval_batch(network: nn.Module) -> int:
-    """Examples that are evaluated at a time."""
+def eval_batch(network: nn.Module, x: Tensor | None = None) -> int:
+    """Examples that are evaluated at a time.
+
+    Args:
+        x: one example, ``(1, *input_shape)``, for networks whose layers' outputs depend on the size of a picture.
+    """
     sides = [side for module in network.modules() for side in _sides(module)]
+    if x is not None and any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        sides += _outputs(network, x)
     fitting = EVAL_VALUES // max(sides, default=1)
     return EVAL_BATCH if fitting >= EVAL_BATCH else max(1, fitting // 16 * 16 or fitting)
+
+
+def _outputs(network: nn.Module, x: Tensor) -> list[int]:
+    """Values in the output of each convolution for one example."""
+    found: list[int] = []
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    handles = [module.register_forward_hook(lambda _, __, out: found.append(out.numel())) for module in convolutions]
+    try:
+        network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _sides(module: nn.Module) -> tuple[int, ...]:
@@ -53,7 +72,8 @@ def evaluate(network: nn.Module, data: TensorData, info: DataInfo, autocast: tor
     network.eval()
     n, loss, right = data.x.shape[0], 0.0, 0.0
     with torch.inference_mode():
-        step = eval_batch(network)
+        with torch.autocast(data.x.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            step = eval_batch(network, data.x[:1] if n else None)
         for start in range(0, n, step):
             x, y = data.x[start : start + step], data.y[start : start + step]
             with torch.autocast(x.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
