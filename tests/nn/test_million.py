@@ -1,4 +1,7 @@
-"""A layer of 1,000,000 x 1,000,000 sites with 1,000 connections under every pruner and rewirer that is installed."""
+"""A layer of 1,000,000 x 1,000,000 sites with 1,000 connections under every pruner and rewirer that is installed and can have it.
+
+Those that need values at absent sites cannot, nor can criteria that score a whole network, which is stored dense then.
+"""
 
 import json
 import subprocess
@@ -28,7 +31,8 @@ def high_water():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 
 registry = Registry()
-params = {"every": 1} if name == "rigl" else {}
+fields = registry.plugin_class(family, name).model_fields
+params = {key: 1 for key in ("every", "every_epochs") if key in fields}
 method = registry.build(family, PluginRef(name=name, params=params))
 layer = registry.build("layer", PluginRef(name="csr"))
 connectivity = registry.build("connectivity", PluginRef(name="random"))
@@ -54,7 +58,7 @@ def work(shape=(n, n), x=x, upstream=upstream):
     progress = Progress(1, 1000, 1)
     if method.due(progress):
         topology.rewire(method, progress)
-    return module.nnz, len(before - set(module.flat_sites().tolist()))
+    return module.nnz, len(before ^ set(module.flat_sites().tolist()))
 
 work((50, 50), torch.randn(2, 50, requires_grad=True), torch.randn(2, 50))  # imports and thread pools come with the first call
 open("/proc/self/clear_refs", "w").write("5")
@@ -66,8 +70,11 @@ print(json.dumps({"nnz": nnz, "moved": n_moved, "resident": resident, "tensors":
 """
 
 METHODS = [
-    (e.family, e.name) for e in catalog().entries if e.family in ("pruner", "rewirer") and e.state == "ok" and not e.facts["needs_dense"]
+    (e.family, e.name)
+    for e in catalog().entries
+    if e.family in ("pruner", "rewirer") and e.state == "ok" and not e.facts["needs_dense"] and not e.facts.get("needs_calibration")
 ]
+VARIES = [e.name for e in catalog().entries if e.facts.get("varies_nnz")]
 
 
 @pytest.mark.slow
@@ -82,8 +89,11 @@ def test_nothing_of_size_out_by_in_is_allocated(family, name):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)
-    assert result["nnz"] == (500 if family == "pruner" else 1000)
-    assert name in ("static", "magnitude", "random") or result["moved"] > 0
+    if name in VARIES:
+        assert 0 < result["nnz"] <= 1500
+    else:
+        assert result["nnz"] == (500 if family == "pruner" else 1000)
+    assert family == "pruner" or name == "static" or result["moved"] > 0
     assert result["tensors"] <= LIMIT, f"{result['tensors'] / 2**20:.1f} MiB of tensors, allowed {LIMIT / 2**20:.1f}"
     # The sparse library behind torch copies its operands once; the process as a whole stays within twice the bound.
     assert result["resident"] <= 2 * LIMIT, f"{result['resident'] / 2**20:.1f} MiB resident, allowed {2 * LIMIT / 2**20:.1f}"
