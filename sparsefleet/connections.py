@@ -248,6 +248,8 @@ class Connections:
 
     def per_row(self, values: Tensor | None = None) -> Tensor:
         """``(n_out,)`` sum of ``values`` (default: ones, that is the fan-in) over each output unit."""
+        if values is None and self.nnz < self.n_out:  # few connections: one count a unit and nothing else of that size
+            return torch.bincount(self.row, minlength=self.n_out)
         if values is None:  # rows ascend
             return torch.diff(torch.searchsorted(self.row, torch.arange(self.n_out + 1, device=self.row.device)))
         return torch.zeros(self.n_out, dtype=values.dtype, device=values.device).index_add_(0, self.row, values)

@@ -35,15 +35,15 @@ class SRigL(Rewirer):
         score = torch.where(large & alive[conn.row], conn.weight.abs(), -1.0)
         keep = (score >= 0) & keep_best_per_row(score, conn.row, torch.tensor(fan_in, device=score.device).expand(conn.n_out))
         kept = conn.select(keep)
-        return Update(keep, kept.best_absent_per_row(torch.where(alive, fan_in - kept.per_row(), 0)))
+        return Update(keep, kept.best_absent_per_row(kept.per_row().neg_().add_(fan_in).mul_(alive)))
 
     def _alive(self, conn: Connections, large: Tensor, n_drop: int, n_target: int) -> Tensor:
         """``(n_out,)`` bool: the output units that stay; never none of them, and never more than there are connections for."""
         ablates = self.gamma and not conn.is_last and not conn.constant_fan_in
         salient = conn.select(large).per_row()
         if ablates:
-            salient += torch.bincount(conn.best_absent(n_drop)[0], minlength=conn.n_out)
-        alive = keep_best(salient.double(), min(n_target, conn.n_out))
+            salient.index_add_(0, conn.best_absent(n_drop)[0], salient.new_ones(n_drop))
+        alive = keep_best(salient, min(n_target, conn.n_out))
         if ablates:
             fan_in = conn.nnz / max(1, int(torch.count_nonzero(conn.per_row())))
             alive &= salient >= min(max(1.0, self.gamma * fan_in), float(salient.max()))

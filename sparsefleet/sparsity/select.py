@@ -54,7 +54,7 @@ def keep_best_per_row(score: Tensor, row: Tensor, n_keep: Tensor) -> Tensor:
     order = order[torch.argsort(row[order], stable=True)]  # rows together, best first inside
     sorted_row = row[order]
     count = torch.bincount(row, minlength=n_keep.numel())
-    first = torch.cumsum(count, 0) - count
+    first = torch.cumsum(count, 0).sub_(count)
     rank = torch.arange(row.numel(), device=row.device) - first[sorted_row]
     keep = torch.zeros(row.numel(), dtype=torch.bool, device=row.device)
     keep[order] = rank < n_keep[sorted_row]
