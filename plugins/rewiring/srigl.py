@@ -42,7 +42,8 @@ class SRigL(Rewirer):
         ablates = self.gamma and not conn.is_last and not conn.constant_fan_in
         salient = conn.select(large).per_row()
         if ablates:
-            salient.index_add_(0, conn.best_absent(n_drop)[0], salient.new_ones(n_drop))
+            grown = conn.best_absent(n_drop)[0]
+            salient.index_add_(0, grown, torch.ones_like(grown))
         alive = keep_best(salient, min(n_target, conn.n_out))
         if ablates:
             fan_in = conn.nnz / max(1, int(torch.count_nonzero(conn.per_row())))
