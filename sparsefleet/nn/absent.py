@@ -84,7 +84,7 @@ def best_absent_per_row(x: Tensor, grad: Tensor, present: Tensor, counts: Tensor
     order = torch.argsort(x_norm, descending=True, stable=True)
     wanted = torch.nonzero(counts).flatten()
     found = [present.new_empty(0)]
-    step = _TILE_ROWS if n_in <= _TILE_COLS else _TILE_ROWS // 8  # 4 MiB of products at a time in very wide layers
+    step = _TILE_ROWS if n_in <= _TILE_COLS else max(1, _TILE_ROWS // 8)  # 4 MiB of products at a time in very wide layers
     for i in range(0, wanted.numel(), step):
         rows = wanted[i : i + step]
         found.append(_of_rows((x, grad[:, rows]), (order, x_norm), present, rows, counts[rows]))

@@ -6,7 +6,15 @@ from torch.nn import functional as F
 
 from sparsefleet.ops import layer_norm, native
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason=f"kernels: {native.why_not()}")
+KERNELS = pytest.param("kernels", marks=pytest.mark.skipif(bool(native.why_not()), reason=f"kernels: {native.why_not()}"))
+
+
+@pytest.fixture(params=[KERNELS, "torch"], autouse=True)
+def engine(request, monkeypatch):
+    """With the C kernels, and as where there are none."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    return request.param
 
 
 def sample(batch, features, offset=0.0, dtype=torch.float32):
