@@ -15,7 +15,7 @@ from sparsefleet.grid import need
 from sparsefleet.grid.need import Chain, Need, chain_of, size_text
 from sparsefleet.grid.realised import density_misfit, is_settled
 from sparsefleet.grid.settings import State
-from sparsefleet.grid.storage import storage_misfit, tile_of, width_misfit
+from sparsefleet.grid.storage import missing_package, storage_misfit, tile_of, width_misfit
 
 if TYPE_CHECKING:
     from sparsefleet.registry import Catalog
@@ -153,6 +153,8 @@ def unfit(state: State, facts: Facts) -> str | None:
     if family == "rewirer" and of_method.get("needs_dense") and not of_layer.get("stores_dense"):  # a pruner trains on masked
         takes = f" ({size_text(4 * chain.n_weights)} if it were dense)" if chain else ""
         return f"{name} needs values at absent sites, which layer={layer} does not store{takes}; use masked"
+    if reason := missing_package(layer, of_layer):  # after what holds on every machine
+        return reason
     if of_layer.get("stores_dense") or family == "pruner":  # pruning trains on masked before it converts
         why = dense_need(state, facts, masked=True)
         stored = layer if of_layer.get("stores_dense") else f"masked (until {name} hands over to {layer})"

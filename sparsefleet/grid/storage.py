@@ -11,12 +11,17 @@ from typing import Any
 from sparsefleet.grid.settings import State
 
 
-def storage_misfit(state: State, of_layer: dict[str, Any], of_method: dict[str, Any], of_connectivity: dict[str, Any]) -> str | None:
-    """Why the layer of a resolved state cannot hold its connections, or None if it can."""
-    layer, method = next(iter(state["layer"])), state["method"]
+def missing_package(layer: str, of_layer: dict[str, Any]) -> str | None:
+    """That the package whose products the layer takes is not installed, or None if it is or none is needed."""
     requires = of_layer.get("requires")
     if requires and importlib.util.find_spec(requires) is None:
         return f"layer={layer} needs the package {requires.replace('_', '-')}, which is not installed"
+    return None
+
+
+def storage_misfit(state: State, of_layer: dict[str, Any], of_method: dict[str, Any], of_connectivity: dict[str, Any]) -> str | None:
+    """Why the layer of a resolved state cannot hold its connections, or None if it can."""
+    layer, method = next(iter(state["layer"])), state["method"]
     topology = of_layer.get("topology", "free")
     misfit = _of_n_and_m(state, of_method) if method.get("rewirer") else _of_neurons(state, of_method)
     if of_layer.get("narrows") and (method.get("rewirer") or _pattern(state) != "neuron"):

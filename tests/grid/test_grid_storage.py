@@ -118,3 +118,8 @@ def test_what_fits_runs(arguments):
 def test_a_missing_package_is_a_reason(monkeypatch):
     monkeypatch.setattr("sparsefleet.grid.storage.importlib.util.find_spec", lambda name: None)
     assert found("torch-sparse", "{rewirer: set}") == "layer=torch-sparse needs the package torch-sparse, which is not installed"
+
+
+def test_what_holds_on_every_machine_is_said_before_a_missing_package(monkeypatch):
+    monkeypatch.setattr("sparsefleet.grid.storage.importlib.util.find_spec", lambda name: None)
+    assert "needs values at absent sites" in found("torch-sparse", "{rewirer: snfs}")
