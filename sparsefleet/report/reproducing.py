@@ -144,6 +144,9 @@ class _Court:
         if found.ours is None:
             found.reasons = found.reasons or [f"no seed has {row.metric} on both sides"]
             return found
+        wanted = row.budget.get("seeds", 1)
+        if not statuses and found.n < wanted:
+            statuses, found.reasons = ["UNDER-TRAINED"], [f"{found.n} of {wanted} seeds have {row.metric} on both sides"]
         if statuses:
             found.status = min(statuses, key=STATUSES.index)
             return found
@@ -170,15 +173,23 @@ class _Court:
         if not fitting:
             return None, "NOT RUN", ["no such trial in this sweep"]
         recipes = [spec for arm, spec in self.recipe if fits(selector, arm, spec)]
-        one, other = min(((g, _others(g.spec, spec, budget)) for g in fitting for spec in recipes or [{}]), key=lambda pair: len(pair[1]))
-        n = sum(self.values.of(t) is not None for t in one.trials)
-        if not n:
+        compared = [(g, self._short_of(g, budget), spec) for g in fitting for spec in recipes or [{}]]
+        one, short_of, recipe = min(compared, key=lambda three: len(three[1]) + len(_others(three[0].spec, three[2], budget)))
+        if not self._n(one):
             states = ", ".join(sorted({f"{t.state}{f': {t.reason}' if t.reason else ''}" for t in one.trials}))
             return one, "NOT RUN", [states.lower() if states in ("PENDING", "CANCELLED") else states]
-        short_of = [text for key, wanted in budget.items() for text in _misses(key, wanted, one, n)]
+        other = _others(one.spec, recipe, budget)
         if short_of:
             return one, "UNDER-TRAINED", [*short_of, *other]
+        if not other and leaf(one.spec, "start.row") != leaf(recipe, "start.row"):
+            other = ["the trial that it starts from is not the recipe's"]
         return one, "ALTERED" if other else None, other
+
+    def _n(self, one: Group) -> int:
+        return sum(self.values.of(t) is not None for t in one.trials)
+
+    def _short_of(self, one: Group, budget: Mapping[str, Any]) -> list[str]:
+        return [text for key, wanted in budget.items() for text in _misses(key, wanted, one, self._n(one))]
 
 
 def _misses(key: str, wanted: Any, one: Group, n: int) -> Iterable[str]:
@@ -196,12 +207,14 @@ def _misses(key: str, wanted: Any, one: Group, n: int) -> Iterable[str]:
 
 
 def _others(spec: Mapping[str, Any], recipe: Mapping[str, Any], budget: Mapping[str, Any]) -> list[str]:
-    """Where the trial differs from the recipe beyond its budget. A start is named by what it starts from, which is compared itself."""
+    """Where the trial differs from the recipe beyond its budget; of a start, all but which trial it is. Of another plugin than the
+    published one only that is told, and its parameters are not."""
     ours, theirs = dict(leaves(spec)), dict(leaves(recipe))
     told = []
     for path in dict.fromkeys([*ours, *theirs]):
-        family = path.split(".")[0]
-        if _same(ours.get(path), theirs.get(path)) or path in budget or family in budget or path == "start.row":
+        name = f"{path.split('.')[0]}.name"
+        named = name.removesuffix(".name") in budget and (path == name or ours.get(name) != theirs.get(name))
+        if _same(ours.get(path), theirs.get(path)) or path in budget or named or path == "start.row":
             continue
         told.append(f"{path} is {short(ours.get(path))}, the recipe has {short(theirs.get(path))}")
     return told

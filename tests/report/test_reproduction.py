@@ -118,6 +118,35 @@ def test_of_several_that_fit_the_recipe_is_taken() -> None:
     assert judged(made(FIGURE), found)[0].status == "PASS"
 
 
+def test_of_several_that_fit_the_whole_training_is_taken() -> None:
+    found = trials(0.10, 0.10, train={"epochs": 1, "batch_size": 64}) + trials(0.90, 0.90)
+    assert judged(made(FIGURE), found)[0].status == "PASS"
+
+
+def test_a_parameter_of_a_plugin_that_the_budget_names_is_a_setting_too() -> None:
+    reproduction = made(FIGURE, budget={**BUDGET, "model": "mlp", "model.params.hidden": [512]})
+    found = trials(0.90, 0.90, model={"name": "mlp", "params": {"hidden": [512], "norm": "batch"}})
+    (row,) = judged(reproduction, found)
+    assert (row.status, row.reasons) == ("ALTERED", ["model.params.norm is batch, the recipe has –"])
+    assert judged(reproduction, trials(0.90, 0.90))[0].status == "PASS"
+    (row,) = judged(reproduction, trials(0.90, 0.90, model={"name": "mlp", "params": {"hidden": [9]}}))
+    assert (row.status, row.reasons) == ("UNDER-TRAINED", ["model.params.hidden is 9, published 512"])
+
+
+def test_what_a_trial_starts_from_is_the_recipes_too() -> None:
+    """A ticket whose dense twin was trained for one epoch has all settings of the recipe itself."""
+
+    def start(row: str) -> dict[str, str]:
+        return {"trial": "of-this-seed", "row": row, "gives": "weights"}
+
+    recipe = [("sparse", TrialSpec.model_validate(spec(0, density=0.1, method=SET, layer="csr", start=start("published"))))]
+    assert judge(made(FIGURE), recipe, trials(0.90, 0.90, start=start("published")))[0].status == "PASS"
+    (row,) = judge(made(FIGURE), recipe, trials(0.90, 0.90, start=start("another")))
+    assert (row.status, row.reasons) == ("ALTERED", ["the trial that it starts from is not the recipe's"])
+    (row,) = judge(made(FIGURE), recipe, trials(0.90, 0.90, start=start("another"), train={"epochs": 1, "batch_size": 64}))
+    assert row.reasons == ["train.epochs is 1, published 2"]
+
+
 def test_what_is_not_there_is_not_run() -> None:
     (row,) = judged(made(FIGURE), trials(0.90, 0.90, density=0.2))
     assert (row.status, row.reasons) == ("NOT RUN", ["no such trial in this sweep"])
@@ -198,6 +227,23 @@ def test_an_order_with_an_under_trained_side_is_not_judged() -> None:
     (row,) = judged(made(order()), trials(0.90, 0.905, train={"epochs": 1, "batch_size": 64}) + trials(0.95, 0.96, method=RIGL))
     assert row.status == "UNDER-TRAINED"
     assert row.reasons == ["set 0.1: train.epochs is 1, published 2"]
+
+
+def test_an_order_has_its_seeds_on_both_sides() -> None:
+    """Two seeds each, and one in common: a difference of one seed is no order of two."""
+    later = [one for one in trials(0.0, 0.95, 0.96, method=RIGL) if one.spec["seed"] > 0]
+    (row,) = judged(made(order()), trials(0.90, 0.905) + later)
+    assert (row.status, row.n, row.reasons) == ("UNDER-TRAINED", 1, ["1 of 2 seeds have accuracy on both sides"])
+
+
+def test_an_order_of_a_curve_lacks_what_diverged() -> None:
+    found = trials(0.9, 0.9) + trials(0.9, 0.9, method=RIGL)
+    for one, last in zip(found, (0.1, 0.2, 0.3, 0.4), strict=True):
+        assert one.record is not None
+        one.record["curves"] = {"explored_fraction": {"steps": [40], "values": [last]}}
+    found[3] = trial(found[3].key, None, spec=found[3].spec, arm="sparse", state="DIVERGED")
+    (row,) = judged(made(order(metric="explored_fraction")), found)
+    assert (row.status, row.reasons) == ("UNDER-TRAINED", ["1 of 2 seeds have explored_fraction on both sides"])
 
 
 def test_an_order_without_a_side_says_what_is_missing_once() -> None:
