@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ class _Direction(nn.Module):
     projection: nn.Module | None
 
 
-class _Recurrent(nn.Module):
+class _Recurrent(nn.Module, ABC):
     """What LSTM and GRU have in common.
 
     Gates of layer k are ``layer{k}.from_input.{gate}`` and ``layer{k}.from_hidden.{gate}``, and under ``layer{k}_reverse`` those of the other
@@ -274,9 +275,9 @@ class _Recurrent(nn.Module):
         last = tuple(torch.cat(parts) for parts in zip(now, *reversed(over), strict=True))
         return torch.cat([outputs[t] for t in range(len(each))]), last
 
+    @abstractmethod
     def _step(self, own: _Direction, by_input: Sequence[Tensor], by_hidden: Sequence[Tensor], now: States) -> States:
         """The next state, from ``(batch, hidden)`` of every gate."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         named = ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0.0), ("bidirectional", False), ("proj_size", 0)
