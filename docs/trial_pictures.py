@@ -25,6 +25,7 @@ dataset: digits
 model: {mlp: {hidden: [128, 64]}}
 optimizer: {sgd: {lr: 0.05, momentum: 0.9}}
 train: {epochs: 10, batch_size: 64}
+init: {fan_in: live} # by the dense fan-in SET at 5 % stays at chance for these 210 steps
 seeds: 3
 axes:
   density: [0.2, 0.05, 0.01]
