@@ -129,16 +129,18 @@ class Topology:
             budget = distribute(self.shapes, density, distribution)
         if isinstance(pattern, NOfM):
             budget = distribute(self.shapes, density, "uniform")
+        trades = distribution == "global" and not isinstance(pattern, NOfM)  # a layer may get what another loses, if its sites have scores
         changes = []
         for name, module in chosen.items():
-            n_keep, conn = min(budget[name], module.nnz), module.connections()
-            of_sites = scores[name].dim() == 2
+            conn, of_sites = module.connections(), scores[name].dim() == 2
+            most = conn.n_sites if of_sites and trades else module.nnz
+            n_keep = min(budget[name], most)
             present, score = conn.flat, scores[name].reshape(-1)
             if of_sites:
                 flat = torch.arange(conn.n_sites, device=present.device)
                 conn = replace(conn, row=flat // conn.n_in, col=flat % conn.n_in)
             fitted, equal_rows = fitted_pattern(module, pattern)
-            n_keep = min(module.nnz, fitted_nnz(n_keep, module.matrix_shape, module.topology, module.tile))
+            n_keep = min(most, fitted_nnz(n_keep, module.matrix_shape, module.topology, module.tile))
             if equal_rows or (per_row and isinstance(fitted, Unstructured)):
                 share = torch.arange(conn.n_out, 0, -1, device=conn.row.device).sub_(1)  # the remainder goes to the first rows
                 keep = keep_best_per_row(score, conn.row, (n_keep + share) // conn.n_out)

@@ -9,6 +9,7 @@ from sparsefleet_plugins.pruning.movement import Movement
 from sparsefleet import PluginError
 from sparsefleet.nn import Sparsifier
 from sparsefleet.nn.topology import Topology
+from sparsefleet.sparsity.distribute import total_nnz
 from sparsefleet.sparsity.vocabulary import Cubic
 
 LR, STEPS = 0.2, 30
@@ -43,6 +44,27 @@ def test_equals_the_reference():
             np.testing.assert_allclose(dense_weights(modules)[name], w[name] * live[name], rtol=1e-9, atol=1e-13)
     assert n_returned > 0
     assert topology.nnz == round(0.4 * topology.n_sites)
+
+
+def test_global_keeps_what_was_asked_while_connections_move_between_layers():
+    """Scores go on at every site, so a layer may get back what another loses; a layer that cannot grow would leave fewer than asked."""
+    network, modules = sparse_net(density=1.0)
+    topology = Topology(modules, torch.optim.SGD(network.parameters(), lr=LR), seed=0)
+    topology.start(Movement())
+    x, y = examples()
+    n_more = 0
+    for step in range(40):
+        train_step(network, modules, topology, x, y)
+        if step % 3 == 2:
+            before = {name: module.nnz for name, module in modules.items()}
+            density = 1 - 0.6 * min(1.0, step / 15)
+            scores = topology.score(Movement(), step)
+            topology.prune(scores, density, distribution="global")
+            ranked = sorted(((-s, name, i) for name, score in scores.items() for i, s in enumerate(score.reshape(-1).tolist())))
+            want = {(name, i) for _, name, i in ranked[: total_nnz(topology.n_sites, density)]}
+            assert {(name, i) for name, module in modules.items() for i in module.flat_sites().tolist()} == want
+            n_more += sum(module.nnz > before[name] for name, module in modules.items())
+    assert n_more > 0
 
 
 def test_the_score_of_a_pruned_weight_goes_on():
