@@ -25,9 +25,9 @@ def keep_by_pattern(score: Tensor, conn: Connections, n_keep: int, pattern: Patt
         kernel: elements of the convolution kernel (``kh * kw``); columns are ``channel * kernel + offset``.
     """
     if isinstance(pattern, Row):
-        return _keep_units(score, conn.row, conn.n_out, n_keep, conn.n_in)
+        return _keep_units(score, conn.row, conn.n_out, n_keep)
     if isinstance(pattern, Channel):
-        return _keep_units(score, conn.col // kernel, conn.n_in // kernel, n_keep, conn.n_out * kernel)
+        return _keep_units(score, conn.col // kernel, conn.n_in // kernel, n_keep)
     if isinstance(pattern, Block):
         wide = -(-conn.n_in // pattern.cols)
         tile = (conn.row // pattern.rows) * wide + conn.col // pattern.cols
@@ -39,12 +39,18 @@ def keep_by_pattern(score: Tensor, conn: Connections, n_keep: int, pattern: Patt
     return keep_best(score, n_keep)
 
 
-def _keep_units(score: Tensor, unit: Tensor, n_units: int, n_keep: int, unit_size: int) -> Tensor:
-    """Keeps whole rows or channels by the sum of their scores; a unit without a live connection is never chosen."""
+def _keep_units(score: Tensor, unit: Tensor, n_units: int, n_keep: int) -> Tensor:
+    """Keeps whole rows or channels by the sum of their scores, best first, up to the number of connections nearest to ``n_keep``.
+
+    A unit counts with the connections that it has: in a layer that was sparse before, fewer than its sites. One without any is never chosen.
+    """
+    refuse_nan(score)
     total = torch.zeros(n_units, dtype=torch.float64, device=score.device).index_add_(0, unit, score.detach().double())
-    alive = torch.bincount(unit, minlength=n_units) > 0
-    total[~alive] = -math.inf
-    n_chosen = max(1, min(int(alive.sum()), math.floor(n_keep / unit_size + 0.5)))
+    size = torch.bincount(unit, minlength=n_units)
+    total[size == 0] = -math.inf
+    reached = torch.cumsum(size[torch.argsort(total, descending=True, stable=True)], 0)
+    away = (reached - n_keep).abs()
+    n_chosen = min(int(torch.count_nonzero(size)), int(torch.nonzero(away == away.min())[-1]) + 1)  # of two as near the larger number
     return keep_best(total, n_chosen)[unit]
 
 
@@ -74,6 +80,5 @@ def _keep_n_of_m(score: Tensor, conn: Connections, pattern: NOfM, n_keep: int, k
     channel, offset = conn.col // kernel, conn.col % kernel
     n_groups = -(-(conn.n_in // kernel) // pattern.m)
     group = (conn.row * n_groups + channel // pattern.m) * kernel + offset
-    _, index = torch.unique(group, return_inverse=True)
-    limit = torch.full((int(index.max()) + 1,), n_now, dtype=torch.int64, device=score.device)
-    return keep_best_per_row(score, index, limit)
+    present, index = torch.unique(group, return_inverse=True)
+    return keep_best_per_row(score, index, torch.full_like(present, n_now))

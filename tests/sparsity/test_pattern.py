@@ -157,3 +157,24 @@ def test_units_pruned_before_are_not_chosen_again():
 @pytest.mark.parametrize("pattern", [Row(), Channel(), Block()])
 def test_at_least_one_unit_stays(pattern):
     assert bool(kept(pattern, 0).any())
+
+
+@pytest.mark.parametrize("pattern", [Row(), Channel()])
+def test_units_of_a_layer_that_is_thin_already_count_with_what_they_have(pattern):
+    """Two connections per unit of eight sites: counted as eight, two of the eight units would stay where four are asked."""
+    mask = torch.eye(8, dtype=torch.bool) | torch.eye(8, dtype=torch.bool).roll(1, 1)
+    flat = torch.nonzero(mask.view(-1)).flatten()
+    score = 1.0 + (flat // 8 if isinstance(pattern, Row) else flat % 8)
+    conn = Connections("w", (8, 8), flat // 8, flat % 8, score)
+    keep = keep_by_pattern(score, conn, 8, pattern)
+    unit = conn.row if isinstance(pattern, Row) else conn.col
+    assert unit[keep].unique().tolist() == [4, 5, 6, 7]
+    assert int(keep.sum()) == 8
+    for n_keep in range(17):  # of two numbers that are as near the larger
+        assert int(keep_by_pattern(score, conn, n_keep, pattern).sum()) == max(2, n_keep + n_keep % 2)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), Row(), Channel(), Block(), NOfM()])
+def test_a_layer_without_connections_has_nothing_to_choose(pattern):
+    none = torch.empty(0, dtype=torch.int64)
+    assert keep_by_pattern(torch.empty(0), Connections("w", (4, 4), none, none, torch.empty(0)), 0, pattern).shape == (0,)
