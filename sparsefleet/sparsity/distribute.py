@@ -22,8 +22,8 @@ def distribute(
     """nnz of every layer; they sum to ``total_nnz`` of all sites, and every layer has at least one.
 
     ``uniform`` gives each layer the same density. ``er`` (arXiv 1707.04780, Eq. 1) makes density proportional to
-    ``(n_in + n_out) / (n_in * n_out)``, ``erk`` (arXiv 1911.11134, section 3) to the sum of all dimensions, kernel included, over their
-    product; a layer that would exceed 1 is dense and the rest is solved again.
+    ``(n_in + n_out) / (n_in * n_out)``, of a convolution to that of its channels; ``erk`` (arXiv 1911.11134, section 3, which has both) to the
+    sum of all dimensions, kernel included, over their product. A layer that would exceed 1 is dense and the rest is solved again.
 
     Args:
         shapes: weight shapes, ``(out, in)`` or ``(out, in, kh, kw)``.
@@ -53,7 +53,7 @@ def distribute(
 
 
 def _raw(shape: Sequence[int], kind: str) -> float:
-    dims = list(shape) if kind == "erk" else [shape[0], math.prod(shape[1:])]
+    dims = list(shape) if kind == "erk" else shape[:2]
     return sum(dims) / math.prod(dims)
 
 

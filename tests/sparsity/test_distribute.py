@@ -31,6 +31,15 @@ def test_er_follows_its_formula():
     assert nnz["a"] / nnz["b"] == pytest.approx(raw["a"] / raw["b"], rel=1e-3)
 
 
+def test_er_of_a_convolution_is_that_of_its_channels():
+    """arXiv 1911.11134, section 3: ER knows of neurons, and ERK of the kernel too."""
+    shapes = {"conv": (64, 32, 5, 5), "linear": (64, 32)}
+    nnz = distribute(shapes, 0.01, "er")
+    assert nnz["conv"] / nnz["linear"] == pytest.approx(25, rel=0.03)  # the same density
+    nnz = distribute(shapes, 0.01, "erk")
+    assert nnz["conv"] / nnz["linear"] == pytest.approx(106 / 96, rel=0.03)
+
+
 def test_a_tie_above_one_makes_all_tied_layers_dense():
     nnz = distribute({"a": (1000, 1000), "b": (4, 4), "c": (4, 4)}, 0.05, "erk")
     assert nnz["b"] == nnz["c"] == 16
