@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Frozen(BaseModel):
@@ -20,7 +20,16 @@ class OneShot(Frozen):
     at: float = Field(0.0, ge=0, le=1, description="share of the training")
 
 
-class Linear(Frozen):
+class _Gradual(Frozen):
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> _Gradual:
+        fields = dict(self)
+        if fields["begin"] >= fields["end"]:
+            raise ValueError(f"begin must be below end, got {fields['begin']:g} and {fields['end']:g}")
+        return self
+
+
+class Linear(_Gradual):
     """Sparsity grows linearly from begin to end."""
 
     kind: Literal["linear"] = "linear"
@@ -29,7 +38,7 @@ class Linear(Frozen):
     every: int = Field(20, ge=1, description="steps between prunings")
 
 
-class Cubic(Frozen):
+class Cubic(_Gradual):
     """Sparsity grows by arXiv 1710.01878, Eq. 1."""
 
     kind: Literal["cubic"] = "cubic"
@@ -38,7 +47,7 @@ class Cubic(Frozen):
     every: int = Field(20, ge=1, description="steps between prunings")
 
 
-class Iterative(Frozen):
+class Iterative(_Gradual):
     """``levels`` equal ratios of density, evenly spaced from begin to end."""
 
     kind: Literal["iterative"] = "iterative"

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from sparsefleet.sparsity.schedule import density_at, pruning_steps
 from sparsefleet.sparsity.vocabulary import Cubic, Iterative, Linear, OneShot
@@ -14,6 +15,13 @@ def test_the_target_is_reached_exactly_at_the_end_and_never_before(schedule, tot
     assert densities == sorted(densities, reverse=True)
     assert density_at(schedule, steps[0] - 1, total, 0.1) == 1.0
     assert density_at(schedule, total, total, 0.1) == 0.1
+
+
+@pytest.mark.parametrize("kind", [Linear, Cubic, Iterative])
+@pytest.mark.parametrize(("begin", "end"), [(0.8, 0.5), (0.5, 0.5)])
+def test_a_schedule_that_ends_before_it_begins_is_refused(kind, begin, end):
+    with pytest.raises(ValidationError, match="begin must be below end"):
+        kind(begin=begin, end=end)
 
 
 def test_cubic_is_zhu_and_gupta():
