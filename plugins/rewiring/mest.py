@@ -46,11 +46,12 @@ class Mest(Rewirer):
         return min(1.0, self.upper[0] * density)
 
     def due(self, progress: Progress) -> bool:
-        """Every so many epochs, and when a phase begins."""
-        return progress.step > 0 and (
-            progress.step % (self.every_epochs * progress.steps_per_epoch) == 0
-            or self._phase(progress) != self._phase(Progress(progress.step - 1, progress.total_steps, progress.steps_per_epoch))
-        )
+        """Every so many epochs, and when a phase begins. Not at the end, where what grows is never trained, unless a phase begins there."""
+        if progress.step == 0:
+            return False
+        before = Progress(progress.step - 1, progress.total_steps, progress.steps_per_epoch)
+        in_time = progress.step % (self.every_epochs * progress.steps_per_epoch) == 0 and progress.step < progress.total_steps
+        return in_time or self._phase(progress) != self._phase(before)
 
     def _phase(self, progress: Progress) -> int:
         return sum(progress.fraction >= share - 1e-9 for share in self.switch)

@@ -35,12 +35,18 @@ def test_the_authors_run():
             keep, new = plugin.update(conn, progress, Rng(epoch), asked)
             seen[epoch] = nnz, int(keep.sum()), int(keep.sum()) + new.shape[1]
             nnz = seen[epoch][2]
-    assert list(seen) == list(range(5, 161, 5))
+    assert list(seen) == list(range(5, 160, 5))  # to the end, but not at it: what grows then is never trained
     assert {seen[epoch] for epoch in range(5, 90, 5)} == {(150, 100, 150)}
     assert seen[90] == (150, 100, 125)
     assert {seen[epoch] for epoch in range(95, 120, 5)} == {(125, 100, 125)}
     assert seen[120] == (125, 100, 100)
-    assert {seen[epoch] for epoch in range(125, 161, 5)} == {(100, 100, 100)}
+    assert {seen[epoch] for epoch in range(125, 160, 5)} == {(100, 100, 100)}
+
+
+def test_the_last_step_moves_nothing_unless_a_phase_begins_there():
+    alone = Mest(upper=(1.0,), lower=(0.7,), switch=(), every_epochs=1)
+    assert [step for step in range(41) if alone.due(Progress(step, 40, 10))] == [10, 20, 30]
+    assert [step for step in range(3) if Mest(switch=(0.1, 0.75)).due(Progress(step, 2, 1))] == [1, 2]  # the last phase begins at the end
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 9))
