@@ -18,7 +18,8 @@ class SynFlow(Pruner):
     paper = "arXiv 2006.05467, Algorithm 1"
     rule = "R = sum of the outputs of the network of |w| on an input of ones; score = dR/d|w| * |w|; round k of 100 keeps density^(k/100)"
     cannot = (
-        "Needs an input that can be all ones: no token numbers. Sparse or bounded activations break the conservation that the paper proves."
+        "Needs an input that can be all ones: no token numbers. Sparse or bounded activations and layer norms break the conservation that the"
+        " paper proves."
     )
     needs_calibration = True
     made_for = "global"
