@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sparsefleet.grid.expand import Point, Skip, walk
 from sparsefleet.grid.load import load_text
 from sparsefleet.grid.model import Grid
 from sparsefleet.registry import Catalog, Entry
@@ -79,6 +80,24 @@ CATALOGUE = catalogue()
 
 def grid_of(text: str, head: str = HEAD, set_: tuple[str, ...] = ()) -> Grid:
     return load_text(head + text, "g.yaml", set_=set_, catalog=CATALOGUE)
+
+
+def walked(**keys: str) -> list[Point | Skip]:
+    """Every trial and every skip of a small grid of the shipped plugins, with these keys as YAML."""
+    from sparsefleet.registry import catalog
+
+    lines = {
+        "name": "small",
+        "dataset": "digits",
+        "model": "{mlp: {hidden: [64]}}",
+        "optimizer": "{sgd: {lr: 0.1}}",
+        "train": "{epochs: 1}",
+        "density": "0.25",
+        "seeds": "1",
+        **keys,
+    }
+    text = "".join(f"{key}: {value}\n" for key, value in lines.items())
+    return list(walk(load_text(text, "grid.yaml", catalog=catalog()), catalog()))
 
 
 @contextmanager

@@ -1,27 +1,11 @@
 """What a plan says of pattern neuron and of layer compact, and the arms that stand beside it."""
 
 import pytest
+from grid_plugins import walked
 
-from sparsefleet.grid.expand import Skip, walk
-from sparsefleet.grid.load import load_text
-from sparsefleet.registry import catalog
+from sparsefleet.grid.expand import Skip
 
-BASE = """
-name: compact
-dataset: digits
-model: {{mlp: {{hidden: [64]}}}}
-optimizer: {{sgd: {{lr: 0.1}}}}
-train: {{epochs: 1}}
-density: 0.25
-seeds: 1
-layer: {layer}
-method: {method}
-control_arms: [random-static, shuffled-mask, reinit-mask, small-dense]
-"""
-
-
-def walked(layer, method):
-    return list(walk(load_text(BASE.format(layer=layer, method=method), "grid.yaml", catalog=catalog()), catalog()))
+ARMS = "[random-static, shuffled-mask, reinit-mask, small-dense]"
 
 
 @pytest.mark.parametrize(
@@ -37,13 +21,17 @@ def walked(layer, method):
     ],
 )
 def test_what_cannot_remove_units_is_skipped_with_the_reason(layer, method, reason):
-    skips = [item.reason for item in walked(layer, method) if isinstance(item, Skip)]
+    skips = [item.reason for item in walked(layer=layer, method=method, control_arms=ARMS) if isinstance(item, Skip)]
     assert skips
     assert reason in skips[0]
 
 
 def test_the_random_arm_removes_as_many_units_at_random_before_the_first_step():
-    items = [item for item in walked("compact", "{pruner: snip, distribution: global, pattern: neuron}") if not isinstance(item, Skip)]
+    items = [
+        item
+        for item in walked(layer="compact", method="{pruner: snip, distribution: global, pattern: neuron}", control_arms=ARMS)
+        if not isinstance(item, Skip)
+    ]
     by_arm = {item.arm: item.spec for item in items}
     assert set(by_arm) == {"sparse", "dense", "random-static", "reinit-mask", "small-dense"}  # shuffled, units would be none
     arm = by_arm["random-static"]

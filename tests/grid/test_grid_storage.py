@@ -2,31 +2,15 @@
 
 import pytest
 import torch
+from grid_plugins import walked
 
 from sparsefleet.errors import UserError
-from sparsefleet.grid.expand import Skip, walk
-from sparsefleet.grid.load import load_text
+from sparsefleet.grid.expand import Skip
 from sparsefleet.nn import Sparsifier
-from sparsefleet.registry import catalog
-
-BASE = """
-name: storage
-dataset: digits
-model: {{mlp: {{hidden: [64]}}}}
-optimizer: {{sgd: {{lr: 0.1}}}}
-train: {{epochs: 1}}
-density: 0.25
-seeds: 1
-layer: {layer}
-connectivity: {connectivity}
-method: {method}
-resources: {{cpus: 1, gpus: {gpus}}}
-"""
 
 
 def found(layer, method, connectivity="random", gpus=0):
-    text = BASE.format(layer=layer, method=method, connectivity=connectivity, gpus=gpus)
-    items = list(walk(load_text(text, "grid.yaml", catalog=catalog()), catalog()))
+    items = walked(layer=layer, method=method, connectivity=connectivity, resources=f"{{cpus: 1, gpus: {gpus}}}")
     skips = [item.reason for item in items if isinstance(item, Skip)]
     return skips[0] if skips else {item.spec.layer.name for item in items if item.arm == "sparse"}
 

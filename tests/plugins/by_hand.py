@@ -23,6 +23,21 @@ def connections(weight, mask=None, *, grad=None, rng=None, **more):
     return conn
 
 
+def drawn(seed, nnz, tied):
+    """``(6, 8)`` weight and gradient with ``nnz`` live sites of 48: both, and the flat sites; ``tied``: many values are equal."""
+    draw = Rng(seed)
+    live = draw.distinct(nnz, 48).tolist()
+    weight, grad = draw.normal(48).view(6, 8), draw.normal(48).view(6, 8)
+    return (weight.sign(), grad.round(), live) if tied else (weight, grad, live)
+
+
+def mask_of(live):
+    """``(6, 8)`` bool, true at the flat sites ``live``."""
+    mask = torch.zeros(48, dtype=torch.bool)
+    mask[live] = True
+    return mask.view(6, 8)
+
+
 def best_absent_slowly(dense, present, k):
     """``(2, k)`` absent sites with the largest magnitude; of equal ones the earlier."""
     n_in = dense.shape[1]

@@ -15,6 +15,7 @@ import torch
 from small_net import examples, sparse_net
 from sparsefleet_plugins.connectivity.fixed_fan_in import FixedFanIn
 from sparsefleet_plugins.connectivity.random import RandomConnectivity
+from two_parts import assert_same_network, in_two_parts
 
 from sparsefleet import Connections, Progress, Rewirer, Rng
 from sparsefleet.connections import DenseValues
@@ -218,11 +219,6 @@ def test_more_than_2_to_the_24_sites(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_trial_is_bit_equal_to_an_uninterrupted_one(digits_request, monkeypatch, name):
-    from sparsefleet.trial import training
-
-    class Interrupt(BaseException):
-        pass
-
     params = {"every": 3} if "every" in REGISTRY.plugin_class("rewirer", name).model_fields else {}
     spec = {
         "layer": {"name": "masked" if quick(name).needs_dense else "csr"},
@@ -232,22 +228,9 @@ def test_a_resumed_trial_is_bit_equal_to_an_uninterrupted_one(digits_request, mo
     }
     whole = digits_request("whole", **spec)
     run_trial(whole)
-    original = training.Training._train_step
     for stop_at in (7, 31):
         parts = digits_request(f"parts-{stop_at}", checkpoint_every_s=1e-9, **spec)
-
-        def step(self, x, y, stop_at=stop_at):
-            if self.step == stop_at:
-                raise Interrupt
-            original(self, x, y)
-
-        monkeypatch.setattr(training.Training, "_train_step", step)
-        with pytest.raises(Interrupt):
-            run_trial(parts)
-        monkeypatch.setattr(training.Training, "_train_step", original)
-        assert (parts.workdir / "checkpoint.safetensors").exists()
-        run_trial(parts)
-        assert (parts.workdir / files.MODEL).read_bytes() == (whole.workdir / files.MODEL).read_bytes()
-        assert (parts.workdir / files.MASKS).read_bytes() == (whole.workdir / files.MASKS).read_bytes()
+        in_two_parts(monkeypatch, parts, stop_at)
+        assert_same_network(parts, whole)
         a, b = (json.loads((request.workdir / files.RECORD).read_text()) for request in (parts, whole))
         assert a["curves"] == b["curves"]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import best_absent_slowly, connections, cosine_slowly, flat_of, sites_of
+from by_hand import best_absent_slowly, connections, cosine_slowly, drawn, flat_of, mask_of, sites_of
 from hypothesis import given, settings, strategies as st
 from small_net import biases, dense_weights, examples, gradients, masks, sparse_net, train_step
 from sparsefleet_plugins.layers.csr import Csr
@@ -48,14 +48,8 @@ def test_both_signs_compete():
 @given(st.integers(0, 10_000), st.integers(1, 47), st.integers(1, 999), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_equals_the_slow_reference(seed, nnz, step, tied):
-    draw = Rng(seed)
-    live = draw.distinct(nnz, 48).tolist()
-    mask = torch.zeros(48, dtype=torch.bool)
-    mask[live] = True
-    weight, grad = draw.normal(48).view(6, 8), draw.normal(48).view(6, 8)
-    if tied:
-        weight, grad = weight.sign(), grad.round()
-    conn, f = connections(weight, mask.view(6, 8), grad=grad), cosine_slowly(0.5, step, 1000)
+    weight, grad, live = drawn(seed, nnz, tied)
+    conn, f = connections(weight, mask_of(live), grad=grad), cosine_slowly(0.5, step, 1000)
     want = kept_slowly(weight.reshape(-1).tolist(), live, f)
     for plugin in (ItopSet(), ItopRigL()):
         keep, new = plugin.update(conn, Progress(step, 1000, 50), Rng(0), nnz)

@@ -1,7 +1,7 @@
 """RigL against a slow reference written from arXiv 1911.11134, Algorithm 1."""
 
 import torch
-from by_hand import best_absent_slowly, connections, cosine_slowly, flat_of, sites_of
+from by_hand import best_absent_slowly, connections, cosine_slowly, drawn, flat_of, mask_of, sites_of
 from hypothesis import given, settings, strategies as st
 from sparsefleet_plugins.rewiring.rigl import RigL
 
@@ -28,14 +28,8 @@ def test_a_worked_example():
 @given(st.integers(0, 10_000), st.integers(1, 47), st.integers(1, 749), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_equals_the_slow_reference(seed, nnz, step, tied):
-    draw = Rng(seed)
-    live = draw.distinct(nnz, 48).tolist()
-    mask = torch.zeros(48, dtype=torch.bool)
-    mask[live] = True
-    weight, grad = draw.normal(48).view(6, 8), draw.normal(48).view(6, 8)
-    if tied:
-        weight, grad = weight.sign(), grad.round()
-    conn = connections(weight, mask.view(6, 8), grad=grad)
+    weight, grad, live = drawn(seed, nnz, tied)
+    conn = connections(weight, mask_of(live), grad=grad)
     keep, new = RigL().update(conn, Progress(step, 1000, 50), Rng(0), nnz)
     want_kept, want_new = update_slowly(weight, grad, live, cosine_slowly(0.3, step, 750))
     assert sites_of(conn, keep) == want_kept

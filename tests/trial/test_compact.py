@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from two_parts import assert_same_network, in_two_parts
 
 from sparsefleet.errors import IntegrityError
 from sparsefleet.registry import Registry
@@ -114,34 +115,16 @@ def test_a_layer_that_is_kept_dense_keeps_its_outputs_and_loses_columns(digits_r
     assert record.counts.params == sum(p.numel() for p in network.module.parameters())
 
 
-class _Interrupt(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("optimizer", [{"kind": "sgd", "lr": 0.1, "momentum": 0.9}, {"kind": "adamw", "lr": 0.003}])
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_a_resumed_trial_is_bit_equal_before_between_and_after_prunings(digits_request, monkeypatch, norm, optimizer):
-    from sparsefleet.trial import training
-
     spec = {**compact(norm=norm), "optimizer": optimizer}
     whole = digits_request("whole", **spec)
     run_trial(whole)
-    original = training.Training._train_step
     for stop_at in (3, 14, 29, 36):  # 29: right after the conversion
-
-        def step(self, x, y, stop_at=stop_at):
-            if self.step == stop_at:
-                raise _Interrupt
-            original(self, x, y)
-
-        monkeypatch.setattr(training.Training, "_train_step", step)
         parts = digits_request(f"parts-{stop_at}", checkpoint_every_s=1e-9, **spec)
-        with pytest.raises(_Interrupt):
-            run_trial(parts)
-        monkeypatch.setattr(training.Training, "_train_step", original)
-        run_trial(parts)
-        assert (parts.workdir / files.MODEL).read_bytes() == (whole.workdir / files.MODEL).read_bytes()
-        assert (parts.workdir / files.MASKS).read_bytes() == (whole.workdir / files.MASKS).read_bytes()
+        in_two_parts(monkeypatch, parts, stop_at)
+        assert_same_network(parts, whole)
         a, b = (json.loads((r.workdir / files.RECORD).read_text()) for r in (parts, whole))
         assert (a["curves"], a["accuracy"], a["counts"]) == (b["curves"], b["accuracy"], b["counts"])
 

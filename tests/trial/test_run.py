@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from two_parts import assert_same_network, in_two_parts
 
 from sparsefleet.trial import files
 from sparsefleet.trial.build import load_network
@@ -106,10 +107,6 @@ def test_masked_and_csr_trials_have_identical_masks(digits_request, case):
     assert digest[0] == digest[1]
 
 
-class _Interrupt(BaseException):
-    pass
-
-
 @pytest.mark.parametrize(
     ("case", "optimizer"),
     [(case, optimizer) for case in ("set", "rigl", "magnitude") for optimizer in ("sgd", "adam")] + [("deep-r", "sgd")],
@@ -123,29 +120,13 @@ def test_a_resumed_trial_is_bit_equal_to_an_uninterrupted_one(digits_request, mo
         spec["method"] = {**spec["method"], "convert_at": 0.8}
     whole = digits_request("whole", **spec)
     run_trial(whole)
-    from sparsefleet.trial import training
-
-    original = training.Training._train_step
     for stop_at in (7, 31, 39):
-
-        def step(self, x, y, stop_at=stop_at):
-            if self.step == stop_at:
-                raise _Interrupt
-            original(self, x, y)
-
-        monkeypatch.setattr(training.Training, "_train_step", step)
         parts = digits_request(f"parts-{stop_at}", checkpoint_every_s=1e-9, **spec)
-        with pytest.raises(_Interrupt):
-            run_trial(parts)
-        monkeypatch.setattr(training.Training, "_train_step", original)
-        assert (parts.workdir / "checkpoint.safetensors").exists()
-        run_trial(parts)
-        assert (parts.workdir / files.MODEL).read_bytes() == (whole.workdir / files.MODEL).read_bytes()
-        assert (parts.workdir / files.MASKS).read_bytes() == (whole.workdir / files.MASKS).read_bytes()
+        in_two_parts(monkeypatch, parts, stop_at)
+        assert_same_network(parts, whole)
         a, b = (json.loads((r.workdir / files.RECORD).read_text()) for r in (parts, whole))
         assert a["curves"] == b["curves"]
         assert a["accuracy"] == b["accuracy"]
-        assert not (parts.workdir / "checkpoint.safetensors").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "side"])
