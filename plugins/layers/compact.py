@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from sparsefleet_plugins.layers.dense import Dense
 
-import torch
-from torch import Tensor, nn
-
-from sparsefleet import Connections, Layer, hookimpl
+from sparsefleet import Layer, hookimpl
 
 
-class Compact(Layer):
+class Compact(Dense):
     """A really smaller dense network: what pattern ``neuron`` removed is not there any more, neither in weights nor in biases, norms and what reads
     them. Trained masked until ``convert_at``; from then on every library runs it, since it is torch's own Linear, Conv2d and norms."""
 
@@ -26,19 +23,7 @@ class Compact(Layer):
         " trial with a reason (keep_dense leaves them out). Inputs and outputs stay."
     )
     execution = "compact_dense"
-    kinds = ("Linear", "Conv2d")
-    topology: ClassVar[Literal["all"]] = "all"
-    stores_dense = True
     narrows = True
-
-    def build(self, template: nn.Module, conn: Connections, bias: Tensor | None) -> nn.Module:
-        """``template``, narrow already, with the given weights; ``conn`` must hold every site of it."""
-        module = template.to_empty(device=conn.weight.device).to(conn.weight.dtype)
-        with torch.no_grad():
-            module.weight.copy_(conn.weight.view_as(module.weight))
-            if bias is not None:
-                module.bias.copy_(bias)
-        return module
 
 
 @hookimpl
