@@ -7,7 +7,11 @@ from sparsefleet import Connections, Progress, Rewirer, Rng, hookimpl, lowest_wi
 
 
 class SET(Rewirer):
-    """Drops the share zeta of the smallest positive and of the largest negative weights; an exact zero counts as positive."""
+    """Drops the share zeta of the smallest positive and of the largest negative weights; an exact zero counts as positive.
+
+    After the last epoch nothing changes, as in the authors' sparse code. The paper's algorithm would drop once more then and grow nothing, which
+    leaves fewer connections than were asked.
+    """
 
     name, paper = "set", "arXiv 1707.04780, Algorithm 1"
     rule = "after each epoch but the last drop the share zeta of the smallest w >= 0 and of the largest w < 0; grow as many random absent sites"
