@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparsefleet.ledger.rows import SweepRow, TrialRow
 
 _KINDS = ("masks", "weights", "histograms", "convolution", "evolution", "curves", "density", "accuracy", "patterns")
+_ENDED = ("SUCCEEDED", "DIVERGED")
 
 
 @verb(
@@ -44,10 +45,10 @@ def pictures(
 ) -> None:
     """Draw what a finished trial or a whole sweep left: masks, weights, topology over the steps, curves, accuracy against sparsity.
 
-    A sweep gives the pictures of the whole, one trial per row of its table side by side; a trial, or a folder with a trial's files, gives its own.
-    Without a name the newest sweep is drawn. What each picture shows: docs/pictures.md.
+    A sweep gives the pictures of the whole, one trial per row of its table side by side, and with --kind also those of single trials, one per row; a
+    trial, or a folder with a trial's files, gives its own. Without a name the newest sweep is drawn. What each picture shows: docs/pictures.md.
     """
-    chosen = tuple(kinds) or _KINDS
+    chosen = tuple(kinds)
     folder = Path(target) if target and Path(target).is_dir() else None
     with tempfile.TemporaryDirectory(prefix="sparsefleet-pictures-") as scratch:
         drawn = _of_folder(folder, chosen, layer) if folder else _of_ledger(session, target, trial, chosen, layer, Path(scratch))
@@ -61,7 +62,8 @@ def pictures(
     if as_json:
         emit({"pictures": written})
         return
-    data(f"{len(written)} pictures in {out}" if written else "nothing to draw: of these kinds the trial has none")
+    counted = "1 picture" if len(written) == 1 else f"{len(written)} pictures"
+    data(f"{counted} in {out}" if written else "nothing to draw: there is none of these kinds")
     next_command(f"compare {target}" if target and not folder and not trial else "compare")
 
 
@@ -72,7 +74,7 @@ def _of_folder(folder: Path, kinds: tuple[str, ...], layer: str | None) -> Itera
 
     trial = read_trial(folder)
     trial.label = trial_label(trial.spec)
-    return ((f"{trial.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds, layer))
+    return ((f"{trial.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds or _KINDS, layer))
 
 
 def _of_ledger(
@@ -89,7 +91,7 @@ def _of_ledger(
             raise
         return _of_trial(ledger.trial(target), kinds, layer, scratch)
     if trial is None:
-        return _of_sweep(ledger, sweep, kinds, scratch)
+        return _of_sweep(ledger, sweep, kinds, layer, scratch)
     row = next((row for row in ledger.trials(sweep.sweep) if row.spec_id.startswith(trial)), None)
     if row is None:
         raise UserError(f"sweep {sweep.sweep} has no trial {trial!r}", fix=f"sparsefleet compare {sweep.sweep} --json names them")
@@ -104,16 +106,28 @@ def _of_trial(row: TrialRow, kinds: tuple[str, ...], layer: str | None, scratch:
     from sparsefleet.report.pictures.draw import trial_pictures
     from sparsefleet.report.pictures.fetch import fetched
 
-    if row.state not in ("SUCCEEDED", "DIVERGED"):
+    if row.state not in _ENDED:
         raise UserError(f"{row.spec_id} is {row.state}", fix="only a trial that ended left something to draw")
-    trial = fetched(row, ArtifactStore(artifact_root()), scratch, trial_label(row.spec), kinds)
-    return ((f"{row.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds, layer))
+    trial = fetched(row, ArtifactStore(artifact_root()), scratch, trial_label(row.spec), kinds or _KINDS)
+    return ((f"{row.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds or _KINDS, layer))
 
 
-def _of_sweep(ledger: Ledger, sweep: SweepRow, kinds: tuple[str, ...], scratch: Path) -> Iterator[tuple[str, bytes]]:
+def _of_sweep(ledger: Ledger, sweep: SweepRow, kinds: tuple[str, ...], layer: str | None, scratch: Path) -> Iterator[tuple[str, bytes]]:
     from sparsefleet.home import artifact_root
     from sparsefleet.ledger.store import ArtifactStore
+    from sparsefleet.report.compare import rows
+    from sparsefleet.report.pictures.draw import OF_SWEEP
     from sparsefleet.report.pictures.sweep import pictures_of_sweep
 
-    found = pictures_of_sweep(ledger, sweep.sweep, ArtifactStore(artifact_root()), scratch, kinds)
-    return ((f"{sweep.sweep}/{name}", png) for name, png in found)
+    found = pictures_of_sweep(ledger, sweep.sweep, ArtifactStore(artifact_root()), scratch, kinds or OF_SWEEP)
+    yield from ((f"{sweep.sweep}/{name}", png) for name, png in found)
+    single = tuple(kind for kind in kinds if kind not in OF_SWEEP)
+    if not single:
+        return
+    trials = {trial.spec_id: trial for trial in ledger.trials(sweep.sweep)}
+    for row in rows(list(trials.values())):
+        ended = [spec_id for spec_id in row["trial_ids"] if trials[spec_id].state in _ENDED]
+        if ended:
+            folder = scratch / "single" / ended[0]
+            folder.mkdir(parents=True)
+            yield from _of_trial(trials[ended[0]], single, layer, folder)

@@ -73,6 +73,17 @@ def test_a_sweep_gives_the_pictures_of_the_whole(finished: tuple[Path, Path, str
     assert done.stdout == f"2 pictures in {tmp_path}\n"
 
 
+def test_a_sweep_gives_a_kind_of_single_trials_for_each_row_of_its_table(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
+    _, home, spec_id = finished
+    done = run_program("pictures", "demo", "--out", str(tmp_path), "--kind", "masks", home=home)
+    assert done.returncode == 0, done.stderr
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == [f"{spec_id}/masks.png"]
+    assert done.stdout == f"1 picture in {tmp_path}\n"
+    done = run_program("pictures", "demo", "--out", str(tmp_path / "whole"), home=home)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["demo-0a1b2c3d"]
+
+
 def test_the_evolution_of_a_layer_that_is_not_there_is_bad_input(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     folder, home, _ = finished
     done = run_program("pictures", str(folder), "--out", str(tmp_path), "--kind", "evolution", "--layer", "fc9", home=home)

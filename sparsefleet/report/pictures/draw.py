@@ -45,7 +45,7 @@ def trial_pictures(trial: TrialData, kinds: Sequence[str] = KINDS, layer: str | 
     """
     for kind, draw in OF_TRIAL.items():
         figure = draw(trial) if kind in kinds else None
-        if kind == "evolution" and kind in kinds and layer is not None:
+        if kind == "evolution" and figure is not None and layer is not None:
             figure = evolution(trial, layer)
         if figure is not None:
             yield f"{kind}.png", png(figure)
