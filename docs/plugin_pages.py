@@ -18,6 +18,8 @@ from sparsefleet.registry import Entry, catalog
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "Generated from {} by `python docs/generate.py`; do not edit.\n"
 METHODS = ("pruner", "rewirer")
+_PARTS = ("choosing", "surgery", "at every step")
+"""Of an update's cost, by how the benchmark's figures begin."""
 _BASE = """\
 name: example
 dataset: {dataset}
@@ -130,6 +132,10 @@ def _limits(entry: Entry) -> Iterator[str]:
     kinds = entry.facts.get("kinds")
     if entry.family == "layer" and kinds and entry.facts.get("topology") != "all":
         yield f"It replaces {', '.join(kinds)} only."
+    if entry.family == "layer" and entry.facts.get("multiple_of", 1) > 1:
+        yield f"Both sides of a weight must be multiples of {entry.facts['multiple_of']}."
+    if entry.family == "layer" and entry.facts.get("topology") == "n:m":
+        yield "It takes pruners with pattern n:m only: rewirers are skipped."
 
 
 def _linked(paper: str) -> str:
@@ -214,7 +220,8 @@ def _table(row: Callable[[Iterable[str]], str]) -> str:
     lines.append(
         "The reference is a slow float64 implementation in numpy, written from the paper, that the plugin must equal. Costs are medians of updates of one\n"
         "layer with 4 million connections, in training steps of that layer at batch 64 on the machine that `benchmarks/results/` names: *choosing* is\n"
-        "scores, draws and selection, *surgery* what becomes of storage, weights and optimizer slots (`python -m benchmarks updates`).\n"
+        "scores, draws and selection, *surgery* what becomes of storage, weights and optimizer slots, *at every step* what a method does between updates\n"
+        "too. Pruners cut a dense layer to a tenth (`python -m benchmarks updates`).\n"
     )
     for family in METHODS:
         rows = []
@@ -252,14 +259,12 @@ def _costs() -> dict[str, dict[str, str]]:
     for path in sorted((ROOT / "benchmarks" / "results").glob("updates-*.json")):
         for figure in json.loads(path.read_text())["figures"]:
             method, _, layer = figure["id"].partition("/")
-            surgery = figure["unit"] == "% of a step"
-            kind = "surgery" if surgery or figure["what"].startswith("surgery") else "choosing"
-            found.setdefault(method, {}).setdefault(layer, {})[kind] = figure["value"]  # of surgery: percent over 100 steps, that is steps
+            over = re.match(r"surgery (?:over (\d+) steps|of every step)", figure["what"])
+            steps = figure["value"] * int(over[1] or 1) / 100 if over else figure["value"]  # told in percent of as many steps
+            kind = next(word for word in _PARTS if figure["what"].startswith(word))
+            found.setdefault(method, {}).setdefault(layer, {})[kind] = steps
     return {
-        method: {
-            layer: " + ".join(f"{parts[kind]:.2g} {kind}" for kind in ("choosing", "surgery") if kind in parts)
-            for layer, parts in layers.items()
-        }
+        method: {layer: " + ".join(f"{parts[kind]:.2g} {kind}" for kind in _PARTS if kind in parts) for layer, parts in layers.items()}
         for method, layers in found.items()
     }
 

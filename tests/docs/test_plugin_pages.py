@@ -1,5 +1,6 @@
 """Every plugin has a page whose grid runs, and every method says its rule, its paper and where it is compared with a reference."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -55,3 +56,26 @@ def test_a_method_that_runs_on_a_layer_is_not_skipped_there_and_the_others_say_w
     assert runs["masked"] is None
     assert "values at absent sites" in runs["csr"]
     assert plugin_pages.layers_of(ENTRIES["rewirer-set"])["fixed-fan-in"] is None
+
+
+def test_the_cost_of_an_update_is_told_in_whole_steps(tmp_path, monkeypatch):
+    """The benchmark spreads surgery over the steps to the next update; the page tells one update, and keeps what every step costs apart."""
+    figures = [
+        ("itop-set/csr", "surgery over 1500 steps: itop-set/csr", "% of a step", 0.2),
+        ("itop-set/csr", "choosing: itop-set/csr", "steps", 10.0),
+        ("deep-r/csr", "surgery of every step: deep-r/csr", "% of a step", 150.0),
+        ("deep-r/csr", "choosing: deep-r/csr", "steps", 0.5),
+        ("deep-r/csr", "at every step: deep-r/csr", "steps", 0.25),
+        ("snip/masked", "choosing: snip/masked", "steps", 4.0),
+        ("snip/masked", "surgery: snip/masked", "steps", 2.0),
+    ]
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    found = {"figures": [dict(zip(("id", "what", "unit", "value"), row, strict=True)) for row in figures]}
+    (results / "updates-0.json").write_text(json.dumps(found))
+    monkeypatch.setattr(plugin_pages, "ROOT", tmp_path)
+    assert plugin_pages._costs() == {
+        "itop-set": {"csr": "10 choosing + 3 surgery"},
+        "deep-r": {"csr": "0.5 choosing + 1.5 surgery + 0.25 at every step"},
+        "snip": {"masked": "4 choosing + 2 surgery"},
+    }
