@@ -22,6 +22,20 @@ ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ") and "| grid |" not in line
 ]
 
+SECTIONS_OF_SPARSELINEAR = (
+    "Setup",
+    "Time and memory",
+    "Random inputs",
+    "MNIST, dense",
+    "MNIST, sparse",
+    "User-defined connections",
+    "Dynamic connections",
+    "Small world",
+    "Activation sparsity, dense",
+    "Activation sparsity, sparse",
+    "Very wide",
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def connections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -62,6 +76,8 @@ def test_every_section_of_the_documents_is_there() -> None:
     for document, prefix, n in (("Module 05", "", 6), ("Fun", "slide ", 15), ("Module 07", "", 6), ("Lecture", "part ", 5)):
         (text,) = (body for name, body in told.items() if name.startswith(document))
         assert [i for i in range(1, n + 1) if f"| {prefix}{i}. " not in text] == []
+    (text,) = (body for name, body in told.items() if name.startswith("SparseLinear"))
+    assert [section for section in SECTIONS_OF_SPARSELINEAR if f"| {section}" not in text] == []
 
 
 def test_every_trial_that_a_source_grid_names_has_a_row() -> None:
