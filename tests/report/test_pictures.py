@@ -191,6 +191,24 @@ def test_rows_that_differ_in_more_than_density_are_lines_of_their_own():
     }
 
 
+def test_the_levels_of_a_lottery_are_one_line():
+    def level(number, end, arm="sparse"):
+        rewind = {"what": "weights", "to": 0.0, "level": number, "levels": 3}
+        of = f"level {number} of 3" if arm == "sparse" else f"of magnitude+lottery, level {number} of 3"
+        method = {"pruner": {"name": "magnitude"}, "rewind": rewind} if arm == "sparse" else {"rewirer": {"name": "static"}, "rewind": None}
+        found = row("magnitude+lottery", end ** (number / 3), 1 - number / 100, arm=arm)
+        return {**found, "variant": of, "spec": {**found["spec"], "method": method}}
+
+    chain = [level(number, 0.2) for number in (2, 1, 3)]
+    beside = [level(number, 0.2, "reinit-mask") for number in (1, 2, 3)]
+    found = {name: [r["accuracy"] for r in line] for name, line in lines([*chain, *beside]).items()}
+    assert found == {"magnitude+lottery": [0.99, 0.98, 0.97], "reinit-mask (of magnitude+lottery)": [0.99, 0.98, 0.97]}
+    assert set(lines([*chain, *(level(number, 0.1) for number in (1, 2, 3))])) == {
+        "magnitude+lottery, down to 0.2",
+        "magnitude+lottery, down to 0.1",
+    }
+
+
 def test_accuracy_is_drawn_with_its_interval_against_the_dense_line():
     rows = [row("set", 0.1, 0.9, (0.88, 0.93)), row("set", 0.2, 0.95), row("dense", 1.0, 0.97, (0.96, 0.98), arm="dense")]
     (axes,) = accuracy(rows).axes

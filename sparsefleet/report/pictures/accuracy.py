@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+_LEVEL = re.compile(r"(?:^|, ?)level (\d+) of (\d+)")
 
 
 def accuracy(rows: Sequence[Row]) -> Figure | None:
@@ -42,7 +44,7 @@ def accuracy(rows: Sequence[Row]) -> Figure | None:
 def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The sparse rows by the name of their line, densest first.
 
-    A line's rows differ in density and seed alone. Its name is the method with its variant, and where several lines would share a name, what of
+    A line's rows differ in density and seed alone; the levels of a lottery, each sparser than the one before, are one line. Its name is the method with its variant, and where several lines would share a name, what of
     their specs tells them apart.
     """
     found: dict[tuple[str, str], list[Row]] = {}
@@ -65,7 +67,14 @@ def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _setting(row: Row) -> dict[str, Any]:
     """What all rows of a line share, of the spec that the row's first trial has."""
     apart = ("seed", "density", "narrow_to_density", "start", "schema")
-    return {name: value for name, value in row["spec"].items() if name not in apart}
+    setting = {name: value for name, value in row["spec"].items() if name not in apart}
+    level = _LEVEL.search(row["variant"])
+    if level is None:
+        return setting
+    number, levels = int(level[1]), int(level[2])
+    method = setting["method"]
+    rewind = {name: value for name, value in (method["rewind"] or {}).items() if name != "level"}
+    return {**setting, "method": {**method, "rewind": rewind}, "down to": float(f"{row['density_asked'] ** (levels / number):.6g}")}
 
 
 def _told(path: str, values: Mapping[str, Any]) -> str:
@@ -124,7 +133,8 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
 
 def _method(row: Row) -> str:
     name = row["arm"] if row["arm"] not in ("sparse", "dense") else row["method"]
-    return f"{name} ({row['variant']})" if row["variant"] else str(name)
+    variant = _LEVEL.sub("", row["variant"])
+    return f"{name} ({variant})" if variant else str(name)
 
 
 def _density(row: Row) -> float:
