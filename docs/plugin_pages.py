@@ -44,6 +44,7 @@ _LIMITS = {
     "redistributes": "It moves connections between layers, so a constant fan-in cannot hold them.",
     "masked_dense": "It is never faster than dense, and no speed-up is shown for it.",
 }
+_PRUNER_NEEDS_DENSE = "It needs a value at every site, so it trains on dense storage; the network moves to its layer at `convert_at`."
 
 
 def entries() -> list[Entry]:
@@ -123,7 +124,7 @@ def _limits(entry: Entry) -> Iterator[str]:
         yield entry.facts["cannot"]
     for fact, text in _LIMITS.items():
         if entry.facts.get(fact) is True or entry.facts.get("execution") == fact:
-            yield text
+            yield _PRUNER_NEEDS_DENSE if (entry.family, fact) == ("pruner", "needs_dense") else text
     if entry.family == "rewirer" and entry.facts.get("fits_tiles") is False:
         yield "It decides about each connection by itself, so whole blocks cannot follow it."
     devices = entry.facts.get("devices")

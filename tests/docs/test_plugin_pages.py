@@ -79,3 +79,10 @@ def test_the_cost_of_an_update_is_told_in_whole_steps(tmp_path, monkeypatch):
         "deep-r": {"csr": "0.5 choosing + 1.5 surgery + 0.25 at every step"},
         "snip": {"masked": "4 choosing + 2 surgery"},
     }
+
+
+@pytest.mark.parametrize("name", sorted(n for n, e in ENTRIES.items() if e.family in ("pruner", "rewirer")))
+def test_a_page_claims_dense_storage_only_where_the_table_of_layers_says_the_same(name):
+    runs = set(re.findall(r"^\| (\S+) \| yes \|$", PAGES[name], re.MULTILINE))
+    assert runs
+    assert ("dense storage only" in PAGES[name]) == (runs <= {"masked", "quantised"})
