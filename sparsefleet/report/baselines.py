@@ -112,9 +112,16 @@ class Baselines:
         )
 
     def _start_epochs(self, one: Group) -> float:
-        """Epochs of the networks that the row's trials started from."""
-        found = [self._settled.epochs[t.depends_on] for t in one.trials if t.depends_on in self._settled.epochs]
+        """Epochs of the networks that the row's trials started from, and of those that these started from: a ticket has all levels before it."""
+        found = [self._epochs_before(t) for t in one.trials if t.depends_on in self._settled.epochs]
         return float(mean(found) or 0.0)
+
+    def _epochs_before(self, trial: TrialRow) -> float:
+        total, start = 0.0, trial.depends_on
+        while start in self._settled.epochs:
+            total += self._settled.epochs[start]
+            start = self._by_key[start].depends_on if start in self._by_key else None
+        return total
 
 
 def _metric(one: Group) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,6 +164,18 @@ def test_unequal_budgets_are_told_with_both_numbers() -> None:
 def test_the_training_of_the_network_that_was_pruned_counts() -> None:
     row = sparse_row(sweep((0.94, 0.95, 0.96, 0.95, 0.945), depends_on="d0"))
     assert row["unequal_budget"]["epochs"] == [4.0, 2]
+
+
+def test_the_training_of_all_levels_of_a_lottery_counts() -> None:
+    """The third level has the dense twin, the first two levels and its own training behind it."""
+    trials = sweep((0.94,) * 5)
+    dense, ours = ([one for one in trials if one.arm == arm] for arm in ("dense", "sparse"))
+    chain = [replace(ours[0], depends_on=dense[0].key)]
+    for level in (2, 3):
+        spec = {**ours[0].spec, "density": ours[0].spec["density"] / level}
+        chain.append(replace(ours[0], key=f"level{level}", spec_id=f"level{level}", spec=spec, depends_on=chain[-1].key))
+    told = {row["id"]: row["unequal_budget"]["epochs"] for row in rows([*dense, *chain]) if row["arm"] == "sparse"}
+    assert told == {ours[0].spec_id: [4.0, 2], "level2": [6.0, 2], "level3": [8.0, 2]}
 
 
 def test_only_figures_of_both_sides_are_compared() -> None:
