@@ -186,7 +186,7 @@ class _Court:
         return one, "ALTERED" if other else None, other
 
     def _n(self, one: Group) -> int:
-        return sum(self.values.of(t) is not None for t in one.trials)
+        return len(self._by_seed(one, "accuracy"))
 
     def _short_of(self, one: Group, budget: Mapping[str, Any]) -> list[str]:
         return [text for key, wanted in budget.items() for text in _misses(key, wanted, one, self._n(one))]

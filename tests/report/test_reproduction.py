@@ -107,6 +107,13 @@ def test_fewer_seeds_are_under_trained() -> None:
     assert judged(made(FIGURE), trials(0.90, 0.90, 0.90))[0].status == "PASS"
 
 
+def test_a_seed_that_ran_twice_is_one() -> None:
+    first = trials(0.90)[0]
+    again = trial("on-two-threads", 0.90, spec=first.spec, arm="sparse")
+    (row,) = judged(made(FIGURE), [first, again])
+    assert (row.status, row.reasons, row.n) == ("UNDER-TRAINED", ["1 seed, wanted 2"], 1)
+
+
 def test_other_settings_are_altered() -> None:
     (row,) = judged(made(FIGURE), trials(0.90, 0.90, optimizer={"kind": "sgd", "lr": 0.5}))
     assert (row.status, row.reasons) == ("ALTERED", ["optimizer.lr is 0.5, the recipe has 0.1"])
