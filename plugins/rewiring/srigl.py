@@ -11,7 +11,8 @@ class SRigL(Rewirer):
     """Drops the smallest magnitudes of a layer, ablates its weak output units, and lets the others grow by gradient to one fan-in.
 
     The fan-in is the asked count over the units that live, rounded down, so a layer never holds more than was asked. A unit that kept more
-    loses its smallest magnitudes; the authors' code cuts any. The last layer, and one whose storage holds a constant fan-in, loses no unit.
+    loses its smallest magnitudes; the authors' code cuts any. The last layer, and one whose storage holds a constant fan-in, loses no unit; another
+    keeps, as in that code, as many as it takes to hold what was asked.
     """
 
     name = "srigl"
@@ -31,14 +32,14 @@ class SRigL(Rewirer):
         n_drop = min(self.drop_count(conn, progress), conn.nnz)
         large = keep_best(conn.weight.abs(), conn.nnz - n_drop)
         alive = self._alive(conn, large, n_drop, n_target)
-        fan_in = min(n_target // max(1, int(alive.sum())), conn.n_in)
+        fan_in = n_target // max(1, int(alive.sum()))
         score = torch.where(large & alive[conn.row], conn.weight.abs(), -1.0)
         keep = (score >= 0) & keep_best_per_row(score, conn.row, torch.tensor(fan_in, device=score.device).expand(conn.n_out))
         kept = conn.select(keep)
         return Update(keep, kept.best_absent_per_row(kept.per_row().neg_().add_(fan_in).mul_(alive)))
 
     def _alive(self, conn: Connections, large: Tensor, n_drop: int, n_target: int) -> Tensor:
-        """``(n_out,)`` bool: the output units that stay; never none of them, and never more than there are connections for."""
+        """``(n_out,)`` bool: the output units that stay; enough to hold what was asked, and never more than there are connections for."""
         ablates = self.gamma and not conn.is_last and not conn.constant_fan_in
         salient = conn.select(large).per_row()
         if ablates:
@@ -47,7 +48,8 @@ class SRigL(Rewirer):
         alive = keep_best(salient, min(n_target, conn.n_out))
         if ablates:
             fan_in = conn.nnz / max(1, int(torch.count_nonzero(conn.per_row())))
-            alive &= salient >= min(max(1.0, self.gamma * fan_in), float(salient.max()))
+            strongest = keep_best(salient, -(-n_target // conn.n_in))  # fewer units could not hold what was asked
+            alive &= strongest | (salient >= min(max(1.0, self.gamma * fan_in), float(salient.max())))
         return alive
 
 

@@ -36,7 +36,9 @@ def update_slowly(w, live, g, f, gamma, last, asked):
     if ablates:
         k = nnz / max(1, sum(live[i].any() for i in range(n_out)))
         alive = [i for i in alive if of_row[i] >= min(max(1.0, gamma * k), max(of_row))]  # of all too weak ones the best stay
-    new, k = np.zeros_like(live), min(asked // max(1, len(alive)), n_in)
+        strongest = sorted(range(n_out), key=lambda i: (-of_row[i], i))[: -(-asked // n_in)]  # fewer could not hold what is asked
+        alive = sorted({*alive, *strongest})
+    new, k = np.zeros_like(live), asked // max(1, len(alive))
     for i in alive:
         mine = sorted((site for site in large if site // n_in == i), key=lambda site: (-abs(w[i, site % n_in]), site))[:k]
         others = [i * n_in + j for j in range(n_in) if i * n_in + j not in mine]
@@ -102,6 +104,14 @@ def test_equals_the_slow_reference(seed, nnz, step, gamma, last, tied, beyond):
     got = sites_of(conn, keep) | flat_of(new, 8)
     assert got == set(np.flatnonzero(want).tolist())
     assert len(got) == int(keep.sum()) + new.shape[1] <= asked
+
+
+def test_no_more_units_go_than_the_others_can_take_connections_of():
+    """Eight connections of units with four inputs, of which one has as many salient as the mean: alone it would hold half of what was asked."""
+    w = np.array([[0.9, 0.8, 0.7, 0.6], [0.1, 0, 0, 0], [0.2, 0, 0, 0], [0.3, 0, 0, 0], [0.4, 0, 0, 0]])
+    conn = layer(w, w != 0, np.zeros((5, 4)))
+    keep, new = SRigL(drop_fraction=0.1, gamma=1.0).update(conn, Progress(0, 100, 10), Rng(0), 8)  # K = 0
+    assert torch.cat([conn.row[keep], new[0]]).bincount().tolist() == [4, 4]
 
 
 def test_a_weight_of_zero_is_a_connection():
