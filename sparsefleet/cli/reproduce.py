@@ -66,9 +66,9 @@ def reproduce(
         return
     grid = wanted.loaded_grid(plugins, set_)
     if dry_run:
-        _plan(session, wanted, grid, plugins, only, as_json)
+        _plan(session, wanted, name, grid, plugins, only, as_json)
         return
-    _refuse_without_gpu(wanted, session)
+    _refuse_without_gpu(wanted, name, session)
     _show(session, wanted, plugins, _run(session, grid, plugins, only), as_json, ran=True)
 
 
@@ -103,7 +103,7 @@ def _show(session: Session, wanted: Reproduction, plugins: Catalog, row: SweepRo
     leave(code or exit_code(rows))
 
 
-def _plan(session: Session, wanted: Reproduction, grid: Grid, plugins: Catalog, only: Sequence[str], as_json: bool) -> None:
+def _plan(session: Session, wanted: Reproduction, called: str, grid: Grid, plugins: Catalog, only: Sequence[str], as_json: bool) -> None:
     from sparsefleet.cli.plan import show_plan
 
     if not as_json:
@@ -111,10 +111,10 @@ def _plan(session: Session, wanted: Reproduction, grid: Grid, plugins: Catalog, 
         data(
             [f"rows: {len(wanted.rows)}", *(["needs: a GPU"] if wanted.needs.gpu else []), *(f"differs: {text}" for text in wanted.differs)]
         )
-    show_plan(session, grid, plugins, only, as_json, follow=f"reproduce {wanted.name}")
+    show_plan(session, grid, plugins, only, as_json, follow=f"reproduce {called}")
 
 
-def _refuse_without_gpu(wanted: Reproduction, session: Session) -> None:
+def _refuse_without_gpu(wanted: Reproduction, called: str, session: Session) -> None:
     """Refuses a table that would wait for a GPU for ever; a cluster elsewhere may have one."""
     from sparsefleet.errors import UserError
 
@@ -126,7 +126,7 @@ def _refuse_without_gpu(wanted: Reproduction, session: Session) -> None:
         raise UserError(
             f"{wanted.name} needs a GPU and torch sees none here",
             cause=wanted.cost,
-            fix=f"--address of a cluster that has one; sparsefleet reproduce {wanted.name} --dry-run shows the plan",
+            fix=f"--address of a cluster that has one; sparsefleet reproduce {called} --dry-run shows the plan",
         )
 
 

@@ -87,7 +87,7 @@ def test_a_dry_run_shows_the_plan_and_makes_no_home(invoke: Invoke, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "grid tiny-table: 1 seed = 1 trial, + 1 dense twin" in result.stdout
     assert "cost: seconds" in result.stdout
-    assert "next: sparsefleet reproduce tiny" in result.stderr
+    assert f"next: sparsefleet reproduce {table}\n" in result.stderr
     assert not (tmp_path / "home").exists()
 
 
