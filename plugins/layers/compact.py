@@ -8,8 +8,10 @@ from sparsefleet import Layer, hookimpl
 
 
 class Compact(Dense):
-    """A really smaller dense network: what pattern ``neuron`` removed is not there any more, neither in weights nor in biases, norms and what reads
-    them. Trained masked until ``convert_at``; from then on every library runs it, since it is torch's own Linear, Conv2d and norms."""
+    """A really smaller dense network, without the units that pattern ``neuron`` removed: their biases, norms and readers are cut along.
+
+    Trained masked until ``convert_at``; from then on every library runs it, since it is torch's own Linear, Conv2d and norms.
+    """
 
     name = "compact"
     paper = "arXiv 1608.08710, section 3; arXiv 2301.12900, section 3 (what goes together)"

@@ -37,7 +37,7 @@ def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, 
     (of_method, of_connectivity), ((name, parameters),) = facts, state["method"]["rewirer"].items()
     ((connectivity, drawn),) = (state.get("connectivity") or {"random": {}}).items()
     given = of_connectivity.get("topology", "free")
-    if topology == "n:m":
+    if topology == "n:m" and not of_method.get("n_of_m_by"):  # one that keeps n:m may need values at absent sites: told elsewhere
         return f"layer={layer} holds n:m, which {name} does not keep"
     if topology == "block":
         if not of_method.get("fits_tiles", True):
