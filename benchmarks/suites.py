@@ -39,12 +39,17 @@ SUITES: dict[str, tuple[Part, ...]] = {
     "ops": tuple(Part(case.id, case.title, "benchmarks.ops.command:case_part", case.minutes) for case in CASES.values()),
     "updates": (
         *(
-            Part(f"{rewirer}/{layer}", f"an update of {rewirer} on {layer}, in training steps", "benchmarks.updates.cost:figures", 0.5)
+            Part(
+                f"{rewirer}/{layer}",
+                f"an update of {rewirer} on {layer}, in training steps",
+                "benchmarks.updates.cost:figures",
+                1.6 if layers == _DENSE else 0.4,
+            )
             for rewirer, layers in REWIRERS.items()
             for layer in layers
         ),
         *(
-            Part(f"{pruner}/masked", f"a pruning by {pruner}, in training steps", "benchmarks.updates.pruning:figures", 0.3)
+            Part(f"{pruner}/masked", f"a pruning by {pruner}, in training steps", "benchmarks.updates.pruning:figures", 0.4)
             for pruner in PRUNERS
         ),
     ),

@@ -229,7 +229,7 @@ def _table(row: Callable[[Iterable[str]], str]) -> str:
         for entry in (e for e in entries() if e.family == family):
             runs = [name for name, reason in layers_of(entry).items() if reason is None]
             cost = costs.get(entry.name, {})
-            told = "; ".join(f"{layer}: {text}" for layer, text in sorted(cost.items())) or "not measured"
+            told = "; ".join(f"{layer}: {text}" for layer, text in sorted(cost.items())) or _no_cost(entry)
             rows.append((f"[{entry.name}](plugins/{file_of(entry)})", f"`{reference_of(entry)}`", ", ".join(runs), told))
         lines.append(
             f"## {family}s\n\n| method | reference test | layers | an update, in steps |\n|---|---|---|---|\n"
@@ -254,6 +254,14 @@ def reference_of(entry: Entry) -> str:
     raise SystemExit(f"{entry.family} {entry.name} has no reference test")
 
 
+def _no_cost(entry: Entry) -> str:
+    return "not measured" if "every" in entry.schema.get("properties", {}) else "never updates"
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _costs() -> dict[str, dict[str, str]]:
     """By method and layer: choosing and surgery in steps, of the newest results."""
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -265,7 +273,9 @@ def _costs() -> dict[str, dict[str, str]]:
             kind = next(word for word in _PARTS if figure["what"].startswith(word))
             found.setdefault(method, {}).setdefault(layer, {})[kind] = steps
     return {
-        method: {layer: " + ".join(f"{parts[kind]:.2g} {kind}" for kind in _PARTS if kind in parts) for layer, parts in layers.items()}
+        method: {
+            layer: " + ".join(f"{_two_digits(parts[kind])} {kind}" for kind in _PARTS if kind in parts) for layer, parts in layers.items()
+        }
         for method, layers in found.items()
     }
 

@@ -7,6 +7,7 @@ those that need torch-sparse are among all.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ PYTHON = sys.executable
 BIN = Path(sys.executable).parent  # the tools of the environment that runs this script
 SLOW = "slow or ray or browser"
 EXTRA = "torch_sparse"
+PARALLEL = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")  # the quick tests only: the others start fleets and take times
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def checks(everything: bool) -> list[Check]:
         Check("imports", (str(BIN / "lint-imports"),)),
         Check("types", (PYTHON, "-m", "mypy")),
         Check("docs", (PYTHON, "docs/generate.py", "--check"), "python docs/generate.py"),
-        Check("tests", (PYTHON, "-m", "pytest", "-q", "-m", f"not ({SLOW} or gpu or data or {EXTRA} or sparseprop)")),
+        Check("tests", (PYTHON, "-m", "pytest", "-q", *PARALLEL, "-m", f"not ({SLOW} or gpu or data or {EXTRA} or sparseprop)")),
     ]
     if everything:
         quick_extra = f"{EXTRA} and not ({SLOW} or gpu)"
@@ -50,7 +52,10 @@ def run(check: Check) -> tuple[bool, float]:
     """Whether it passed, and its seconds; the output of the tests is shown as it comes, of the others when they fail."""
     is_long = "pytest" in check.command
     begin = time.monotonic()
-    done = subprocess.run(check.command, cwd=ROOT, stdout=None if is_long else subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"} if "-n" in check.command else None  # a core for each process
+    done = subprocess.run(
+        check.command, cwd=ROOT, env=env, stdout=None if is_long else subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
     if done.returncode and done.stdout:
         sys.stdout.write(done.stdout.decode(errors="replace"))
     return done.returncode == 0, time.monotonic() - begin

@@ -28,7 +28,7 @@ SIDE, DENSITY = 2_048, 0.1
 def figures(run: Run) -> list[Figure]:
     """Choosing and surgery in training steps; the part's id is ``PRUNER/masked``."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    pruner: Pruner = Registry().build("pruner", run.id.partition("/")[0])
+    pruner: Pruner = Registry().plugin_class("pruner", run.id.partition("/")[0])()
     rounds = [_round(pruner, n) for n in range(run.pick(7, 2) + 1)][1:]
     run.keep([dict(zip(("step_ms", "choosing_ms", "surgery_ms"), row, strict=True)) for row in rounds])
     step, choosing, surgery = (median(column) for column in zip(*rounds, strict=True))

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import suites
 
 
@@ -31,3 +33,13 @@ def test_every_method_has_its_updates_timed():
     ours = [e for e in catalog().entries if e.distribution == "sparsefleet"]
     assert sorted(PRUNERS) == sorted(e.name for e in ours if e.family == "pruner")
     assert sorted([*REWIRERS, "static"]) == sorted(e.name for e in ours if e.family == "rewirer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["magnitude/masked", "grasp/masked", "set/csr"])
+def test_a_pruning_and_an_update_are_timed(part, tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "updates", "--only", part, "--quick", "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(suites.__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"choosing: {part}" in done.stdout + done.stderr
+    assert "BROKEN" not in done.stdout + done.stderr
