@@ -135,7 +135,8 @@ def _describe(points: list[_Point]) -> dict[tuple[str, str], list[dict[str, Any]
     todo = list(points)
     while todo:
         argument = json.dumps([[p.name, p.module, p.distribution] for p in todo])
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # no bytecode: Python takes it for current when the source has changed within a second and not in length
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
                 module_command("sparsefleet.describe", argument),

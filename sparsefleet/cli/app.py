@@ -63,6 +63,10 @@ class LazyGroup(click.Group):
         return cast("click.Command", getattr(import_module(f"sparsefleet.cli.{module}"), attribute))
 
 
+class _ReaderGone(Exception):
+    """Whoever read our output has read enough; click would end with 1 on the OSError that it is."""
+
+
 class Root(LazyGroup):
     """Turns what a verb raises into the exit codes of the product."""
 
@@ -74,6 +78,13 @@ class Root(LazyGroup):
             sys.exit(code)
         return code
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the verb."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+
     def _code(self, session: Session, *args: Any, **named: Any) -> int:
         try:
             result = cast("Any", super()).main(*args, standalone_mode=False, **named)
@@ -84,7 +95,7 @@ class Root(LazyGroup):
         except (click.Abort, KeyboardInterrupt):
             say("interrupted")
             return 130
-        except BrokenPipeError:  # `| head` has read enough
+        except (_ReaderGone, BrokenPipeError):  # `| head`; in the last flush it is still the OSError
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:  # noqa: BLE001  the outermost frame: whatever arrives here becomes a message and a code

@@ -62,6 +62,16 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
 
 
+def test_a_reader_that_was_never_there_is_no_error(tmp_path: Path) -> None:
+    fill(tmp_path / "home", seeds=200)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sparsefleet.cli", "status", "--trials", "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment(tmp_path / "home"))
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_plan_is_data_on_stdout_and_talk_on_stderr(tmp_path: Path, grid: Path) -> None:
     done = run_program("plan", str(grid), home=tmp_path / "home")
     assert done.returncode == 0
