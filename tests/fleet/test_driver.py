@@ -177,6 +177,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_bits(home: Path
     driver = start_driver(home, sweep)  # asked to stop: drains for some seconds, which are too few
     while read_until(driver, "progress", key=key)["step"] < 90:
         continue
+    tree = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGINT)
     time.sleep(0.3)
     driver.send_signal(signal.SIGINT)
@@ -184,6 +185,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_bits(home: Path
     assert read_until(driver, "end")["state"] == "INTERRUPTED"
     driver.wait()
     assert time.monotonic() - begun < 12
+    psutil.wait_procs(tree, timeout=30)  # a work folder whose last user still dies is not shared, and the next would begin anew
 
     driver = start_driver(home, sweep)
     first = read_until(driver, "progress", key=key)["step"]
@@ -288,11 +290,18 @@ def child_gone_with(driver: subprocess.Popen[str], number: int) -> None:
     assert not alive
 
 
+def is_fork_server(process: psutil.Process) -> bool:
+    try:
+        return "forkserver" in " ".join(process.cmdline() or [])
+    except psutil.NoSuchProcess:  # it ended while it was looked at
+        return False
+
+
 def no_children_of_ours() -> bool:
     """True if neither this process nor anyone else still runs a fork server of this home."""
     until = time.monotonic() + 5
     while time.monotonic() < until:
-        left = [p for p in psutil.Process().children(recursive=True) if "forkserver" in " ".join(p.cmdline() or [])]
+        left = [p for p in psutil.Process().children(recursive=True) if is_fork_server(p)]
         if not left:
             return True
         time.sleep(0.1)
