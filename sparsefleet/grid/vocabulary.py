@@ -246,5 +246,7 @@ def _message(item: Any) -> str:
     kind = item["type"]
     if kind == "missing":
         return f"{item['loc'][-1]} is missing"
+    if kind == "value_error":  # a check of our own, which says what it got
+        return str(item["msg"]).removeprefix("Value error, ")
     text = str(item["msg"]).replace("Input should be", "must be", 1)
     return f"{text[0].lower()}{text[1:]}, got {quoted(item['input'])}"

@@ -33,6 +33,11 @@ NASTY: list[tuple[str, int, list[str]]] = [
     ("density: no\n", 6, ["density", "got 'no'"]),
     ("density: 1:30\n", 6, ["density", "got '1:30'"]),
     ("validation: 2024-01-01\n", 6, ["validation", "got '2024-01-01'"]),
+    (
+        "density: 0.1\nmethod: {pruner: magnitude, schedule: {cubic: {begin: 0.8}}}\n",
+        7,
+        ["cubic: begin must be below end, got 0.8 and 0.75"],
+    ),
     ("sparsity: 0.9\n", 6, ["unknown key 'sparsity'", "density"]),
     ("a: &x 1\n", 6, ["anchors are refused", "&x"]),
     ("a: *x\n", 6, ["aliases are refused"]),
