@@ -18,6 +18,9 @@ SUITES: dict[str, tuple[Part, ...]] = {
     "cli": (
         Part("PLAN", "time and memory of planning a million points", "benchmarks.cli.times:plan", 0.2),
         Part("HELP", "--help of every command", "benchmarks.cli.times:helps", 0.5),
+        Part("plugins-list", "plugins list, cold and from its cache", "benchmarks.cli.plugins:listing", 0.5),
+        Part("plugins-lines", "lines of the smallest plugins", "benchmarks.cli.plugins:lines", 0.1),
+        Part("plugins-new", "from plugins new to a check and to a row", "benchmarks.cli.plugins:journeys", 6),
     ),
     "fleet": (Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),),
     "chaos": (Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2),),

@@ -7,7 +7,7 @@ import ast
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # this checkout's code, whatever is installed
 
+import conformance_page  # noqa: E402
 import connectivity_pictures  # noqa: E402
 import plugin_pages  # noqa: E402
+import public_api  # noqa: E402
 
-from sparsefleet import connections, errors, hookspecs, method, plugin, plugin_base  # noqa: E402
+import sparsefleet  # noqa: E402
+from sparsefleet import __version__, connections, errors, hookspecs, method, plugin, plugin_base, rng  # noqa: E402
 from sparsefleet.cli.app import cli  # noqa: E402
 from sparsefleet.cli.settings import SETTINGS  # noqa: E402
+from sparsefleet.nn import coo, linear, module as module_base  # noqa: E402
 from sparsefleet.track import page as mlflow_page  # noqa: E402
 from sparsefleet.trial.record import Record  # noqa: E402
 from sparsefleet.trial.spec import TrialSpec  # noqa: E402
@@ -33,39 +37,93 @@ _QUIET: tuple[Any, ...] = (False, "", None, [], {})
 
 
 def hooks() -> str:
-    """Every hook with its exact signature."""
-    lines = ["# Hooks\n", _NOTE.format("`sparsefleet/hookspecs.py`")]
+    """Every hook with its exact signature, its arguments and an example."""
+    lines = ["# Hooks\n", _NOTE.format("`sparsefleet/hookspecs.py` and `docs/hook_examples.py`")]
     lines.append(
         "A plugin module implements any of these with `@sparsefleet.hookimpl` and is named by an entry point of the group `sparsefleet`.\n"
         "An implementation may leave out arguments that it does not use. The first seven *register* classes; the others *observe* a trial,\n"
-        "in the trial's own process. Observing hooks are called one implementation at a time: one that raises is recorded as a warning\n"
-        "of the trial and stops neither the trial nor the others.\n"
+        "in the trial's own process, or answer `doctor`. Observing hooks are called one implementation at a time: one that raises is recorded\n"
+        "as a warning of the trial and stops neither the trial nor the others. [writing-plugins.md](writing-plugins.md) tells how a plugin is\n"
+        "made, [compatibility.md](compatibility.md) how a hook would go. The examples are one module, which a test runs; it begins with\n"
     )
+    imports, examples = _hook_examples()
+    lines.append(f"```python\n{imports}\n```\n")
     for node in _functions(_tree(hookspecs)):
         family = hookspecs.REGISTRATION_HOOKS.get(node.name)
-        text, _, since = _doc(node).rpartition(" Added in ")
-        text = text.replace("``", "`")
+        text, _, since = _doc(node).rpartition("Added in ")
+        text = _prose(text.strip())
         told = f"{text} Registers plugins of the family `{family}`." if family else text
-        lines.append(f"## {node.name}\n\n```python\n{_signature(node)}\n```\n\n{told} *Added in {since}*\n")
+        lines.append(f"## {node.name}\n\n```python\n{_signature(node)}\n```\n\n{told}\n\n*Added in {since}*\n")
+        lines.append(f"```python\n{examples[node.name]}\n```\n")
     return "\n".join(lines)
+
+
+def _hook_examples() -> tuple[str, dict[str, str]]:
+    """The imports of ``docs/hook_examples.py``, and the source that ends with each hook's implementation, by its name."""
+    source = (ROOT / "docs" / "hook_examples.py").read_text(encoding="utf-8")
+    lines, tree = source.split("\n"), ast.parse(source)
+    imported = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    begin, found = imported[-1].end_lineno or 0, {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            end = node.end_lineno or 0
+            found[node.name] = "\n".join(lines[begin:end]).strip()
+            begin = end
+    return "\n".join(lines[imported[0].lineno - 1 : imported[-1].end_lineno]), found
 
 
 def plugin_api() -> str:
     """What plugin classes declare and override, and what they are given."""
     lines = [
         "# What a plugin declares, overrides and is given\n",
-        _NOTE.format("`sparsefleet/plugin.py`, `method.py` and `connections.py`"),
+        _NOTE.format("`sparsefleet/plugin.py`, `method.py`, `connections.py`, `rng.py` and `nn/`"),
     ]
     lines.append(
         'A plugin is a frozen pydantic model: class facts are plain assignments in the subclass (`name = "set"`), hyper-parameters are\n'
-        "annotated fields with bounds and a description. Everything here is importable from `sparsefleet`.\n"
+        "annotated fields with bounds and a description. Everything here is importable from `sparsefleet`, the modules at the end from `sparsefleet.nn`.\n"
     )
-    for module in (plugin_base, method, plugin, connections):
-        lines += [_class_page(node) for node in _tree(module).body if isinstance(node, ast.ClassDef)]
+    for module in (plugin_base, method, plugin, connections, rng):
+        lines += [_class_page(node) for node in _classes(module)]
+    lines.append("## Functions\n\nFrom `sparsefleet`; each says more in its docstring.\n")
+    lines.append("| function | what it gives |\n|---|---|\n" + "".join(_row(row) for row in _public_functions()))
+    lines.append("## What a module of a layer offers\n\n`Layer.build` returns one; these are the methods that an author meets or writes.\n")
+    for module, methods in _MODULE_METHODS.items():
+        lines += [_class_page(node, methods) for node in _classes(module) if node.name in ("CooLinear", "SparseLinear", "SparseModule")]
     return "\n".join(lines)
 
 
-def _class_page(node: ast.ClassDef) -> str:
+_MODULE_METHODS: dict[Any, tuple[str, ...]] = {
+    coo: ("product",),
+    linear: ("from_connections", "multiply"),
+    module_base: (
+        "matrix_shape",
+        "weight_parameter",
+        "nnz",
+        "flat_sites",
+        "sites",
+        "values",
+        "write_values",
+        "grad_values",
+        "set_topology",
+        "connections",
+    ),
+}
+
+
+def _classes(module: Any) -> list[ast.ClassDef]:
+    return [node for node in _tree(module).body if isinstance(node, ast.ClassDef)]
+
+
+def _public_functions() -> Iterator[tuple[str, str]]:
+    """Signature and first line of the docstring of every function in ``sparsefleet.__all__``."""
+    for name in sparsefleet.__all__:
+        value = getattr(sparsefleet, name)
+        if inspect.isfunction(value):
+            node = next(node for node in _functions(_tree(inspect.getmodule(value))) if node.name == name)
+            yield f"`{_signature(node).removeprefix('def ')}`", _doc(node).partition("\n")[0]
+
+
+def _class_page(node: ast.ClassDef, only: Sequence[str] = ()) -> str:
     bases = [ast.unparse(base) for base in node.bases if ast.unparse(base) not in ("BaseModel", "ABC", "NamedTuple")]
     title = f"## {node.name}" + (f" ({', '.join(bases)})" if bases else "")
     parts = [f"{title}\n\n{_prose(_doc(node))}\n"]
@@ -73,7 +131,7 @@ def _class_page(node: ast.ClassDef) -> str:
     if rows:
         parts.append("| name | type | default | meaning |\n|---|---|---|---|\n" + "".join(_row(row) for row in rows))
     for function in _functions(node):
-        if not function.name.startswith("_"):
+        if function.name in only or not (only or function.name.startswith("_")):
             parts.append(f"```python\n{_signature(function)}\n```\n\n{_prose(_doc(function)) or 'See the base class.'}\n")
     return "\n".join(parts)
 
@@ -161,13 +219,14 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/mlflow.md": mlflow_page.render,
     "docs/schemas/sf-record-1.json": schema_of(Record),
     "docs/schemas/sf-spec-1.json": schema_of(TrialSpec),
+    public_api.path_of(__version__).relative_to(ROOT).as_posix(): public_api.render,
 }
 _OWN_FOLDER = ROOT / "docs" / "plugins"
 
 
 def pages() -> dict[str, Callable[[], str]]:
     """Makers of every page by path."""
-    return {**PAGES, **plugin_pages.pages(_row)}
+    return {**PAGES, **conformance_page.pages(_row), **plugin_pages.pages(_row)}
 
 
 def _pixels(path: Path) -> tuple[tuple[int, int], bytes] | None:

@@ -19,7 +19,7 @@ PYTHON = sys.executable
 BIN = Path(sys.executable).parent  # the tools of the environment that runs this script
 SLOW = "slow or ray or browser"
 EXTRA = "torch_sparse"
-PARALLEL = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")  # the quick tests only: the others start fleets and take times
+PARALLEL = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")  # not for tests that start fleets or take times
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ def checks(everything: bool) -> list[Check]:
     if everything:
         quick_extra = f"{EXTRA} and not ({SLOW} or gpu)"
         found.append(Check("torch-sparse tests", (PYTHON, "-m", "pytest", "-q", "-m", quick_extra)))
-        found.append(Check("slow tests", (PYTHON, "-m", "pytest", "-q", "-m", f"({SLOW}) and not gpu", "--durations=15")))
+        slow = (PYTHON, "-m", "pytest", "-q", "--durations=15")
+        found.append(Check("slow tests", (*slow, *PARALLEL, "-m", f"({SLOW}) and not (alone or gpu)")))
+        found.append(Check("tests alone", (*slow, "-m", f"({SLOW}) and alone and not gpu")))
     return found
 
 

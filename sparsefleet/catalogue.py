@@ -11,7 +11,13 @@ from sparsefleet.errors import PluginError, UnknownPlugin, did_you_mean
 
 @dataclass(frozen=True)
 class Entry:
-    """One plugin of the catalogue; a broken module has one entry with family ``?`` and its entry point's name."""
+    """One plugin of the catalogue; a module that cannot be used has one entry with family ``?`` and its entry point's name.
+
+    Attributes:
+        digest: sha256 over the plugin's code.
+        state: ``ok``; ``broken``; ``conflict`` (two plugins of one name); ``unlisted`` or ``altered``, as the allow-list says.
+        libraries: versions of the libraries that somebody else's plugin imports, by name.
+    """
 
     family: str
     name: str
@@ -25,6 +31,7 @@ class Entry:
     schema: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     summary: str = ""
+    libraries: dict[str, str] = field(default_factory=dict)
 
 
 class Catalog:
@@ -51,7 +58,9 @@ class Catalog:
                 cause=entry.reason,
                 fix="sparsefleet plugins list",
             )
-        raise UnknownPlugin(family, name, self.names(family))
+        raise UnknownPlugin(
+            family, name, self.names(family), unusable=sorted({f"{e.distribution} ({e.state})" for e in self.entries if e.state != "ok"})
+        )
 
     def names(self, family: str) -> list[str]:
         """Usable names of a family, sorted."""

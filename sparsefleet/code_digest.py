@@ -16,9 +16,12 @@ from sparsefleet.errors import PluginError
 
 
 @lru_cache(maxsize=64)
-def _package_roots(top: str) -> tuple[Path, ...]:
+def import_roots(top: str) -> tuple[Path, ...]:
     """Folders (or the one file) of a top-level package; a top-level name is found without running it."""
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # an empty name, or a module without a spec
+        spec = None
     if spec is None:
         raise PluginError(f"cannot find the package {top!r}", fix="reinstall the distribution that names it in its entry points")
     if spec.submodule_search_locations:
@@ -32,7 +35,7 @@ def _package_roots(top: str) -> tuple[Path, ...]:
 def source_of(module: str) -> Path | None:
     """The source file of ``module`` (``__init__.py`` for a package), or None if there is none."""
     top, *rest = module.split(".")
-    for root in _package_roots(top):
+    for root in import_roots(top):
         if root.is_file():
             if not rest:
                 return root
@@ -46,18 +49,31 @@ def source_of(module: str) -> Path | None:
 def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
     """Dotted names of the same top-level package that ``tree`` imports, type-checking blocks left out."""
     top = module.split(".")[0]
+    return {name for name in _imported(tree, module, is_package) if name.split(".")[0] == top}
+
+
+def _imported(tree: ast.Module, module: str, is_package: bool) -> set[str]:
+    """Dotted names that ``tree`` imports, type-checking blocks left out; relative ones only where ``module`` is given."""
     found: set[str] = set()
 
     class _Visitor(ast.NodeVisitor):
+        def generic_visit(self, node: ast.AST) -> None:
+            for child in ast.iter_child_nodes(node):
+                if not isinstance(child, ast.expr):  # imports are statements; an expression may be too deep to walk
+                    self.visit(child)
+
         def visit_If(self, node: ast.If) -> None:
-            if "TYPE_CHECKING" not in ast.unparse(node.test):
-                self.generic_visit(node)
+            types_only = ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING" and isinstance(node.test, (ast.Name, ast.Attribute))
+            for part in node.orelse if types_only else [*node.body, *node.orelse]:
+                self.visit(part)
 
         def visit_Import(self, node: ast.Import) -> None:
             found.update(alias.name for alias in node.names)
 
         def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
             base = node.module or ""
+            if node.level and not module:
+                return
             if node.level:
                 parents = module.split(".") if is_package else module.split(".")[:-1]
                 parents = parents[: len(parents) - (node.level - 1)]
@@ -66,7 +82,12 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
             found.update(f"{base}.{alias.name}" for alias in node.names)
 
     _Visitor().visit(tree)
-    return {name for name in found if name.split(".")[0] == top}
+    return found
+
+
+def imported_tops(tree: ast.Module) -> set[str]:
+    """Top-level names that ``tree`` imports absolutely, wherever it does, type-checking blocks left out."""
+    return {name.split(".")[0] for name in _imported(tree, "", False) if name.split(".")[0]}
 
 
 @lru_cache(maxsize=4096)
@@ -83,10 +104,17 @@ def modules_of(module: str) -> tuple[str, ...]:
         name = todo.pop()
         if name in seen:
             continue
+        if name.endswith(".*"):  # of a package with ``__all__`` Python imports the submodules that it lists
+            package = source_of(name[:-2])
+            if package is not None and package.name == "__init__.py" and b"__all__" in _read(package):
+                todo.extend(modules_in(name[:-2]))
+            continue
         path = source_of(name)
         if path is None:  # an attribute, not a module
             continue
         seen.add(name)
+        if path.suffix != ".py":  # compiled
+            continue
         todo.extend(".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1))  # importing a.b.c runs a and a.b
         todo.extend(_imports(ast.parse(_read(path)), name, path.name == "__init__.py"))
     return tuple(sorted(seen))
@@ -98,6 +126,12 @@ def modules_in(package: str) -> tuple[str, ...]:
     if path is None:
         raise PluginError(f"cannot find the source of package {package!r}")
     return tuple(sorted({package, *(f"{package}.{p.stem}" for p in path.parent.glob("*.py") if p.stem != "__init__")}))
+
+
+def forget() -> None:
+    """Look at every file anew, in a process that outlives a change of the code; nothing in a trial does."""
+    for cached in (import_roots, source_of, _read, modules_of, module_digest):
+        cached.cache_clear()
 
 
 @lru_cache(maxsize=1024)

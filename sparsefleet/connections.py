@@ -187,12 +187,13 @@ class Connections:
         return torch.stack([flat // self.n_in, flat % self.n_in])
 
     def best_absent(self, k: int, values: Tensor | None = None) -> Tensor:
-        """``(2, k)`` int64 absent sites with the largest magnitude of ``values``, ties by position.
+        """``(2, k)`` int64 absent sites with the largest magnitude of ``values``, ties by position; all of them, if fewer are absent.
 
-        On a layer with ``constant_fan_in`` they fill up every output unit; on one with tiles they are the whole tiles of largest sum.
+        So grow on ``conn.select(keep)``, where a dropped connection is absent: on ``conn`` itself a nearly full layer gives fewer than k. On a
+        layer with ``constant_fan_in`` they fill up every output unit; on one with tiles they are the whole tiles of largest sum.
 
         Args:
-            k: how many.
+            k: how many; ``random_absent`` raises where fewer are absent, and this does not.
             values: ``(n_out, n_in)`` for methods that hold dense values; None means the gradient of the loss, which the layer
                 computes in blocks and never holds whole.
         """

@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any
 
+from sparsefleet.deprecated import implemented_by
 from sparsefleet.errors import SparsefleetError
 from sparsefleet.hookspecs import REGISTRATION_HOOKS
 from sparsefleet.registry import classes_of, facts_of, load_module
@@ -38,6 +39,8 @@ def describe(module_name: str) -> list[dict[str, Any]]:
     if observing:
         summary = (inspect.getdoc(module) or "").split("\n")[0]
         items.append({"family": "hooks", "name": module_name, "facts": {"hooks": observing}, "summary": summary})
+    for item in items:
+        item["facts"]["deprecated"] = [*item["facts"].get("deprecated", []), *implemented_by(module)]
     if not items:
         raise SparsefleetError("it implements no hook of sparsefleet")
     return items

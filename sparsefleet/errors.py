@@ -6,6 +6,7 @@ SparsefleetError            1
 │   ├── UnknownPlugin       2   a name that no installed plugin carries
 │   └── InvalidMask         2   connections or a mask that cannot be right
 ├── PluginError             3   a known plugin that is broken, mismatched or raised
+│   └── VersionSkew         3   nodes run other code than a sweep was submitted with
 ├── BackendUnreachable      4   Ray, MLflow or a store did not answer
 ├── TrialsFailed            5   the sweep ended with failed trials
 ├── NotTrustworthy          6   a figure failed its gates
@@ -18,7 +19,7 @@ SparsefleetError            1
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class SparsefleetError(Exception):
@@ -58,9 +59,10 @@ class InvalidGrid(UserError):
 class UnknownPlugin(UserError):
     """A name that no installed plugin carries."""
 
-    def __init__(self, family: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, family: str, name: str, known: Iterable[str], unusable: Sequence[str] = ()) -> None:
         known = sorted(known)
-        super().__init__(f"unknown {family} {name!r}", fix=did_you_mean(name, known))
+        cause = f"it may be one of what cannot be used here: {', '.join(unusable)}; see sparsefleet plugins list" if unusable else None
+        super().__init__(f"unknown {family} {name!r}", cause=cause, fix=did_you_mean(name, known))
         self.family, self.name = family, name
 
 
@@ -72,6 +74,22 @@ class PluginError(SparsefleetError):
     """A known plugin that is broken, mismatched, or raised."""
 
     exit_code = 3
+
+
+class VersionSkew(PluginError):
+    """Nodes run other code than a sweep was submitted with.
+
+    Attributes:
+        differences: by what differs, e.g. ``pruner/rigl``: what was submitted, and by node what is there.
+    """
+
+    def __init__(self, differences: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
+        self.differences = differences
+        nodes = sorted({node for _, there in differences.values() for node in there})
+        super().__init__(
+            f"{', '.join(nodes)} {'runs' if len(nodes) == 1 else 'run'} other code than the sweep was submitted with: {', '.join(differences)}",
+            fix="install the same versions on every node; or submit the grid again: only what depends on the changed code gets new trials",
+        )
 
 
 class BackendUnreachable(SparsefleetError):

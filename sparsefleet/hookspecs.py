@@ -53,27 +53,56 @@ def sparsefleet_datasets() -> Iterable[type[Dataset]]:
 
 @hookspec
 def sparsefleet_before_trial(trial: Mapping[str, Any]) -> None:
-    """Called in the trial's process before the data are loaded; ``trial`` is the spec as JSON. Added in 0.1."""
+    """Called in the trial's process before the data are loaded.
+
+    Args:
+        trial: the spec as JSON: ``dataset``, ``model``, ``layer``, ``density``, ``method``, ``optimizer``, ``train``, ``seed`` … (docs/schemas/sf-spec-1.json).
+
+    Added in 0.1.
+    """
 
 
 @hookspec
 def sparsefleet_measure(trial: Mapping[str, Any], model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, float]:
-    """Extra metrics at the end of an epoch; they appear as curves. Added in 0.1."""
+    """Extra metrics at the end of an epoch; they appear as curves, under the names that are returned.
+
+    Args:
+        trial: the spec as JSON.
+        model: the network as it is trained; leave its mode, its weights and its gradients as they are.
+        batch: the inputs and targets of the epoch's last step, on the model's device.
+        step: optimizer steps that are done.
+
+    Added in 0.1.
+    """
 
 
 @hookspec
 def sparsefleet_after_trial(trial: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Called in the trial's process after its record is complete. Added in 0.1."""
+    """Called in the trial's process after its record is complete.
+
+    Args:
+        trial: the spec as JSON.
+        result: the record as JSON: ``state``, ``accuracy``, ``curves``, ``plugins`` … (docs/schemas/sf-record-1.json).
+
+    Added in 0.1.
+    """
 
 
 @hookspec
 def sparsefleet_on_trial_error(trial: Mapping[str, Any], error: BaseException) -> None:
-    """Called in the trial's process when the trial raised. Added in 0.1."""
+    """Called in the trial's process when the trial raised; a loss that diverged and memory that ran out are states of the record instead.
+
+    Args:
+        trial: the spec as JSON.
+        error: what it raised; it goes on to the core afterwards, whatever the hook does.
+
+    Added in 0.1.
+    """
 
 
 @hookspec
 def sparsefleet_doctor() -> Iterable[tuple[str, bool, str]]:
-    """Checks of this plugin's needs: (what, ok, how to fix). Added in 0.1."""
+    """Checks of this plugin's needs, called by ``sparsefleet doctor``: (what, ok, how to fix) each. Added in 0.1."""
 
 
 REGISTRATION_HOOKS = {

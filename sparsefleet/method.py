@@ -134,6 +134,11 @@ class Rewirer(Plugin):
     """Drops and grows connections during training, at constant nnz unless it redistributes.
 
     A subclass overrides what its paper changes: usually ``drop_score`` or ``grow``; ``update`` for anything that is not drop-then-grow.
+    What it leaves alone drops the smallest ``|w|``, grows as many random absent sites and starts them at 0.
+
+    A training step is: backward pass, optimizer's step, ``on_step`` of every layer, then, where ``due``, ``redistribute`` once and ``update``
+    of every layer. With ``replaces_step`` an update comes right after the backward pass, and that step has neither optimizer's step nor ``on_step``.
+
     A hyper-parameter below that a method does not have becomes a class fact, e.g. ``every: ClassVar[int] = 1``, and no user can set it.
     """
 
@@ -151,7 +156,8 @@ class Rewirer(Plugin):
     revives: ClassVar[bool] = False
     """Absent weights keep their stored value, so that a connection may come back with it (Top-KAST, SR-STE). Also ``needs_dense``."""
     varies_nnz: ClassVar[bool] = False
-    """An update may leave another nnz than ``n_target`` (SRigL's whole fan-in, MEST's bounds); the record shows what was realised."""
+    """An update may leave another nnz than ``n_target`` (SRigL's whole fan-in, MEST's bounds); the record shows what was realised. A method
+    that starts with another density (``first_density``) must declare it."""
     needs_plain_sgd: ClassVar[bool] = False
     """Only defined for SGD without momentum, e.g. as a Langevin step (DEEP R)."""
     redistributes: ClassVar[bool] = False
@@ -162,39 +168,48 @@ class Rewirer(Plugin):
     """Its parameter that, unless it is 0, lets whole output units lose their connections; a constant fan-in cannot hold that (SRigL)."""
     fits_tiles: ClassVar[bool] = True
     """Dropping and growing may be done in whole tiles; False where each connection's own state decides, or ``update`` is overridden."""
+    fits_fan_in: ClassVar[bool] = True
+    """An update leaves equally many connections per output unit where ``conn.constant_fan_in``; False where an ``update`` of its own cannot."""
 
     every: int | None = Field(100, ge=1, description="steps between updates; null: the end of every epoch")
     drop_fraction: float = Field(0.3, gt=0, le=1, description="share of a layer's connections dropped at the first update")
     stop: float = Field(0.75, gt=0, le=1, description="share of the training after which the topology stays")
 
     def first_density(self, density: float) -> float:
-        """What a training starts with where ``density`` was asked (MEST: more); each layer's connections are multiplied alike.
+        """What a training starts with where ``density`` was asked (MEST: more); each layer's connections are multiplied alike, up to all
+        of its sites, and what a full layer cannot take goes nowhere: the total is then less.
+
+        Another value than ``density`` needs ``varies_nnz``: otherwise every update would keep what the start gave. A plan asks this as well.
 
         Raises:
-            UserError: it cannot have that density.
+            UserError: it cannot have that density; a plan skips the trial with this reason.
         """
         return density
 
     def due(self, progress: Progress) -> bool:
-        """True if an update takes place at ``progress.step`` (steps finished, or about to be replaced)."""
+        """True if an update takes place at ``progress.step`` (steps finished, or about to be replaced).
+
+        Default: at every ``every``-th step before the share ``stop`` of the training, so neither at ``stop`` itself nor after the last step.
+        One of its own is also asked after the last step, unless it ``replaces_step``.
+        """
         every = self.every or progress.steps_per_epoch
         return progress.step > 0 and progress.step % every == 0 and progress.fraction < self.stop
 
     def drop_count(self, conn: Connections, progress: Progress) -> int:
-        """How many to drop; default: the cosine of arXiv 1911.11134, Eq. 1, rounded down."""
+        """How many to drop; default: the cosine of arXiv 1911.11134, Eq. 1, rounded down; 0 from ``stop`` on."""
         t = min(progress.fraction / self.stop, 1.0)
         return int(self.drop_fraction / 2 * (1 + math.cos(math.pi * t)) * conn.nnz + 1e-9)  # 225, not 224.99999999999997
 
     def drop_score(self, conn: Connections) -> Tensor:
-        """``(nnz,)`` importance; low goes first."""
+        """``(nnz,)`` importance; low goes first, of equals the later position. Default: ``|w|``."""
         return conn.weight.abs()
 
     def grow(self, conn: Connections, k: int, rng: Rng) -> Tensor:
-        """``(2, k)`` different absent sites; ``conn`` holds the kept connections, so a just-dropped site counts as absent."""
+        """``(2, k)`` different absent sites; ``conn`` holds the kept connections, so a just-dropped site counts as absent. Default: random ones."""
         return conn.random_absent(k, rng)
 
     def grown_weight(self, conn: Connections, sites: Tensor, rng: Rng) -> Tensor:
-        """``(k,)`` first weights of grown connections."""
+        """``(k,)`` first weights of grown connections; default: 0."""
         return conn.weight.new_zeros(sites.shape[1])
 
     def initial_state(self, conn: Connections) -> Mapping[str, Tensor]:
@@ -202,7 +217,16 @@ class Rewirer(Plugin):
         return {}
 
     def update(self, conn: Connections, progress: Progress, rng: Rng, n_target: int) -> Update:
-        """One topology change; ``n_target`` is the layer's nnz afterwards: what was asked, or what the last ``redistribute`` gave it."""
+        """One topology change, described and not made: ``conn`` stays as it is, its ``state`` and ``memory`` too.
+
+        Where ``conn.constant_fan_in``, an update of its own must leave every output unit with equally many connections, or the class says
+        ``fits_fan_in = False``: drop as it likes and grow ``conn.select(keep).best_absent(k)`` or ``random_absent(k)``, which fill the
+        units up; they raise unless what stands then is a multiple of ``n_out`` and no unit has kept more than its part.
+
+        Args:
+            n_target: the layer's nnz afterwards. What ``redistribute`` gave it just now, if it did; else, with ``varies_nnz``
+                or on tiles, what was asked of the layer, however many there are; else ``conn.nnz``.
+        """
         from sparsefleet.sparsity.select import keep_best
 
         n_drop = min(self.drop_count(conn, progress), conn.nnz)
@@ -214,8 +238,14 @@ class Rewirer(Plugin):
         return 0
 
     def redistribute(self, layers: Mapping[str, Connections], progress: Progress) -> Mapping[str, int] | None:
-        """New nnz per layer with an unchanged total, or None to leave the budget where it is; called once, before the layers' ``update``."""
+        """New nnz per layer, or None to leave the budget where it is; called once, before the layers' ``update``.
+
+        The new ones sum to what all layers together hold now, which is not what was asked where a start or an update was denser.
+        """
         return None
 
     def on_step(self, conn: Connections, lr: float, rng: Rng) -> None:
-        """Called after every optimizer step, gradients still there; may write into ``conn.weight``, ``conn.state`` and ``conn.dense``."""
+        """Called after every optimizer step and before a coming ``update``, gradients still there.
+
+        May write into ``conn.weight``, ``conn.state``, ``conn.memory`` (e.g. a scalar per layer) and ``conn.dense``.
+        """

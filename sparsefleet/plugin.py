@@ -34,7 +34,8 @@ class Layer(Plugin):
 
     family: ClassVar[str] = "layer"
     execution: ClassVar[str] = ""
-    """``dense``, ``masked_dense``, ``sparse_csr`` …; ``masked_dense`` never enters a speed-up."""
+    """What is timed, in a word for records and tables: ``sparse_csr``, ``sparse_gather``, any text; but ``dense`` and ``masked_dense`` say that
+    it computes densely, and ``masked_dense`` never enters a speed-up."""
     kinds: ClassVar[tuple[str, ...]] = ("Linear",)
     """Names of the torch modules that it can replace."""
     topology: ClassVar[Literal["free", "constant-fan-in", "block", "n:m", "all"]] = "free"
@@ -89,12 +90,20 @@ class Connectivity(Plugin):
         """Refuses what cannot be right for a network whose sparse layers are ``names``, input to output, before anything is drawn.
 
         Raises:
-            UserError: it has connections for a layer that is not there.
+            UserError: it has connections for a layer that is not there; the plan leaves the trial out and gives the sentence as the reason.
         """
 
     def nnz_of(self, layer: str, shape: tuple[int, int], asked: int) -> int:
-        """How many connections the layer gets: what the density asks, unless the connectivity settles it (given sites, a given fan-in)."""
+        """How many connections the layer gets: what the density asks, unless the connectivity settles it (given sites, a given fan-in).
+
+        Raises:
+            UserError: it has none for such a layer; the plan leaves the trial out and gives the sentence as the reason.
+        """
         return asked
+
+    def sample_layer(self) -> tuple[str, tuple[int, int]]:
+        """Name and ``(n_out, n_in)`` of a layer that it accepts, for its conformance checks, where not every layer will do."""
+        return "layer", (12, 20)
 
     def files(self, root: Path) -> Iterable[Path]:
         """The files that it reads.
@@ -113,7 +122,11 @@ class Connectivity(Plugin):
 
 
 class Activation(Plugin):
-    """A non-linearity. The module may have an ``on_epoch()`` method, called at the end of each training epoch."""
+    """A non-linearity. The module may have an ``on_epoch()`` method, called at the end of each training epoch.
+
+    A parameter ``density`` (float, a share) or ``k`` (int) of a sparse one promises how many units of a sample it lets through, ties included;
+    one that has neither, such as a threshold, promises no number.
+    """
 
     family: ClassVar[str] = "activation"
     sparse: ClassVar[bool] = False

@@ -13,16 +13,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsefleet.allow_list import allow_list
 from sparsefleet.catalogue import Catalog as Catalog, Entry as Entry
 from sparsefleet.code_digest import module_digest
+from sparsefleet.deprecated import used_by
+from sparsefleet.distributions import digest_of, libraries_of, module_of, points_of, with_plugins
 from sparsefleet.errors import PluginError, UserError, did_you_mean
 from sparsefleet.home import cache_dir
+from sparsefleet.one_file import activate
 from sparsefleet.spawn import module_command
 
 if TYPE_CHECKING:
@@ -30,29 +34,34 @@ if TYPE_CHECKING:
 
     from sparsefleet.plugin import Plugin
 
-GROUP = "sparsefleet"
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 6
 _DESCRIBE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class _Point:
-    """An entry point as its distribution declares it."""
+    """An entry point as its distribution declares it; ``refused`` is (state, reason) where it may not be imported."""
 
     name: str
     module: str
     distribution: str
     version: str
+    refused: tuple[str, str] | None = None
+    dist: metadata.Distribution = field(compare=False, repr=False, kw_only=True)
+
+    def broken(self, digest: str, reason: str, state: str = "broken") -> Entry:
+        """The one entry of a point that cannot be used."""
+        return Entry("?", self.name, self.distribution, self.version, self.module, digest, state=state, reason=reason)
 
 
 def _points() -> list[_Point]:
-    found: dict[tuple[str, str, str], _Point] = {}
-    for dist in metadata.distributions():
-        for ep in dist.entry_points:
-            if ep.group == GROUP:
-                name = dist.metadata["Name"]
-                found.setdefault((name, ep.name, ep.module), _Point(ep.name, ep.module, name, dist.version))  # first on sys.path wins
-    return sorted(found.values(), key=lambda p: (p.distribution, p.name))
+    activate()
+    allowed = allow_list()
+    found = []
+    for dist in with_plugins():
+        refused = allowed.refusal(dist) if allowed else None
+        found += [_Point(ep.name, module_of(ep), str(dist.metadata["Name"]), dist.version, refused, dist=dist) for ep in points_of(dist)]
+    return sorted(found, key=lambda p: (p.distribution, p.name))
 
 
 _kept: list[Catalog] = []
@@ -68,36 +77,42 @@ def catalog(refresh: bool = False) -> Catalog:
     """Every installed plugin, from the cache where the code has not changed."""
     if _kept and not refresh:
         return _kept[0]
-    points = _points()
-    keys: dict[_Point, str] = {}
+    keys: dict[_Point, tuple[str, dict[str, str]]] = {}
     entries: list[Entry] = []
-    for point in points:
+    for point in _points():
+        if point.refused:
+            entries.append(point.broken("", point.refused[1], point.refused[0]))
+            continue
         try:
-            keys[point] = module_digest(point.module)
+            own = point.distribution == "sparsefleet"
+            keys[point] = (module_digest(point.module), {}) if own else _identity(point)
         except (PluginError, SyntaxError, OSError, ValueError) as error:
-            entries.append(_broken(point, "", f"{type(error).__name__}: {error}"))
-    contract = module_digest("sparsefleet.plugin")
+            entries.append(point.broken("", f"{type(error).__name__}: {error}"))
+    contract = module_digest("sparsefleet.plugin")[:16] + module_digest("sparsefleet.deprecated")
     cached = {} if refresh else _load_cache()
     fresh: dict[str, list[dict[str, Any]]] = {}
     missing: list[tuple[_Point, str]] = []
-    for point, digest in keys.items():
-        slot = f"{contract[:16]}:{sys.version_info[0]}.{sys.version_info[1]}:{point.distribution}:{point.version}:{point.name}:{point.module}:{digest}"
-        if slot in cached:
-            fresh[slot] = cached[slot]
+    for point, (digest, libraries) in keys.items():
+        python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        slot = f"{contract[:32]}:{python}:{point.distribution}:{point.version}:{point.name}:{point.module}:{digest}:{json.dumps(libraries)}"
+        known = next((place for place in (slot, f"{slot}:{_installed()}") if place in cached), None)
+        if known:
+            fresh[known] = cached[known]
         else:
             missing.append((point, slot))
     if missing:
         described = _describe([point for point, _ in missing])
         for point, slot in missing:
-            found = described[point.distribution, point.name]
+            found, (digest, libraries) = described[point.distribution, point.name], keys[point]
             if isinstance(found, str):
-                fresh[slot] = [asdict(_broken(point, keys[point], found))]
+                fresh[f"{slot}:{_installed()}"] = [asdict(point.broken(digest, found))]  # what it lacks may be installed
             else:
                 base: dict[str, Any] = {
                     "distribution": point.distribution,
                     "version": point.version,
                     "module": point.module,
-                    "digest": keys[point],
+                    "digest": digest,
+                    "libraries": libraries,
                 }
                 fresh[slot] = [asdict(Entry(**base, **item)) for item in found]
         _save_cache({**cached, **fresh})
@@ -105,8 +120,14 @@ def catalog(refresh: bool = False) -> Catalog:
     return Catalog(entries)
 
 
-def _broken(point: _Point, digest: str, reason: str) -> Entry:
-    return Entry("?", point.name, point.distribution, point.version, point.module, digest, state="broken", reason=reason)
+def _identity(point: _Point) -> tuple[str, dict[str, str]]:
+    """Digest of the code behind somebody else's plugin, and the versions of the libraries that it imports."""
+    return digest_of(point.dist, point.module), libraries_of(point.dist, point.module)
+
+
+def _installed() -> str:
+    """Changes whenever something is installed or removed: the times of the folders on ``sys.path``."""
+    return ",".join(str(os.stat(place).st_mtime_ns) for place in sys.path if os.path.isdir(place))
 
 
 def _cache_file() -> Path:
@@ -199,7 +220,8 @@ class Registry:
         try:
             return cls(**ref.params)
         except ValidationError as error:
-            details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            told = [(".".join(map(str, e["loc"])), str(e["msg"]).removeprefix("Value error, ")) for e in error.errors()]
+            details = "; ".join(f"{place}: {what}" if place else what for place, what in told)
             raise UserError(f"{family} {ref.name!r}: {details}", fix=f"sparsefleet plugins show {ref.name}") from error
 
     def observers(self) -> list[Entry]:
@@ -293,7 +315,7 @@ def _base_facts() -> frozenset[str]:
 
 def facts_of(cls: type[Plugin]) -> dict[str, Any]:
     """The class facts that plans and listings need, as JSON values."""
-    facts: dict[str, Any] = {"paper": cls.paper}
+    facts: dict[str, Any] = {"paper": cls.paper, "deprecated": used_by(cls)}
     for name in sorted(cls.__class_vars__ - _base_facts()):
         value = getattr(cls, name, None)
         if isinstance(value, (bool, int, float, str)):
@@ -302,8 +324,15 @@ def facts_of(cls: type[Plugin]) -> dict[str, Any]:
             facts[name] = list(value)
         elif name == "info" and is_dataclass(value) and not isinstance(value, type):  # a property follows from the parameters
             facts[name] = asdict(value)
+    decorators = cls.__pydantic_decorators__
+    if decorators.model_validators or decorators.field_validators:
+        facts["validates"] = True  # beyond its schema: a grid is right only when the class has been built with its parameters
     if cls.family == "model":
         from sparsefleet.plugin import Model
 
         facts["narrows"] = getattr(cls, "narrowed", None) is not Model.narrowed
+    if cls.family == "rewirer":
+        from sparsefleet.plugin import Rewirer
+
+        facts["starts_denser"] = getattr(cls, "first_density", None) is not Rewirer.first_density
     return facts

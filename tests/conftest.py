@@ -30,6 +30,19 @@ def pytest_configure(config):
         os.environ["SPARSEFLEET_TEST_CACHE"] = tempfile.mkdtemp(prefix="sparsefleet-test-cache-")
 
 
+_ALONE = ("benchmarks/", "cli/test_cli_measure", "cli/test_cli_process", "docs/", "fleet/", "measure/", "nn/test_auto", "ops/", "track/")
+"""Where tests take times, count processes or start servers: nothing may run beside the slow ones of these."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Marks ``alone`` by place, before pytest selects by marks."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix() if item.path.is_relative_to(Path(__file__).parent) else ""
+        if place.startswith(_ALONE) or item.get_closest_marker("browser"):
+            item.add_marker("alone")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A test that is skipped for want of something that ``SPARSEFLEET_REQUIRE`` names fails instead."""
@@ -57,6 +70,8 @@ def _required(report):
 def plugin_distribution(tmp_path, monkeypatch):
     """Installs modules as a distribution of their own: ``plugin_distribution("dist", {"module": source})`` → its folder."""
 
+    from sparsefleet.distributions import forget
+
     def install(name: str, modules: dict[str, str], version: str = "1.0") -> Path:
         folder = tmp_path / f"site-{name}"
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -67,12 +82,14 @@ def plugin_distribution(tmp_path, monkeypatch):
         lines = "\n".join(f"{module} = {module}" for module in modules)
         (info / "entry_points.txt").write_text(f"[sparsefleet]\n{lines}\n")
         monkeypatch.syspath_prepend(str(folder))
+        forget()
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
         return folder
 
     yield install
     for name in [n for n, m in sys.modules.items() if str(tmp_path) in str(getattr(m, "__file__", ""))]:
         del sys.modules[name]
+    forget()
 
 
 @pytest.fixture

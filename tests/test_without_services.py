@@ -39,11 +39,11 @@ def environment_without_services(tmp_path):
                 link = site / item.name
                 if not link.exists():
                     link.symlink_to(item)
-    from importlib.metadata import distribution
+    from importlib.metadata import distributions
 
     (site / "sparsefleet").symlink_to(ROOT / "sparsefleet")
     (site / "sparsefleet_plugins").symlink_to(ROOT / "plugins")
-    info = Path(str(distribution("sparsefleet")._path))
+    (info, *_) = (Path(str(dist._path)) for dist in distributions(name="sparsefleet") if dist.read_text("METADATA"))  # no build's .egg-info
     (site / info.name).symlink_to(info)
     return site
 

@@ -41,6 +41,7 @@ def run_checks(session: Session) -> list[Check]:
         _versions,
         _kernels,
         _plugins,
+        _needs_of_plugins,
         _folders,
         _ray,
         _cpu,
@@ -116,6 +117,18 @@ def _plugins(session: Session) -> Iterator[Check]:
     for entry in broken:
         reason = entry.reason.splitlines()[0] if entry.reason else entry.state
         yield Check(f"plugin {entry.name}", "warn", f"{entry.state}: {reason}", f"sparsefleet plugins show {entry.name}")
+
+
+def _needs_of_plugins(session: Session) -> Iterator[Check]:
+    """What plugins check of their own needs: the hook ``sparsefleet_doctor``."""
+    from sparsefleet.registry import Registry
+
+    for distribution, answer in Registry().observe("sparsefleet_doctor"):
+        if isinstance(answer, BaseException):
+            yield Check(distribution, "fail", f"its sparsefleet_doctor raised {type(answer).__name__}: {answer}", "see its author")
+            continue
+        for what, ok, fix in answer:
+            yield Check(what, "ok" if ok else "fail", f"checked by {distribution}", fix)
 
 
 def _folders(session: Session) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsefleet.cli.recheck import recheck_sweep
-from sparsefleet.cli.session import Session, json_option, verb
+from sparsefleet.cli.session import Session, json_option, plugin_option, verb
 from sparsefleet.cli.talk import data, emit, next_command, say
 from sparsefleet.cli.trustworthy import require_option
 
@@ -33,6 +33,7 @@ _RECHECK = "recheck"
 @click.option("--level", type=click.Choice(["screen", "publish"]), help="One process or three, with stricter gates; default: screen.")
 @click.option("--samples", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the raw samples to this file.")
 @require_option
+@plugin_option
 @json_option
 def measure(session: Session, words: Sequence[str], require: bool, as_json: bool, **options: Any) -> None:
     """Time one trained network here against its dense baselines, without Ray; or compute a sweep's timings again from their raw samples.

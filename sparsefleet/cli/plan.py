@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsefleet.cli.grids import loaded_grid, only_option, set_option
-from sparsefleet.cli.session import Session, json_option, setting_option, verb
+from sparsefleet.cli.session import Session, json_option, plugin_option, setting_option, verb
 from sparsefleet.cli.talk import data, emit, say
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @set_option
 @only_option
 @setting_option("data")
+@plugin_option
 @json_option
 def plan(session: Session, grid: str, set_: Sequence[str], only: Sequence[str], as_json: bool) -> None:
     """What submitting a grid would do: trials, twins, control arms, what is skipped and why, what is finished already, and how long it takes.
@@ -69,7 +70,7 @@ def show_plan(session: Session, grid: Grid, plugins: Catalog, only: Sequence[str
     _refuse_missing_data(grid, plugins, only, Path(session.get("data")))
     for line in lines:
         if line.startswith("next:"):
-            say(f"next: sparsefleet {follow}" if follow else line)
+            say(f"next: sparsefleet {follow}" if follow else line + session.plugin_flags)
 
 
 def _refuse_missing_data(grid: Grid, plugins: Catalog, only: Sequence[str], root: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsefleet.cli.grids import only_option, set_option
-from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
+from sparsefleet.cli.session import Session, json_option, leave, plugin_option, setting_option, verb
 from sparsefleet.cli.talk import data, emit, next_command, say
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _LISTED = 12
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the trial.")
 @setting_option("data")
+@plugin_option
 @json_option
 def run(session: Session, grid: str, only: Sequence[str], point: int | None, set_: Sequence[str], **options: Any) -> None:
     """Run one trial here, in this process: no Ray, no MLflow, no ledger.
@@ -66,7 +67,7 @@ def run(session: Session, grid: str, only: Sequence[str], point: int | None, set
     if record.state.value not in ("SUCCEEDED", "DIVERGED"):
         leave(5)
     if not options["as_json"] and not _is_spec(grid):
-        next_command(f"submit grid {grid}")
+        next_command(f"submit grid {grid}{session.plugin_flags}")
 
 
 def _refuse_device(device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,11 @@ class Session:
         """Where the sweeps' state lies; not created."""
         return Path(self.get("home"))
 
+    @property
+    def plugin_flags(self) -> str:
+        """The ``--plugin`` options of this run, to be said again with the next command."""
+        return "".join(f" --plugin {shlex.quote(path)}" for path in self.flags.get("plugins", "").split(os.pathsep) if path)
+
     def made_home(self) -> Path:
         """The same, created 0700."""
         from sparsefleet.home import home
@@ -70,6 +76,28 @@ def setting_option(name: str, *, flag: str | None = None, metavar: str | None = 
         callback=remember,
         help=setting.help + ".",
     )
+
+
+def plugin_option(command: _F) -> _F:
+    """``--plugin``: the setting ``plugins``, a file each time."""
+
+    def remember(ctx: click.Context, _: click.Parameter, files: tuple[str, ...]) -> None:
+        for file in files:
+            if os.pathsep in file:
+                raise click.BadParameter(f"{file!r} holds {os.pathsep!r}, which separates files in SPARSEFLEET_PLUGINS; rename it")
+        if files:
+            ctx.ensure_object(Session).flags["plugins"] = os.pathsep.join(files)
+
+    option = click.option(
+        "--plugin",
+        "_plugins",
+        multiple=True,
+        metavar="FILE.py",
+        expose_value=False,
+        callback=remember,
+        help="Use a plugin that is one file, in place of those that SPARSEFLEET_PLUGINS names. Repeatable.",
+    )
+    return option(command)
 
 
 def shared_options(command: _F) -> _F:

@@ -6,13 +6,13 @@ Precedence: flag, environment (``SPARSEFLEET_…``), ``sparsefleet.toml`` in thi
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsefleet.errors import UserError, did_you_mean
+from sparsefleet.toml_file import read_toml
 
 PROJECT_FILE = "sparsefleet.toml"
 
@@ -27,6 +27,11 @@ class Setting:
     default: str | None
     also: str | None = None
     exported_as: str | None = None
+
+    @property
+    def flag(self) -> str:
+        """The option of commands that take it."""
+        return "--plugin" if self.name == "plugins" else f"--{self.name.replace('_', '-')}"
 
     @property
     def env(self) -> str:
@@ -48,6 +53,8 @@ _ALL = (
     Setting("cache", "path", "Folder of rebuildable files", None, exported_as="SPARSEFLEET_CACHE"),
     Setting("artifacts", "uri", "Where models and masks are stored", None, exported_as="SPARSEFLEET_ARTIFACTS"),
     Setting("mlflow_uri", "uri", "MLflow's tracking URI", None, also="MLFLOW_TRACKING_URI", exported_as="MLFLOW_TRACKING_URI"),
+    Setting("plugins", "paths", "Plugins that are one Python file each", None, exported_as="SPARSEFLEET_PLUGINS"),
+    Setting("allow_list", "path", "Import only the plugins that this file lists", None, exported_as="SPARSEFLEET_ALLOW_LIST"),
     Setting("pictures", "text", "Whether a finished sweep's pictures are drawn and uploaded: on or off", "on"),
     Setting("address", "text", "Address of a Ray cluster, or 'local'", "local"),
     Setting("max_parallel", "int", "Trials at a time; default: as many as the CPUs allow", None),
@@ -77,7 +84,7 @@ def _one(
     setting: Setting, flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path, files: list[tuple[Path, dict[str, Any]]]
 ) -> Value:
     if setting.name in flags:
-        return _typed(setting, flags[setting.name], f"flag --{setting.name.replace('_', '-')}", cwd)
+        return _typed(setting, flags[setting.name], f"flag {setting.flag}", cwd)
     for variable in (setting.env, setting.also):
         if variable and environ.get(variable):
             return _typed(setting, environ[variable], f"environment {variable}", cwd)
@@ -101,15 +108,26 @@ def _typed(setting: Setting, raw: Any, origin: str, base: Path) -> Value:
         if number < 1:
             raise wanted
         return Value(number, origin)
+    if setting.kind == "paths" and isinstance(raw, list) and all(isinstance(part, str) for part in raw):
+        raw = os.pathsep.join(raw)
     if not isinstance(raw, str) or not raw or "\0" in raw:
         raise wanted
+    if setting.kind == "paths":
+        places = [os.path.normpath((base / Path(part).expanduser()).absolute()) for part in raw.split(os.pathsep) if part]
+        return Value(os.pathsep.join(places), origin)
     if setting.kind == "path" or (setting.name == "artifacts" and "://" not in raw):
         path = (base / Path(raw).expanduser()).absolute()
         return Value(os.path.normpath(path) if setting.kind == "path" else Path(os.path.normpath(path)).as_uri(), origin)
     return Value(raw, origin)
 
 
-_WANTED = {"int": "a whole number from 1 on", "path": "a path", "uri": "a path or URI", "text": "a text"}
+_WANTED = {
+    "int": "a whole number from 1 on",
+    "path": "a path",
+    "paths": f"paths, separated by {os.pathsep!r}",
+    "uri": "a path or URI",
+    "text": "a text",
+}
 
 
 def _derived(found: Mapping[str, Value], cwd: Path) -> dict[str, str]:
@@ -147,16 +165,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not TOML, or a key that is no setting.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        body: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML", cause=str(error)) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read", cause=error.strerror or str(error)) from error
+    body = read_toml(path)
     for key in body:
         if key not in SETTINGS:
             raise UserError(f"{path}: unknown setting {key!r}", fix=did_you_mean(key, SETTINGS))

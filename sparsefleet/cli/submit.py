@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparsefleet.cli.grids import loaded_grid, only_option, set_option
-from sparsefleet.cli.session import Session, json_option, leave, setting_option, verb
+from sparsefleet.cli.session import Session, json_option, leave, plugin_option, setting_option, verb
 from sparsefleet.cli.trustworthy import require_option
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def submit() -> None:
 @setting_option("max_parallel", metavar="N")
 @setting_option("max_trials", metavar="N")
 @setting_option("data")
+@plugin_option
 @setting_option("address")
 @setting_option("mlflow_uri")
 @json_option

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsefleet.errors import InvalidGrid, SparsefleetError
+from sparsefleet.errors import InvalidGrid, SparsefleetError, VersionSkew
 from sparsefleet.report.plain import plain
 
 if TYPE_CHECKING:
@@ -56,10 +56,24 @@ def report_error(error: Exception, debug: bool) -> int | None:
     problems = error.problems if isinstance(error, InvalidGrid) else [error.what]
     for problem in problems:
         click.echo(f"{_word('error')}: {plain(problem, lines=True)}", err=True)
+    if isinstance(error, VersionSkew):
+        _show_differences(error)
     for label, text in (("cause", error.cause), ("fix", error.fix)):
         if text:
             say(f"  {label + ':':<6} {text}")
     return error.exit_code
+
+
+def _show_differences(error: VersionSkew) -> None:
+    """What was submitted beside what each node has."""
+    from sparsefleet.report.layout import Column, text_lines
+
+    rows, found = list(error.differences), error.differences
+    nodes = sorted({node for _, there in found.values() for node in there})
+    columns = [Column("what", rows), Column("submitted", [found[what][0] for what in rows])]
+    columns += [Column(node, [found[what][1].get(node, "the same") for what in rows]) for node in nodes]
+    for line in text_lines(columns):
+        say(f"  {line}")
 
 
 def report_usage(error: click.ClickException) -> int:

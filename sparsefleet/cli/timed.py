@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,8 @@ from sparsefleet.cli.session import Session
 from sparsefleet.trial import files
 
 if TYPE_CHECKING:
+    from sparsefleet.ledger.rows import SweepRow
+    from sparsefleet.ledger.store import ArtifactStore
     from sparsefleet.measure.config import MeasureJob, TrialLike
 
 _MASK_FILES = (files.MASKS, files.MANIFEST)
@@ -108,6 +112,8 @@ def _of_ledger(session: Session, name: str, folder: Path) -> Timed:
     for file, sha256 in names.items():
         store.get(sha256, folder / file)
     sweep = trial.attempts[-1]["sweep"] if trial.attempts else None
+    if sweep:
+        _use_plugins_of(ledger.sweep(sweep), store, session.made_home())
     rows = table_rows(session, sweep, Source())[0] if sweep else []
     return Timed(
         trial,
@@ -117,6 +123,17 @@ def _of_ledger(session: Session, name: str, folder: Path) -> Timed:
         [ledger.trial(key) for key in (trial.twin_key, trial.rival_key) if key],
         next((row for row in rows if trial.spec_id in row["trial_ids"]), None),
     )
+
+
+def _use_plugins_of(sweep: SweepRow, store: ArtifactStore, home: Path) -> None:
+    """From now on this process and its children import the plugins that were submitted with the sweep, as its trials did."""
+    from sparsefleet.fleet.bundle import import_path, unpacked
+
+    bundle = sweep.settings.get("bundle")
+    if bundle:
+        sys.path[:] = import_path(unpacked(bundle, store, home), sys.path).split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+        os.environ.pop("SPARSEFLEET_PLUGINS", None)
 
 
 def _of_folder(folder: Path) -> Timed:

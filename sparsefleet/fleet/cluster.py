@@ -29,6 +29,7 @@ _NODES_EVERY_S = 1.0
 class Node:
     """One machine, with all it has."""
 
+    id: str
     name: str
     cpus: float
     gpus: float
@@ -73,12 +74,17 @@ class Cluster:
                 "Ray stopped answering", cause=str(error), fix="sparsefleet resume goes on where the ledger stands"
             ) from error
 
+    @property
+    def own_node(self) -> str:
+        """Ray's id of the node that this process runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def nodes(self) -> list[Node]:
         """Machines that were alive within the last second."""
         if time.monotonic() < self._ask_at:
             return self._nodes
         self._nodes = [
-            Node(node["NodeName"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            Node(node["NodeID"], node["NodeName"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         ]

@@ -12,6 +12,7 @@ from sparsefleet.fleet.uploader import Uploader
 from sparsefleet.home import artifact_root
 from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
 from sparsefleet.ledger.rows import FAILED, TERMINAL
+from sparsefleet.ledger.store import ArtifactStore
 
 __all__ = ["DriverSettings", "Event", "cancel", "submit"]
 
@@ -71,6 +72,7 @@ def _run(
     ledger: Ledger, sweep: str, settings: DriverSettings, interrupts: Interrupts, emit: Callable[[Event], None], uploader: Uploader
 ) -> str:
     """Trials, then timings; the sweep's state."""
+    from sparsefleet.fleet.bundle import unpacked
     from sparsefleet.fleet.cluster import Cluster  # imports ray: not for a sweep with nothing left
     from sparsefleet.fleet.measuring import MeasurePhase
     from sparsefleet.fleet.phase import TrialPhase
@@ -78,10 +80,14 @@ def _run(
     from sparsefleet.fleet.server import NodeServer
     from sparsefleet.fleet.supervisor import Setup
 
-    node_server = NodeServer()  # imports torch while Ray starts
+    bundle = ledger.sweep(sweep).settings.get("bundle")
+    folder = unpacked(bundle, ArtifactStore(artifact_root()), ledger.home) if bundle else None
+    node_server = NodeServer(folder)  # imports torch while Ray starts
     try:
         with Cluster(settings.address, settings.cpus) as cluster:
-            pool = Pool(cluster, Setup(str(ledger.home), artifact_root(), node_server.path), settings.max_parallel)
+            pool = Pool(
+                cluster, Setup(str(ledger.home), artifact_root(), cluster.own_node, node_server.path, bundle), settings.max_parallel
+            )
             try:
                 trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
                 trials.run()

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import UserError
+from sparsefleet.fleet.bundle import make_bundle
 from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.model import Grid
+from sparsefleet.home import artifact_root
 from sparsefleet.ledger import SweepTrial, open_ledger
+from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.trial.identity import Keys
 
 if TYPE_CHECKING:
@@ -27,7 +30,13 @@ def enqueue(grid: Grid, catalog: Catalog, home: Path, data_root: Path, *, keep: 
         SweepLocked: a driver is running the sweep with other trials.
     """
     trials = list(sweep_trials(grid, catalog, data_root, keep=keep))
-    settings = {"measure": grid.measure.model_dump(mode="json"), "max_parallel": grid.max_parallel, "data_root": str(data_root)}
+    bundle = make_bundle(catalog, {name for trial in trials for name in trial.request["code"]}, ArtifactStore(artifact_root()))
+    settings = {
+        "measure": grid.measure.model_dump(mode="json"),
+        "max_parallel": grid.max_parallel,
+        "data_root": str(data_root),
+        **({"bundle": bundle} if bundle else {}),
+    }
     with open_ledger(home) as ledger:
         ledger.create_sweep(grid.sweep, grid.name, grid.digest, grid.text, settings, trials)
     return grid.sweep

@@ -262,7 +262,8 @@ def _description() -> dict[str, Any]:
         "sparsefleet": sparsefleet.__version__,
         "core": core_digest(),
         "torch": metadata.version("torch"),
-        "plugins": [[e.family, e.name, e.distribution, e.version, e.digest] for e in entries if e.state == "ok"],
+        "plugins": [[e.family, e.name, e.distribution, e.version, e.digest, e.libraries] for e in entries if e.state == "ok"],
+        "unusable": [[e.distribution, e.version, e.state, e.reason] for e in entries if e.state != "ok"],
         "threads": len(os.listdir("/proc/self/task")),
     }
 

@@ -13,9 +13,9 @@ from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import trial_job
 from sparsefleet.fleet.outcome import Outcome, judge
 from sparsefleet.fleet.pool import Message, Pool, Slot
-from sparsefleet.fleet.preflight import check_node
+from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.queue import TrialQueue
-from sparsefleet.ledger import TERMINAL, Ledger
+from sparsefleet.ledger import TERMINAL, Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE, FAILED
 
 DRAIN_S = 10.0
@@ -74,7 +74,8 @@ class TrialPhase:
         return needs
 
     def _preflight(self) -> None:
-        """Nothing is queued before every first supervisor has shown its code."""
+        """Nothing is queued before every node and every first supervisor has shown its code."""
+        check_nodes(self._pool.describe_nodes(self.queue.shapes()), self._open_rows())
         self._pool.adjust(self._needs())
         while any(not slot.ready for slot in self._pool.slots) and not self._interrupts.stopping:
             self._greet()
@@ -82,8 +83,11 @@ class TrialPhase:
 
     def _greet(self) -> None:
         for slot, description in self._pool.greet():
-            check_node(description, (row for key, row in self.queue.rows.items() if self.queue.states[key] not in TERMINAL))
+            check_nodes([description], self._open_rows())
             slot.ready = True
+
+    def _open_rows(self) -> list[TrialRow]:
+        return [row for key, row in self.queue.rows.items() if self.queue.states[key] not in TERMINAL]
 
     # out
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.cluster import Cluster
@@ -98,6 +99,31 @@ class Pool:
             if not any(slot.shape == shape and slot.ready for slot in self.slots):
                 for slot in [s for s in self.slots if s.shape != shape and s.ready and not s.jobs and not needs.get(s.shape)]:
                     self.kill(slot)
+
+    def describe_nodes(self, shapes: Iterable[Shape]) -> list[dict[str, Any]]:
+        """What each node that could run one of the shapes would run; of a cluster of one node nothing, its first supervisor will tell.
+
+        Raises:
+            BackendUnreachable: a node does not answer.
+        """
+        wanted = list(shapes)
+        nodes = [node for node in self._cluster.nodes() if any(node.fits(shape) for shape in wanted)]
+        if len(nodes) < 2:
+            return []
+        actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)
+        actors = [
+            actor_class.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(self._setup)
+            for node in nodes
+        ]
+        try:
+            told: list[dict[str, Any]] = ray.get([actor.hello.remote() for actor in actors], timeout=_START_LIMIT_S)
+            return [{**description, "node": node.name} for node, description in zip(nodes, told, strict=True)]
+        except ray.exceptions.RayError as error:
+            cause = str(getattr(error, "cause", None) or error)
+            raise BackendUnreachable("a node of the cluster does not say what it runs", cause=cause, fix="sparsefleet doctor") from error
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
     def _start(self, shape: Shape) -> None:
         actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)  # every retry is the driver's

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from sparsefleet import one_file
+from sparsefleet.fleet.bundle import import_path
 from sparsefleet.spawn import module_command
 
 _MODULE = "sparsefleet.fleet.forkserver"
@@ -24,19 +26,20 @@ class ServerLost(Exception):
     """The fork server ended: whatever it ran is gone."""
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """For a new fork server: one thread until a child says otherwise, so that a fork loses none; hashes that repeat."""
+def _environment(threads: int, bundle: Path | None, places: Sequence[str]) -> dict[str, str]:
+    """For a new fork server: one thread until a child says otherwise, so that a fork loses none; hashes that repeat; the sweep's own plugins."""
     count = str(threads)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    path = os.pathsep.join(place for place in sys.path if place)
-    return {**os.environ, **dict.fromkeys(names, count), "PYTHONHASHSEED": "0", "PYTHONPATH": path}
+    path = import_path(bundle, places)
+    inherited = {name: value for name, value in os.environ.items() if name != one_file.VARIABLE}  # those of the sweep are in the bundle
+    return {**inherited, **dict.fromkeys(names, count), "PYTHONHASHSEED": "0", "PYTHONPATH": path}
 
 
-def _start(arguments: list[str], fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+def _start(arguments: list[str], fds: tuple[int, ...], bundle: Path | None, places: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         module_command(_MODULE, *arguments),
         pass_fds=fds,
-        env=_environment(1),
+        env=_environment(1, bundle, places),
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C of the terminal is for the driver
     )
@@ -46,9 +49,12 @@ class NodeServer:
     """One fork server for all supervisors of this node: torch is imported once, and a supervisor that takes another's place is ready at once.
 
     It ends when this object is closed or its process dies, however it dies.
+
+    Args:
+        bundle: the folder with the sweep's own plugins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bundle: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="sparsefleet-")
         self.path = str(Path(self._folder.name) / "fork")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -56,7 +62,7 @@ class NodeServer:
         listener.listen(64)
         alive_read, self._alive = os.pipe()
         with listener:
-            self._process = _start(["listen", str(listener.fileno()), str(alive_read)], (listener.fileno(), alive_read))
+            self._process = _start(["listen", str(listener.fileno()), str(alive_read)], (listener.fileno(), alive_read), bundle, sys.path)
         os.close(alive_read)
 
     def close(self) -> None:
@@ -74,9 +80,12 @@ class ForkServer:
 
     Args:
         path: the socket of a NodeServer; if it is not on this node or does not answer, an own server is started.
+        bundle: the folder with the sweep's own plugins, for an own server.
+        places: where that one looks for code; None: where this process does.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, bundle: Path | None = None, places: Sequence[str] | None = None) -> None:
+        self._bundle, self._places = bundle, sys.path if places is None else places
         self._process: subprocess.Popen[bytes] | None = None
         self._conn = self._connect(path) or self._spawn()
         self._send(b"E", {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ})
@@ -95,7 +104,7 @@ class ForkServer:
     def _spawn(self) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = _start(["serve", str(theirs.fileno())], (theirs.fileno(),))
+            self._process = _start(["serve", str(theirs.fileno())], (theirs.fileno(),), self._bundle, self._places)
         return Connection(ours.detach())
 
     def _send(self, kind: bytes, body: Any) -> None:

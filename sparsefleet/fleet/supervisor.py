@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -16,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
+
 from sparsefleet import home as places
 from sparsefleet.errors import BackendUnreachable, SparsefleetError
+from sparsefleet.fleet.bundle import unpacked
 from sparsefleet.fleet.jobs import START
 from sparsefleet.fleet.logs import LOG, log_path
 from sparsefleet.fleet.outcome import RESULT, Outcome, classify
@@ -38,7 +42,11 @@ class Setup:
 
     home: str
     store: str
+    node: str = ""
+    """Ray's id of the driver's node, and the fork server that waits there."""
     node_server: str | None = None
+    bundle: dict[str, Any] | None = None
+    """The sweep's own plugins; see ``sparsefleet.fleet.bundle``."""
 
 
 class Supervisor:
@@ -57,7 +65,11 @@ class Supervisor:
 
     def _fork_server(self) -> ForkServer:
         if self._server is None:
-            self._server = ForkServer(self._setup.node_server)
+            bundle = unpacked(self._setup.bundle, self._store, self._root) if self._setup.bundle else None
+            if ray.get_runtime_context().get_node_id() == self._setup.node:
+                self._server = ForkServer(self._setup.node_server, bundle)
+            else:  # this node's own code, not what Ray added of the driver's search path
+                self._server = ForkServer(None, bundle, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         return self._server
 
     def run(self, job_text: str) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from sparsefleet.grid import need
 from sparsefleet.grid.need import Chain, Need, chain_of, size_text
 from sparsefleet.grid.realised import density_misfit, is_settled
 from sparsefleet.grid.settings import State
+from sparsefleet.grid.starting import Starts
 from sparsefleet.grid.storage import missing_package, storage_misfit, tile_of, width_misfit
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Facts:
     def __init__(self, catalog: Catalog, memory_bytes: int | None = None) -> None:
         self.catalog = catalog
         self.memory = machine_memory() if memory_bytes is None else memory_bytes
+        self.starts = Starts(catalog)
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
         self._defaults: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -94,12 +96,16 @@ def sparse_need(state: State, facts: Facts) -> str | None:
     chain = _estimable(state, facts)
     if chain is None:
         return None
-    takes = need.sparse(state, chain, _index_bytes(state, facts)).total
+    takes = _while_training(state, facts, chain).total
     return f"its connections need {size_text(takes)}, this machine has {size_text(facts.memory)}" if takes > facts.memory else None
 
 
-def _index_bytes(state: State, facts: Facts) -> float:
-    return float(facts.of("layer", state["layer"]).get("index_bytes", 16.0))
+def _while_training(state: State, facts: Facts, chain: Chain) -> Need:
+    """At the start, if it is denser than what was asked; connections that are given are as many as they are."""
+    given = is_settled(state, facts.of("connectivity", state.get("connectivity")))
+    first = state["density"] if given else facts.starts.density_of(state, chain, facts.of("rewirer", state["method"].get("rewirer")))
+    index_bytes = float(facts.of("layer", state["layer"]).get("index_bytes", 16.0))
+    return need.sparse({**state, "density": max(state["density"], first)}, chain, index_bytes)
 
 
 def memory_of(state: State, facts: Facts) -> Need | None:
@@ -115,7 +121,7 @@ def memory_of(state: State, facts: Facts) -> Need | None:
         "pruner"
     ):  # pruning trains on masked before it converts
         return need.dense(state, chain, masked=True)
-    return need.sparse(state, chain, _index_bytes(state, facts))
+    return _while_training(state, facts, chain)
 
 
 def widest_of(state: State, facts: Facts) -> int | None:
@@ -144,6 +150,7 @@ def unfit(state: State, facts: Facts) -> str | None:
     chain = facts.chain(state)
     reason = (
         storage_misfit(state, of_layer, of_method, facts.of("connectivity", state.get("connectivity")))
+        or facts.starts.misfit(state, of_method if family == "rewirer" else {})
         or _kind_misfit(state, facts, layer, of_layer)
         or (width_misfit(state, of_layer, chain.widths) if chain else None)
         or (_density_misfit(state, facts, of_layer, chain) if chain else None)

@@ -51,6 +51,7 @@ class _GridReader:
         base = self._base()
         seeds = self._seeds(self.data.get("seeds", 1), ("seeds",), 2**31)
         axes = self._axes()
+        self._refuse_settings_of_axes()
         include = self._include(seeds)
         exclude = self._exclude()
         dense = self._dense()
@@ -66,6 +67,14 @@ class _GridReader:
         )
         self._probe(grid)
         return grid
+
+    def _refuse_settings_of_axes(self) -> None:
+        """A base value under an axis of the same key would change nothing, silently."""
+        axes = self.data.get("axes")
+        for key, _ in self.settings:
+            if isinstance(axes, dict) and key in axes:
+                only = f"--only {key}=VALUE keeps a part of it" if key in ("density", "layer", "method") else "edit the axis"
+                self.source.problems.append((0, f"--set {key}: the grid has an axis {key!r}, which takes its place; {only}"))
 
     def _name(self) -> str:
         name = self.data.get("name")

@@ -44,6 +44,8 @@ def _of_rewirer(state: State, layer: str, topology: str, facts: tuple[dict[str, 
             return f"{name} decides about each connection by itself; layer={layer} holds whole blocks"
         if given == "block" and drawn.get("size") != tile_of(state):
             return f"connectivity={connectivity} draws blocks of {drawn.get('size')}, layer={layer} holds blocks of {tile_of(state)}"
+    if topology == "constant-fan-in" and not of_method.get("fits_fan_in", True):
+        return f"{name} does not keep a constant fan-in; layer={layer} holds equally many inputs for every output"
     if topology == "constant-fan-in" and of_method.get("redistributes"):
         return f"{name} moves connections between layers; layer={layer} holds equally many inputs for every output"
     ablates = of_method.get("ablates_by")

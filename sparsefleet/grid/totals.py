@@ -192,9 +192,12 @@ class Counted:
         return any(bound > self.judge.facts.memory for bound in bounds)
 
     def _held_below(self) -> float:
-        """Below which densities are told apart: a layer could not hold them, given connections not have them, or a layer be left without any."""
+        """Below which densities are told apart: a layer could not hold them, given connections not have them, a rewirer not
+        start from them, or a layer be left without any."""
         facts, states = self.judge.facts, [self.grid.base, *(lenient(self.grid.base, cell) for f in self.factors for cell in f.cells)]
         if any(facts.of("connectivity", state.get("connectivity")).get("settled_by") for state in states):
+            return 1.0
+        if any(facts.of("rewirer", (state.get("method") or {}).get("rewirer")).get("starts_denser") for state in states):
             return 1.0
         if any(holds_units(facts.of("layer", state.get("layer"))) for state in states):
             return 1.0

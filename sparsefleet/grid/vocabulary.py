@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from sparsefleet.errors import PluginError, UnknownPlugin, did_you_mean
+from sparsefleet.errors import PluginError, UnknownPlugin, UserError, did_you_mean
 from sparsefleet.grid.candidates import read_open
 from sparsefleet.grid.settings import METHOD, PLAIN_METHOD, ROOT, Assignment, Measure, Path, Slot, method_of
 from sparsefleet.grid.yaml_source import Key, Source, quoted
+from sparsefleet.registry import Registry
 from sparsefleet.trial import spec as ts
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Vocabulary:
             if completed is None:
                 return _BAD
             full, problems = completed
+            problems = problems or self._refused_by_class(slot.family, name, full)
             for where, message in problems:
                 inside = tuple(int(part) if part.isdigit() else part for part in where.split(".")) if where else ()
                 self.source.report((*key, name, *inside) if isinstance(raw, dict) else key, message)
@@ -234,6 +236,16 @@ class Vocabulary:
             self.source.report(key, "; ".join(part for part in (error.what, error.cause, error.fix) if part))
         return None
 
+    def _refused_by_class(self, family: str, name: str, params: dict[str, Any]) -> list[tuple[str, str]]:
+        """What the plugin's own validators say, which its schema does not; only those that have any are built."""
+        if not self.catalog.get(family, name).facts.get("validates"):
+            return []
+        try:
+            Registry(self.catalog).build(family, ts.PluginRef(name=name, params=params))
+        except UserError as error:
+            return [("", error.what)]
+        return []
+
 
 class _Bad:
     pass
@@ -248,5 +260,8 @@ def _message(item: Any) -> str:
         return f"{item['loc'][-1]} is missing"
     if kind == "value_error":  # a check of our own, which says what it got
         return str(item["msg"]).removeprefix("Value error, ")
+    if kind in ("list_type", "tuple_type"):
+        given = item["input"]
+        return f"must be a list, got {quoted(given)}" + (f": [{given}]" if isinstance(given, str) else "")
     text = str(item["msg"]).replace("Input should be", "must be", 1)
     return f"{text[0].lower()}{text[1:]}, got {quoted(item['input'])}"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sparsefleet.nn.attention import MultiheadAttention
     from sparsefleet.nn.auto import AutoLinear
     from sparsefleet.nn.block import BlockLinear
+    from sparsefleet.nn.coo import CooLinear
     from sparsefleet.nn.csr import CsrLinear
     from sparsefleet.nn.fixed_fan_in import FixedFanInLinear
     from sparsefleet.nn.layer_norm import LayerNorm
@@ -26,6 +27,7 @@ _HOME = {
     "LSTM": "recurrent",
     "AutoLinear": "auto",
     "BlockLinear": "block",
+    "CooLinear": "coo",
     "CsrLinear": "csr",
     "FixedFanInLinear": "fixed_fan_in",
     "LayerNorm": "layer_norm",
@@ -48,6 +50,7 @@ __all__ = [
     "LSTM",
     "AutoLinear",
     "BlockLinear",
+    "CooLinear",
     "CsrLinear",
     "FixedFanInLinear",
     "LayerNorm",

@@ -95,6 +95,8 @@ def check_method(method: Pruner | Rewirer, storage: Layer, optimizer: torch.opti
         )
     if isinstance(method, Rewirer) and storage.tile > 1 and not method.fits_tiles:
         raise UserError(f"{method.name} decides about each connection by itself; layer {storage.name!r} holds whole blocks")
+    if isinstance(method, Rewirer) and storage.topology == "constant-fan-in" and not method.fits_fan_in:
+        raise UserError(f"{method.name} does not keep a constant fan-in, which layer {storage.name!r} holds", fix="layer='csr'")
     if isinstance(method, Rewirer) and storage.topology == "constant-fan-in" and method.redistributes:
         raise UserError(
             f"{method.name} moves connections between layers; layer {storage.name!r} holds a constant fan-in", fix="layer='csr'"

@@ -26,8 +26,9 @@ from sparsefleet.nn.unit_pruning import prune_units
 from sparsefleet.plugin import Connectivity, Layer, Plugin, Progress, Pruner, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.rng import key_of
-from sparsefleet.sparsity.distribute import distribute, scaled
+from sparsefleet.sparsity.distribute import distribute
 from sparsefleet.sparsity.schedule import density_at, pruning_steps
+from sparsefleet.sparsity.starting import first_nnz
 from sparsefleet.sparsity.vocabulary import Distribution, Neuron, OneShot, Pattern, Schedule, Unstructured
 
 _P = TypeVar("_P", bound=Plugin)
@@ -135,7 +136,7 @@ class Sparsifier:
         check_holds(self.optimizer, [model.get_submodule(name).get_parameter("weight") for name in names])
         shapes = {name: weight_shape(model.get_submodule(name)) for name in names}
         asked = distribute(shapes, self.density, "uniform" if self.distribution == "global" else self.distribution) if names else {}
-        first = scaled(asked, shapes, self.rewirer.first_density(self.density) / self.density) if self.rewirer else asked
+        first = first_nnz(self.rewirer, self.density, asked, shapes) if self.rewirer else asked
         made: dict[str, SparseModule] = {}
         for name, shape in shapes.items():
             old = model.get_submodule(name)

@@ -24,7 +24,7 @@ def labels(name: str, rows: Sequence[Row]) -> list[str]:
 
 def called(name: str, params: Mapping[str, Any]) -> str:
     """A plugin with the parameters that it has: ``blocks(size=8)``, ``csr``."""
-    told = [f"{param}={short(value)}" for param, value in params.items() if value is not None]
+    told = [f"{param}={short(value)}" for param, value in params.items() if value not in (None, [], ())]
     return f"{name}({', '.join(told)})" if told else name
 
 
@@ -43,13 +43,15 @@ def settings(values: Mapping[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """``0.1``, ``512×256``, ``–`` for nothing."""
-    if value is None:
+    """``0.1``, ``512×256``, ``fc1:4,fc2:4`` for pairs, ``–`` for nothing."""
+    if value in (None, [], ()):
         return "–"
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (list, tuple)) for item in value):
+        return ",".join(":".join(short(part) for part in item) for item in value)
     if isinstance(value, (list, tuple)):
         return "×".join(short(item) for item in value)
     return json.dumps(value)

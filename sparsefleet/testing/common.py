@@ -1,14 +1,17 @@
-"""Checks for a plugin of any family: its name, its hyper-parameters, its immutability."""
+"""Checks for a plugin of any family: its name, its documentation, its hyper-parameters, its immutability."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from typing import Any
 
 import torch
 
 from sparsefleet.plugin import FAMILIES, Plugin
-from sparsefleet.testing.expect import expect
+from sparsefleet.testing import imports, manners, schema
+from sparsefleet.testing.expect import expect, fail
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum", "const"}
@@ -35,8 +38,8 @@ def explains_itself(plugin: Plugin) -> None:
 
 def bounds_its_numbers(plugin: Plugin) -> None:
     """A grid is refused at plan time only where a bound says so."""
-    for name, schema in type(plugin).model_json_schema().get("properties", {}).items():
-        for part in [schema, *schema.get("anyOf", [])]:
+    for name, prop in type(plugin).model_json_schema().get("properties", {}).items():
+        for part in [prop, *prop.get("anyOf", [])]:
             if part.get("type") in ("integer", "number"):
                 expect(
                     bool(_BOUNDS & part.keys()),
@@ -60,4 +63,37 @@ def is_immutable(plugin: Plugin) -> None:
     expect(not tensors, "no tensor in the plugin", f"{len(tensors)} tensors", "keep it in conn.state or in the module")
 
 
-CHECKS = (has_a_name, explains_itself, bounds_its_numbers, survives_json, is_immutable)
+def travels_between_processes(plugin: Plugin) -> None:
+    """Hyper-parameters can be pickled and copied; a copy is equal and hashes alike, if it hashes."""
+    try:
+        pickle.dumps(plugin.model_dump())
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        fail("hyper-parameters that pickle", f"{type(error).__name__}: {error}", "use numbers, texts, booleans, tuples and None")
+    twin = copy.deepcopy(plugin)
+    expect(twin == plugin, "an equal copy", twin, "leave __eq__ and __deepcopy__ alone")
+    if _hashes(plugin):
+        expect(hash(twin) == hash(plugin), "equal plugins with equal hashes", "different ones", "leave __hash__ alone")
+
+
+def _hashes(plugin: Plugin) -> bool:
+    """False if a hyper-parameter is a list or a dict."""
+    try:
+        hash(plugin)
+    except TypeError:
+        return False
+    return True
+
+
+UNUSED = (
+    has_a_name,
+    explains_itself,
+    bounds_its_numbers,
+    *schema.CHECKS,
+    survives_json,
+    travels_between_processes,
+    is_immutable,
+    imports.imports_cleanly,
+)
+"""What is asked without using the plugin."""
+
+CHECKS = (manners.runs, *UNUSED, *manners.CHECKS)

@@ -23,7 +23,8 @@ from sparsefleet.nn.unit_pruning import n_beside, nnz_by_units, settle, units_le
 from sparsefleet.plugin import Connectivity, DataInfo, Layer, Model, Rewirer
 from sparsefleet.registry import Registry
 from sparsefleet.rng import key_of
-from sparsefleet.sparsity.distribute import distribute, scaled
+from sparsefleet.sparsity.distribute import distribute
+from sparsefleet.sparsity.starting import first_nnz
 from sparsefleet.sparsity.vocabulary import Neuron
 from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.spec import PluginRef, TrialSpec
@@ -210,7 +211,7 @@ def _first(
     if spec.method.rewirer is None or connectivity is None or spec.density >= 1:
         return asked
     rewirer: Rewirer = registry.build("rewirer", spec.method.rewirer)
-    more = scaled(asked, shapes, rewirer.first_density(spec.density) / spec.density)
+    more = first_nnz(rewirer, spec.density, asked, shapes)
     return {name: connectivity.nnz_of(name, (shape[0], math.prod(shape[1:])), more[name]) for name, shape in shapes.items()}
 
 

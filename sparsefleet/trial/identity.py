@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sparsefleet import kernels
+from sparsefleet import __version__, kernels
 from sparsefleet.code_digest import module_digest, modules_in
 from sparsefleet.errors import UserError
 from sparsefleet.home import cache_dir
@@ -36,10 +36,12 @@ def plugins_of(spec: TrialSpec) -> Iterator[tuple[str, PluginRef]]:
 
 
 def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
-    """Digests of the code that computes: the core's modules, each plugin, and torch's version."""
+    """Digests of the code that computes: the core's modules and each plugin; the versions of torch and of the libraries of others' plugins."""
     code = {"core": core_digest(), "torch": metadata.version("torch")}
     for family, ref in plugins_of(spec):
-        code[f"{family}/{ref.name}"] = catalog.get(family, ref.name).digest
+        entry = catalog.get(family, ref.name)
+        code[f"{family}/{ref.name}"] = entry.digest
+        code |= {f"library/{name}": version for name, version in entry.libraries.items()}
     return code
 
 
@@ -47,6 +49,15 @@ def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
 def core_digest() -> str:
     """Digest of every module of the core that a trial runs; the kernels too, which only the layer plugins import."""
     return digest([module_digest(name) for name in ("sparsefleet.trial.run", *modules_in("sparsefleet.ops"))])
+
+
+def versions_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
+    """For people: distribution and version behind the digests of ``code_of``."""
+    names = {"core": f"sparsefleet {__version__}"}
+    for family, ref in plugins_of(spec):
+        entry = catalog.get(family, ref.name)
+        names[f"{family}/{ref.name}"] = f"{entry.distribution} {entry.version}"
+    return names
 
 
 class Keys:
@@ -66,6 +77,7 @@ class Keys:
             "device": device,
             "device_class": device_class(device),
             "data_root": str(self._data_root),
+            "versions": versions_of(spec, self._catalog),
         }
 
     def key(self, spec: TrialSpec, threads: int, device: str, start_key: str | None = None) -> str:
@@ -76,7 +88,7 @@ class Keys:
         """
         asked = digest([spec.to_json(), threads, device, start_key])
         if asked not in self._known:
-            depends = {name: value for name, value in self.request(spec, threads, device).items() if name != "data_root"}
+            depends = {name: value for name, value in self.request(spec, threads, device).items() if name not in ("data_root", "versions")}
             self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, "start": start_key, **depends})
         return self._known[asked]
 

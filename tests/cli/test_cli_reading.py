@@ -131,12 +131,22 @@ def test_close_matches(invoke: Invoke) -> None:
 def test_plugins(invoke: Invoke) -> None:
     body = json.loads(invoke("plugins", "list", "--json").stdout)
     assert body["schema"] == 1
-    assert set(body["plugins"][0]) == {"family", "name", "distribution", "version", "state", "reason"}
+    assert set(body["plugins"][0]) == {"family", "name", "distribution", "version", "state", "reason", "deprecated"}
     names = {(p["family"], p["name"]) for p in body["plugins"]}
     assert {("rewirer", "rigl"), ("layer", "csr"), ("dataset", "digits")} <= names
     shown = invoke("plugins", "show", "rigl").stdout
     assert "drop_fraction" in shown
     assert "1911.11134" in shown
+
+
+def test_plugins_show_wraps_rule_and_limits_to_the_terminal(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    told = invoke("plugins", "show", "rigl").stdout
+    prose = told[told.index("  paper ") : told.index("  parameter ")].rstrip("\n").split("\n")
+    assert max(map(len, prose)) <= 60
+    assert [line.split()[0] for line in prose if not line.startswith(" " * 10)] == ["paper", "rule", "cannot", "facts"]
+    entry = json.loads(invoke("plugins", "show", "rigl", "--json").stdout)["plugins"][0]
+    assert entry["facts"]["cannot"] in " ".join(" ".join(prose).split())
 
 
 def test_config_show_names_origins(invoke: Invoke, tmp_path: Path) -> None:

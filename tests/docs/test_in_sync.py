@@ -24,6 +24,7 @@ def test_no_generated_page_is_stale():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_stale_page_is_noticed(tmp_path):
     """A check that cannot fail is a defect: on a copy with one word changed it ends with 1 and names the page."""
     for part in ("sparsefleet", "tests", "benchmarks"):
@@ -36,6 +37,7 @@ def test_a_stale_page_is_noticed(tmp_path):
     assert (done.returncode, done.stderr) == (1, "docs/hooks.md is stale\n  fix: python docs/generate.py\n")
 
 
+@pytest.mark.slow
 def test_a_picture_with_one_other_dot_is_noticed(tmp_path):
     from PIL import Image
 

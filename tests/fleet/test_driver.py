@@ -12,7 +12,7 @@ import psutil
 import pytest
 from fleet_sweeps import Told, enter, read_until, settings, start_driver
 
-from sparsefleet.errors import PluginError, SweepLocked
+from sparsefleet.errors import SweepLocked, VersionSkew
 from sparsefleet.fleet.driver import cancel, submit
 from sparsefleet.ledger import Ledger, TrialRow, is_held, open_ledger
 
@@ -275,9 +275,10 @@ def test_other_code_on_a_node_is_refused_before_anything_runs(home: Path, ledger
     sweep = enter(home, f"name: skew\n{ONE_EPOCH}seeds: [0]\naxes: {{density: [0.2], method: [{{rewirer: set}}]}}\n")
     with ledger.batch():
         ledger._db.execute("""UPDATE sweep_trials SET request = json_set(request, '$.code."rewirer/set"', 'abcdef')""")
-    with pytest.raises(PluginError, match=r"rewirer/set: .*submitted with abcdef") as caught:
+    with pytest.raises(VersionSkew, match=r"runs other code than the sweep was submitted with: rewirer/set") as caught:
         submit(home, sweep, settings(home), Told())
     assert caught.value.exit_code == 3
+    assert caught.value.differences["rewirer/set"][0] == "sparsefleet 0.1.0 (abcdef)"
     assert {(row.state, row.attempt) for row in ledger.trials(sweep)} == {("PENDING", 0)}
 
 

@@ -38,6 +38,7 @@ NASTY: list[tuple[str, int, list[str]]] = [
         7,
         ["cubic: begin must be below end, got 0.8 and 0.75"],
     ),
+    ("method: {rewirer: set, keep_dense: last}\n", 6, ["keep_dense: must be a list, got 'last': [last]"]),
     ("sparsity: 0.9\n", 6, ["unknown key 'sparsity'", "density"]),
     ("a: &x 1\n", 6, ["anchors are refused", "&x"]),
     ("a: *x\n", 6, ["aliases are refused"]),
@@ -284,3 +285,39 @@ def _flow(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_flow(inner) for inner in value) + "]"
     return "~" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+VALIDATED = """
+    from pydantic import Field, model_validator
+    from sparsefleet import Pruner, hookimpl
+    class Ordered(Pruner):
+        "Two bounds."
+        name = "two-bounds"
+        low: float = Field(0.1, ge=0, le=1, description="low")
+        high: float = Field(0.9, ge=0, le=1, description="high")
+        @model_validator(mode="after")
+        def _ordered(self):
+            if self.low > self.high:
+                raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
+            return self
+        def score(self, conn):
+            return conn.weight.abs()
+    @hookimpl
+    def sparsefleet_pruners():
+        return [Ordered]
+"""
+
+
+def test_what_only_a_plugin_s_own_validator_knows_is_a_mistake_of_the_grid(plugin_distribution):
+    plugin_distribution("sf-validated", {"sf_validated": VALIDATED})
+    text = "name: x\ndataset: digits\nmodel: mlp\noptimizer: {sgd: {lr: 0.1}}\ntrain: {epochs: 1}\nlayer: masked\ndensity: 0.5\nmethod:\n  pruner: {two-bounds: {low: LOW}}\n"
+    with pytest.raises(InvalidGrid) as caught:
+        load_text(text.replace("LOW", "0.95"), "g.yaml")
+    assert caught.value.problems == ["g.yaml:9 method.pruner.two-bounds: pruner 'two-bounds': low must not be above high, got 0.95 and 0.9"]
+    load_text(text.replace("LOW", "0.2"), "g.yaml")
+
+
+def test_a_setting_under_an_axis_of_the_same_key_is_refused():
+    text = "name: x\ndataset: digits\nmodel: mlp\noptimizer: {sgd: {lr: 0.1}}\ntrain: {epochs: 1}\nlayer: csr\nmethod: {rewirer: set}\naxes: {density: [0.5, 0.1]}\n"
+    with pytest.raises(InvalidGrid, match="--set density: the grid has an axis 'density', which takes its place"):
+        load_text(text, "g.yaml", set_=["density=0.2"])

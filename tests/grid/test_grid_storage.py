@@ -6,7 +6,10 @@ from grid_plugins import walked
 
 from sparsefleet.errors import UserError
 from sparsefleet.grid.expand import Skip
+from sparsefleet.grid.storage import storage_misfit
 from sparsefleet.nn import Sparsifier
+from sparsefleet.plugin import Rewirer
+from sparsefleet.registry import facts_of
 
 
 def found(layer, method, connectivity="random", gpus=0):
@@ -31,6 +34,21 @@ def test_what_takes_units_away_keeps_no_constant_fan_in():
     )
     assert found("fixed-fan-in", "{rewirer: srigl}") == reason
     assert found("fixed-fan-in", "{rewirer: {srigl: {gamma: 0}}}") == {"fixed-fan-in"}
+
+
+def test_what_keeps_no_constant_fan_in_says_so():
+    class Own(Rewirer):
+        name = "own"
+        fits_fan_in = False
+
+    state = {"layer": {"fixed-fan-in": {}}, "method": {"rewirer": {"own": {}}}}
+    reason = "own does not keep a constant fan-in; layer=fixed-fan-in holds equally many inputs for every output"
+    assert storage_misfit(state, {"topology": "constant-fan-in"}, facts_of(Own), {}) == reason
+    assert storage_misfit(state, {"topology": "free"}, facts_of(Own), {}) is None
+    assert storage_misfit(state, {"topology": "constant-fan-in"}, facts_of(Rewirer), {}) is None
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    with pytest.raises(UserError, match="own does not keep a constant fan-in"):
+        Sparsifier(model, torch.optim.SGD(model.parameters()), rewirer=Own(), layer="fixed-fan-in", density=0.5, total_steps=500)
 
 
 def test_n_of_m_is_the_density_n_over_m_in_every_layer():

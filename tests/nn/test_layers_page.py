@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsefleet.nn import BlockLinear, CsrLinear, FixedFanInLinear, MaskedLinear, QuantisedLinear, TwoFourLinear
 from sparsefleet.registry import catalog
-from sparsefleet.testing.layer import _TOLERANCE
+from sparsefleet.testing.layer_case import TOLERANCE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "layers.md").read_text()
 
@@ -45,7 +45,7 @@ def test_every_layer_of_the_catalogue_is_on_the_page():
 
 
 def test_the_tolerances_are_those_that_are_tested():
-    assert {torch.float64: 1e-12, torch.float32: 2e-5} == _TOLERANCE
+    assert {torch.float64: 1e-12, torch.float32: 2e-5} == TOLERANCE
     assert "**1e-12 in float64** and **2e-5 in float32**" in PAGE
 
 

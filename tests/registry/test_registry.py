@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
+from sparsefleet.distributions import forget
 from sparsefleet.errors import PluginError, UnknownPlugin
 from sparsefleet.registry import Registry, catalog
 
@@ -122,8 +124,7 @@ def test_changed_code_changes_the_digest_and_is_described_anew(plugin_distributi
     os.utime(file, ns=(written, written + 1_000_000))
     from sparsefleet import code_digest
 
-    for cache in (code_digest._read, code_digest.modules_of, code_digest.module_digest, code_digest.source_of):
-        cache.cache_clear()
+    code_digest.forget()
     assert entry("ch-b").digest != before
 
 
@@ -150,3 +151,44 @@ def test_a_raising_observer_loses_nobody(plugin_distribution):
     answers = dict(Registry(catalog()).observe("sparsefleet_measure", trial={}, model=None, batch=(), step=3))
     assert answers["dist-obs-good"] == {"seen": 3.0}
     assert isinstance(answers["dist-obs-bad"], ValueError)
+
+
+METADATA = b"Metadata-Version: 2.1\nName: sf-odd\nVersion: 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"METADATA": METADATA, "entry_points.txt": b"[sparsefleet]\nx = not a module!\n"}, "cannot find the package"),
+        ({"METADATA": METADATA, "entry_points.txt": b"[sparsefleet]\nx = \n"}, "cannot find the package"),
+        (
+            {"METADATA": METADATA, "entry_points.txt": b"[sparsefleet]\nx = textwrap\n", "direct_url.json": b"["},
+            "direct_url.json of sf-odd",
+        ),
+        ({"METADATA": METADATA, "entry_points.txt": b"[sparsefleet]\nx\n"}, None),
+        ({"METADATA": METADATA, "entry_points.txt": b"[sparsefleet]\nx = \xff\n"}, None),
+        ({"METADATA": METADATA + b"Summary: \xff\n", "entry_points.txt": b"[sparsefleet]\nx = textwrap\n"}, None),
+    ],
+)
+def test_metadata_that_no_tool_wrote_harm_nobody(plugin_distribution, monkeypatch, tmp_path, files, reason):
+    folder = plugin_distribution("sf-odd", {})
+    for name, body in files.items():
+        (folder / "sf_odd-1.0.dist-info" / name).write_bytes(body)
+    found = catalog()
+    assert found.get("pruner", "magnitude").state == "ok"
+    assert [reason in e.reason for e in found.entries if e.distribution == "sf-odd"] == ([True] if reason else [])
+    (tmp_path / "allow.toml").write_text(f'[[allow]]\ndistribution = "sf-odd"\nversion = "1.0"\ndigest = "{"0" * 64}"\n')
+    monkeypatch.setenv("SPARSEFLEET_ALLOW_LIST", str(tmp_path / "allow.toml"))
+    assert {e.state for e in catalog().entries if e.distribution == "sf-odd"} == ({"altered"} if reason else set())
+
+
+def test_a_broken_plugin_is_tried_again_when_something_is_installed(plugin_distribution, tmp_path):
+    """What it misses may be a library of a library, which the versions of its own libraries do not tell."""
+    plugin_distribution(
+        "sf-lacks", {"tp_lacks": "import importlib\nimportlib.import_module('tp_later')\n" + textwrap.dedent(GOOD).format(name="lacks")}
+    )
+    assert "No module named 'tp_later'" in entry("tp_lacks").reason
+    assert "No module named 'tp_later'" in entry("tp_lacks").reason
+    (tmp_path / "site-sf-lacks" / "tp_later.py").write_text("")
+    forget()
+    assert entry("lacks").state == "ok"

@@ -60,5 +60,6 @@ def test_no_marker_but_gpu_data_and_sparseprop_escapes_all_runs(check):
     assert marked == {
         "tests": f"not ({check.SLOW} or gpu or data or torch_sparse or sparseprop)",
         "torch-sparse tests": f"torch_sparse and not ({check.SLOW} or gpu)",
-        "slow tests": f"({check.SLOW}) and not gpu",
+        "slow tests": f"({check.SLOW}) and not (alone or gpu)",
+        "tests alone": f"({check.SLOW}) and alone and not gpu",
     }
