@@ -29,6 +29,9 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="ID_OR_WORD", help="parts with this id or this word in their title"
     )
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--daily", action="store_true", help="only the parts that are short enough for every day (marked *)")
+    when.add_argument("--nightly", action="store_true", help="all parts, the long ones too; the default")
     parser.add_argument("--quick", action="store_true", help="few cells: shows that it works, not how well")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, the lines for people on stderr")
     parser.add_argument(
@@ -36,7 +39,10 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     suites = SUITES if options.suite == "all" else {options.suite: SUITES[options.suite]}
-    options.parts = {suite: [part for part in parts if part.is_asked(options.only)] for suite, parts in suites.items()}
+    options.parts = {
+        suite: [part for part in parts if part.is_asked(options.only) and (part.daily or not options.daily)]
+        for suite, parts in suites.items()
+    }
     unknown = [word for word in options.only if not any(part.is_asked([word]) for parts in suites.values() for part in parts)]
     if unknown:
         there = ", ".join(part.id for parts in suites.values() for part in parts)

@@ -34,12 +34,14 @@ class Part:
     Attributes:
         function: ``module:function``, imported in the part's own process; takes a ``Run``, returns a list of figures.
         minutes: of a full run on two cores, about.
+        daily: short and steady enough for every day; the others are for the night.
     """
 
     id: str
     title: str
     function: str
     minutes: float = 1.0
+    daily: bool = False
 
     def is_asked(self, words: Sequence[str]) -> bool:
         """True if one of ``words`` is the id or part of id or title; without words always."""

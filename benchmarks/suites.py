@@ -23,20 +23,20 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("plugins-new", "from plugins new to a check and to a row", "benchmarks.cli.plugins:journeys", 6),
     ),
     "fleet": (Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),),
-    "chaos": (Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2),),
+    "chaos": (Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),),
     "trust": (
         Part("MT-01", "A/A never reads as a difference", "benchmarks.trust.verdicts:no_difference", 5),
         Part("MT-02", "planted 1.10x, 0.90x and 2.0x are found", "benchmarks.trust.verdicts:planted", 8),
         Part("MT-03", "intervals cover the planted ratio", "benchmarks.trust.verdicts:coverage", 5),
         Part("MT-04", "nothing false is trusted beside two CPU hogs", "benchmarks.trust.verdicts:hogs", 3),
-        Part("MT-05", "the seven liars are caught by name", "benchmarks.trust.liars:figures", 1),
-        Part("MT-06", "own counts against loops over every connection", "benchmarks.trust.counts:figures", 0.5),
-        Part("MT-07", "peak memory of known transients", "benchmarks.trust.memory:figures", 0.3),
-        Part("MT-08", "every verdict again from its raw samples", "benchmarks.trust.again:figures", 2.5),
-        Part("MT-09", "the correctness gate catches planted errors", "benchmarks.trust.gate:figures", 0.5),
+        Part("MT-05", "the seven liars are caught by name", "benchmarks.trust.liars:figures", 1, daily=True),
+        Part("MT-06", "own counts against loops over every connection", "benchmarks.trust.counts:figures", 0.5, daily=True),
+        Part("MT-07", "peak memory of known transients", "benchmarks.trust.memory:figures", 0.3, daily=True),
+        Part("MT-08", "every verdict again from its raw samples", "benchmarks.trust.again:figures", 2.5, daily=True),
+        Part("MT-09", "the correctness gate catches planted errors", "benchmarks.trust.gate:figures", 0.5, daily=True),
         Part("MT-10", "two processes, one seed, the same bits", "benchmarks.trust.twice:figures", 0.5),
-        Part("MT-11", "test set, seeds and budgets", "benchmarks.trust.rules:figures", 0.3),
-        Part("MT-12", "seconds per cell, and what is not samples", "benchmarks.trust.overhead:figures", 2),
+        Part("MT-11", "test set, seeds and budgets", "benchmarks.trust.rules:figures", 0.3, daily=True),
+        Part("MT-12", "seconds per cell, and what is not samples", "benchmarks.trust.overhead:figures", 2, daily=True),
         Part("accuracy", "coverage of the accuracy intervals", "benchmarks.trust.coverage:figures", 0.7),
     ),
     "ops": tuple(Part(case.id, case.title, "benchmarks.ops.command:case_part", case.minutes) for case in CASES.values()),
@@ -70,5 +70,5 @@ def listing() -> str:
     lines = []
     for suite, parts in SUITES.items():
         lines.append(f"  {suite} (about {max(1, round(sum(part.minutes for part in parts)))} minutes on two cores)")
-        lines += [f"    {part.id:10} {part.title}" for part in parts]
+        lines += [f"  {'*' if part.daily else ' '} {part.id:10} {part.title}" for part in parts]
     return "\n".join(lines)
