@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["sweep", "trial", "progress", "measure", "upload", "note"]
+Kind = Literal["sweep", "trial", "progress", "measure", "upload", "note", "fleet"]
+
+FLEET_EVERY_S = 1.0
+WAITING_KEYS = 20
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,13 @@ class Event:
     measure   ``config_key, state, done, total, reason``
     upload    ``waiting``
     note      ``text``
+    fleet     ``sweep, time, nodes, waiting``: where trials run and why the others wait; at most every ``FLEET_EVERY_S`` seconds
     ========  ==========================================================================================================
+
+    ``nodes`` of ``fleet`` is a list of ``{node, state, slots, busy, cpus, cpus_used, gpus, gpus_used, trials}``: ``state`` is ``alive`` or
+    ``silent``, ``slots`` this sweep's supervisors there and ``busy`` those that run a trial, ``cpus_used`` and ``gpus_used`` what they hold,
+    ``trials`` the keys of what they run. ``waiting`` is a list of ``{why, n, keys}``: a sentence, how many trials it holds for and the first
+    ``WAITING_KEYS`` of them; a trial is in at most one, and each that is PENDING in one.
     """
 
     kind: Kind
