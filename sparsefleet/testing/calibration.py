@@ -55,23 +55,15 @@ def calibration_of(
         x = Rng("examples").normal(_EXAMPLES * first.n_in).view(_EXAMPLES, -1).to(first.weight.dtype)
         batches = [(x, arange(_EXAMPLES) % last.n_out)]
     info = DataInfo("classification", (first.n_in,), last.n_out)
-    return _OfLayers(nn.Sequential(*parts[:-1]), sparse, layers, batches, info, input_norms)
+    made = _OfLayers(nn.Sequential(*parts[:-1]), sparse, layers, batches, info)
+    made.norms = input_norms
+    return made
 
 
 class _OfLayers(NetworkCalibration):
     """Answers the norms that are given, if any are."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        sparse: Mapping[str, SparseModule],
-        layers: Mapping[str, Connections],
-        batches: Sequence[tuple[Tensor, Tensor]],
-        info: DataInfo,
-        norms: Mapping[str, Tensor] | None,
-    ) -> None:
-        super().__init__(module, sparse, layers, batches, info)
-        self._norms = norms
+    norms: Mapping[str, Tensor] | None = None
 
     def input_norms(self) -> Mapping[str, Tensor]:
-        return super().input_norms() if self._norms is None else self._norms
+        return super().input_norms() if self.norms is None else self.norms

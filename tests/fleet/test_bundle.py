@@ -6,6 +6,7 @@ import sys
 import zipfile
 
 import pytest
+from small_pruner import small_pruner
 
 from sparsefleet.distributions import digest_of, forget, libraries_of, with_plugins
 from sparsefleet.errors import IntegrityError, PluginError, UserError
@@ -13,19 +14,6 @@ from sparsefleet.fleet import bundle
 from sparsefleet.fleet.bundle import import_path, make_bundle, unpacked
 from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.registry import catalog
-
-PRUNER = """
-from sparsefleet import Pruner, hookimpl
-{imports}
-class Small(Pruner):
-    "Magnitude."
-    name = "{name}"
-    def score(self, conn):
-        return conn.weight.abs()
-@hookimpl
-def sparsefleet_pruners():
-    return [Small]
-"""
 
 
 @pytest.fixture
@@ -35,7 +23,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def local(plugin_distribution):
-    return plugin_distribution("sf-local", {"bu_local": PRUNER.format(name="bu-local", imports="")})
+    return plugin_distribution("sf-local", {"bu_local": small_pruner("bu-local")})
 
 
 def named(name):
@@ -80,7 +68,7 @@ def test_what_the_sweep_does_not_use_stays_where_it_is_and_observers_come_along(
 
 
 def test_a_package_comes_with_its_data_and_without_bytecode(tmp_path, store, plugin_distribution):
-    folder = plugin_distribution("sf-package", {"bu_point": PRUNER.format(name="bu-package", imports="import bu_package.inner")})
+    folder = plugin_distribution("sf-package", {"bu_point": small_pruner("bu-package", "import bu_package.inner")})
     package = folder / "bu_package"
     (package / "__pycache__").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -105,8 +93,8 @@ def test_the_versions_of_imported_libraries_are_told_and_no_others(plugin_distri
     plugin_distribution(
         "sf-libs",
         {
-            "bu_libs": PRUNER.format(
-                name="bu-libs", imports=f"try:\n    {imports.replace(chr(10), chr(10) + '    ')}\nexcept ImportError:\n    np = None"
+            "bu_libs": small_pruner(
+                name="bu-libs", code=f"try:\n    {imports.replace(chr(10), chr(10) + '    ')}\nexcept ImportError:\n    np = None"
             )
         },
     )
@@ -144,7 +132,7 @@ def test_what_a_cleaner_or_an_editor_did_to_the_folder_is_undone(local, store, t
 
 
 def test_nothing_in_it_takes_another_modules_place(local, store, tmp_path, plugin_distribution):
-    folder = plugin_distribution("sf-shadow", {"bu_shadow": PRUNER.format(name="bu-shadow", imports="")})
+    folder = plugin_distribution("sf-shadow", {"bu_shadow": small_pruner("bu-shadow")})
     (folder / "sitecustomize.py").write_text("print('runs before any allow-list is read')\n")
     (folder / "sf_shadow-1.0.dist-info" / "top_level.txt").write_text("bu_shadow\nsitecustomize\n")
     with pytest.raises(PluginError, match=r"brings sitecustomize\.py"):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from small_pruner import small_pruner
 
 from sparsefleet.allow_list import allow_list
 from sparsefleet.cli.app import cli
@@ -11,19 +12,10 @@ from sparsefleet.distributions import files_digest, forget, with_plugins
 from sparsefleet.errors import UnknownPlugin, UserError
 from sparsefleet.registry import Registry, catalog
 
-CANARY = """
-    from pathlib import Path
-    from sparsefleet import Pruner, hookimpl
-    Path({canary!r}).write_text("imported")
-    class Small(Pruner):
-        "Magnitude."
-        name = "{name}"
-        def score(self, conn):
-            return conn.weight.abs()
-    @hookimpl
-    def sparsefleet_pruners():
-        return [Small]
-"""
+
+def writes(canary):
+    """Code that shows that it was imported."""
+    return f"from pathlib import Path\nPath({str(canary)!r}).write_text('imported')"
 
 
 @pytest.fixture
@@ -31,7 +23,7 @@ def listed(plugin_distribution, tmp_path, monkeypatch):
     """Two distributions with a canary each; ``sf-good`` is listed."""
     folders = {}
     for name in ("good", "other"):
-        source = CANARY.format(canary=str(tmp_path / f"canary-{name}"), name=f"al-{name}")
+        source = small_pruner(f"al-{name}", writes(tmp_path / f"canary-{name}"))
         folders[name] = plugin_distribution(f"sf-{name}", {f"al_{name}": source})
     (good,) = [dist for dist in with_plugins() if dist.metadata["Name"] == "sf-good"]
     path = tmp_path / "allow.toml"
@@ -135,7 +127,7 @@ def test_our_own_distribution_need_not_be_listed_and_is_checked_if_it_is(tmp_pat
 
 
 def test_calling_itself_sparsefleet_opens_no_door(listed, plugin_distribution, tmp_path):
-    source = CANARY.format(canary=str(tmp_path / "canary-own"), name="al-own")
+    source = small_pruner("al-own", writes(tmp_path / "canary-own"))
     plugin_distribution("sparsefleet", {"al_own": source})
     assert state_of("sparsefleet").state == "unlisted"
     assert not (tmp_path / "canary-own").exists()

@@ -4,22 +4,10 @@ import py_compile
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
+from small_pruner import small_pruner
 
 from sparsefleet.distributions import digest_of, files_digest, files_of, forget, libraries_of, with_plugins
 from sparsefleet.registry import catalog
-
-PRUNER = """
-from sparsefleet import Pruner, hookimpl
-{code}
-class Small(Pruner):
-    "Magnitude."
-    name = "cb-small"
-    def score(self, conn):
-        return conn.weight.abs()
-@hookimpl
-def sparsefleet_pruners():
-    return [Small]
-"""
 
 
 @pytest.fixture
@@ -29,7 +17,7 @@ def package(plugin_distribution):
     def install(code, **files):
         folder = plugin_distribution("sf-behind", {})
         inside = folder / "cb_pkg"
-        for name, text in {"__init__.py": PRUNER.format(code=code), **files}.items():
+        for name, text in {"__init__.py": small_pruner("cb-small", code), **files}.items():
             (inside / name).parent.mkdir(parents=True, exist_ok=True)
             (inside / name).write_text(text)
         (folder / "sf_behind-1.0.dist-info" / "entry_points.txt").write_text("[sparsefleet]\npoint = cb_pkg\n")
@@ -95,7 +83,7 @@ def test_a_published_build_counts_by_its_version(package):
 
 @pytest.mark.parametrize("by", ["RECORD", "top_level.txt"])
 def test_a_compiled_module_beside_the_package_counts(plugin_distribution, by):
-    folder = plugin_distribution("sf-behind", {"cb_pkg": PRUNER.format(code="import _cb_native")})
+    folder = plugin_distribution("sf-behind", {"cb_pkg": small_pruner("cb-small", "import _cb_native")})
     native = folder / f"_cb_native{EXTENSION_SUFFIXES[0]}"
     native.write_bytes(b"\x7fELF\0\1")
     text = {"RECORD": f"{native.name},,\ncb_pkg.py,,\n", "top_level.txt": "_cb_native\ncb_pkg\n"}[by]
@@ -139,7 +127,7 @@ def test_a_library_whose_version_says_nothing_is_told_with_its_digest(plugin_dis
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cb_lab\nVersion: 0.1\n")
     (info / "direct_url.json").write_text('{"url": "file:///home/me/lab", "dir_info": {"editable": true}}')
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
-    plugin_distribution("sf-behind", {"cb_pkg": PRUNER.format(code="import cb_loose, cb_lab, numpy")})
+    plugin_distribution("sf-behind", {"cb_pkg": small_pruner("cb-small", "import cb_loose, cb_lab, numpy")})
     (dist,) = [d for d in with_plugins() if d.metadata["Name"] == "sf-behind"]
     before = libraries_of(dist, "cb_pkg")
     assert before["cb_lab"].startswith("0.1+")
@@ -151,7 +139,7 @@ def test_a_library_whose_version_says_nothing_is_told_with_its_digest(plugin_dis
 
 
 def test_a_chain_of_own_packages_counts_to_its_end(plugin_distribution):
-    modules = {"cb_pkg": PRUNER.format(code="import cb_a"), "cb_a": "import cb_b\n", "cb_b": "import sklearn\n"}
+    modules = {"cb_pkg": small_pruner("cb-small", "import cb_a"), "cb_a": "import cb_b\n", "cb_b": "import sklearn\n"}
     folder = plugin_distribution("sf-behind", modules)
     info = folder / "sf_behind-1.0.dist-info"
     (info / "entry_points.txt").write_text("[sparsefleet]\npoint = cb_pkg\n")
