@@ -23,7 +23,10 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("plugins-new", "from plugins new to a check and to a row", "benchmarks.cli.plugins:journeys", 6),
     ),
     "fleet": (Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),),
-    "chaos": (Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),),
+    "chaos": (
+        Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),
+        Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),
+    ),
     "trust": (
         Part("MT-01", "A/A never reads as a difference", "benchmarks.trust.verdicts:no_difference", 5),
         Part("MT-02", "planted 1.10x, 0.90x and 2.0x are found", "benchmarks.trust.verdicts:planted", 8),
