@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparsefleet.errors import InvalidGrid, SparsefleetError, VersionSkew
+from sparsefleet.redact import redacted
 from sparsefleet.report.plain import plain
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def emit(body: Mapping[str, Any]) -> None:
 
 def say(text: object) -> None:
     """Talk, to stderr."""
-    click.echo(plain(text, lines=True), err=True)
+    click.echo(plain(redacted(str(text)), lines=True), err=True)
 
 
 def next_command(command: str) -> None:
@@ -55,7 +56,7 @@ def report_error(error: Exception, debug: bool) -> int | None:
         say("".join(traceback.format_exception(error)).rstrip())
     problems = error.problems if isinstance(error, InvalidGrid) else [error.what]
     for problem in problems:
-        click.echo(f"{_word('error')}: {plain(problem, lines=True)}", err=True)
+        click.echo(f"{_word('error')}: {plain(redacted(problem), lines=True)}", err=True)
     if isinstance(error, VersionSkew):
         _show_differences(error)
     for label, text in (("cause", error.cause), ("fix", error.fix)):
@@ -89,7 +90,7 @@ def report_usage(error: click.ClickException) -> int:
 def report_bug(error: Exception, session: Session) -> int:
     """One sentence and where the traceback lies; with --debug the traceback itself."""
     text = "".join(traceback.format_exception(error))
-    summary = plain(f"{type(error).__name__}: {error}").strip()[:300]
+    summary = plain(redacted(f"{type(error).__name__}: {error}")).strip()[:300]
     click.echo(f"{_word('error')}: this is a bug of sparsefleet or of what it rests on: {summary}", err=True)
     if session.debug:
         say(text.rstrip())
@@ -103,7 +104,7 @@ def _write_log(session: Session, text: str) -> Path | str:
     try:
         folder = log_folder(session.made_home())
         path = folder / name
-        path.write_text(f"{' '.join(map(repr, sys.argv))}\n{text}", encoding="utf-8", errors="replace")
+        path.write_text(redacted(f"{' '.join(map(repr, sys.argv))}\n{text}"), encoding="utf-8", errors="replace")
         path.chmod(0o600)
     except (OSError, SparsefleetError):  # the home itself may be what is wrong
         say(text.rstrip())

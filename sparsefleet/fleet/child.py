@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsefleet.fleet.processes import die_with_parent
+from sparsefleet.redact import redacted, redacted_json
+from sparsefleet.trial.record import WITHOUT_SECRETS
 
 _PROGRESS_EVERY_S = 0.25
 _BUSY_WAIT_S = 5.0
@@ -24,12 +26,12 @@ _TRACE_LINES = 20
 _MIB = 1 << 20
 
 
-def main(job: dict[str, Any], out: int, parent: int) -> NoReturn:
+def main(job: dict[str, Any], out: int, log: int, parent: int) -> NoReturn:
     """Run the job's body and tell the result on ``out``; never returns. Exit 0 without a result means that something else ended it."""
     code = 1
     try:
         _separate(parent)
-        _redirect(job["log"])
+        _redirect(log)
         own_pid = os.getpid()
         message = _body(job, _Outlet(out))
         if os.getpid() == own_pid:  # a body that forked must not answer twice
@@ -54,9 +56,7 @@ def _separate(parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _redirect(log: str) -> None:
-    Path(log).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def _redirect(fd: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (fd, 1), (fd, 2)):
         os.dup2(source, target)
@@ -87,7 +87,8 @@ def _body(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> by
     _limit_memory(job.get("memory_mib"))
     module, _, function = job["body"].partition(":")
     try:
-        return b"r" + json.dumps(getattr(import_module(module), function)(job, progress), allow_nan=False).encode()
+        answer = redacted_json(getattr(import_module(module), function)(job, progress), leave=WITHOUT_SECRETS)
+        return b"r" + json.dumps(answer, allow_nan=False).encode()
     except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001 - a plugin's KeyboardInterrupt is the plugin's
@@ -120,14 +121,14 @@ def _limit_memory(memory_mib: float | None) -> None:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)[:4000]
+        return redacted(str(error))[:4000]
     except BaseException as second:  # noqa: BLE001 - __str__ is the plugin's too
         return f"(its text raised {type(second).__name__})"
 
 
 def _trace() -> str:
     try:
-        return "\n".join(traceback.format_exc().splitlines()[-_TRACE_LINES:])
+        return redacted("\n".join(traceback.format_exc().splitlines()[-_TRACE_LINES:]))
     except BaseException as error:  # noqa: BLE001 - formatting calls the plugin's __str__
         return f"(its trace raised {type(error).__name__})"
 

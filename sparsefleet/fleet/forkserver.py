@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefleet.fleet import child
+from sparsefleet.fleet.log_pipe import LogPipe
 from sparsefleet.fleet.processes import adopt_orphans, descendants, join_pages, kill_descendants
 
 PRELOAD = (
@@ -151,39 +152,44 @@ class Server:
 
     def _run(self, job: dict[str, Any], wake: int) -> None:
         read, write = os.pipe()
+        log = LogPipe(Path(job["log"]))
         oom_before = _oom_kills()
         begun = time.monotonic()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            for fd in (self._conn.fileno(), read, wake):
+            for fd in (self._conn.fileno(), read, wake, log.read):
                 os.close(fd)
-            child.main(job, write, parent)
+            child.main(job, write, log.write, parent)
         os.close(write)
+        log.parted()
         os.set_blocking(read, False)
         try:
             self._send(b"s", {"pid": pid})
-            end = self._watch(pid, read, wake, begun + (job.get("timeout_s") or math.inf))
+            end = self._watch(pid, read, wake, log, begun + (job.get("timeout_s") or math.inf))
         finally:
             os.close(read)
+            log.close()
         end["wall_s"] = time.monotonic() - begun
         end["oom_kill"] = _oom_kills() > oom_before
         self._send(b"o", end)
 
-    def _watch(self, pid: int, read: int, wake: int, deadline: float) -> dict[str, Any]:
+    def _watch(self, pid: int, read: int, wake: int, log: LogPipe, deadline: float) -> dict[str, Any]:
         """Until the child has ended by itself or by our hand; forwards what it says. The child's descendants are gone afterwards."""
         end: dict[str, Any] = {"timed_out": False, "n_processes": 0}
         inbox = _Inbox(self._conn)
         look_at = time.monotonic() + _LOOK_EVERY_S
         with selectors.DefaultSelector() as selector:
-            for fd in (self._conn.fileno(), read, wake):
+            for fd in (self._conn.fileno(), read, wake, log.read):
                 selector.register(fd, selectors.EVENT_READ)
             while True:
                 now = time.monotonic()
                 ready = {key.fd for key, _ in selector.select(max(0.0, min(deadline, look_at) - now))}
                 if read in ready and not inbox.take(read):
                     selector.unregister(read)
+                if log.read in ready and not log.take():
+                    selector.unregister(log.read)
                 if wake in ready:
                     with suppress(BlockingIOError):
                         os.read(wake, 4096)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from sparsefleet.errors import InvalidGrid, PluginError, UserError
 from sparsefleet.grid.model import Grid
 from sparsefleet.grid.read import read_grid
+from sparsefleet.grid.secrets import refuse_secrets
 from sparsefleet.grid.yaml_source import Source, parse, quoted, read_text
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def load_grid(path_or_name: str, *, set_: Sequence[str] = (), catalog: Catalog |
 def load_text(text: str, label: str, *, set_: Sequence[str] = (), catalog: Catalog | None = None) -> Grid:
     """The grid of a text; see ``load_grid``. ``label`` stands for the file's name."""
     source = parse(text, label)
+    refuse_secrets(source)
     source.raise_problems()
     if catalog is None:
         from sparsefleet.registry import catalog as installed
@@ -105,6 +107,7 @@ def _setting(item: str, n: int) -> tuple[str, Source]:
     if not equals or not key.strip():
         raise UserError(f"--set {quoted(item)} is not KEY=VALUE", fix="e.g. --set train.epochs=2")
     value = parse(text, f"--set {key.strip()}")
+    refuse_secrets(value, key.strip())
     if value.problems:
         raise InvalidGrid([message for _, message in value.problems])
     return key.strip(), value

@@ -16,6 +16,8 @@ from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
 from sparsefleet.ledger.trials import Truth, attempts, dump, read, sha256
+from sparsefleet.redact import redacted, redacted_json
+from sparsefleet.trial.record import WITHOUT_SECRETS
 
 _LISTED = 8
 _FENCE = "key=? AND attempt=? AND state IN ('LEASED','RUNNING')"
@@ -208,6 +210,7 @@ class Ledger:
             if not self._end(key, attempt, state, record.get("reason"), requeue=False, final_state=state):
                 return False
             log = [{"n": a["n"], "end": a["end"], "node": a["node"], "t_s": a["t_s"] or 0.0} for a in attempts(self._db, key)]
+            record = redacted_json(record, leave=WITHOUT_SECRETS)  # nodes have redacted what their environment knows; this is the driver's
             text = dump({**record, "attempt": attempt, "attempts_log": log})
             self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (text, sha256(text), key))
             if outbox:
@@ -229,7 +232,7 @@ class Ledger:
         mail.enqueue_trial(self._db, key, attempt, state)
 
     def _end(self, key: str, attempt: int, end: str, reason: str | None, *, requeue: bool, final_state: str | None) -> bool:
-        ended = now()
+        ended, reason = now(), redacted(reason) if reason else reason
         done = self._db.execute(
             f"UPDATE trials SET state=?, reason=?, ended=?, owner=NULL WHERE {_FENCE}",
             ("PENDING" if requeue else final_state, reason, ended, key, attempt),
@@ -247,7 +250,7 @@ class Ledger:
         """Give a waiting trial a terminal state without an attempt, e.g. INVALID when what it starts from failed."""
         with self.batch():
             done = self._db.execute(
-                "UPDATE trials SET state=?, reason=?, ended=? WHERE key=? AND state='PENDING'", (state, reason, now(), key)
+                "UPDATE trials SET state=?, reason=?, ended=? WHERE key=? AND state='PENDING'", (state, redacted(reason), now(), key)
             )
             if done.rowcount:
                 self._report(key, self._db.execute("SELECT attempt FROM trials WHERE key=?", (key,)).fetchone()[0], state)
@@ -303,7 +306,7 @@ class Ledger:
         """Store or replace one configuration's timings and their raw samples."""
         with self.batch():
             ref = None if samples is None else times.store_samples(self._db, samples)
-            times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, reason))
+            times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, redacted(reason or "") or None))
             mail.enqueue(self._db, "timing", sweep, config_key, {"config_key": config_key})
 
     def share_timing(self, sweep: str, known: TimingRow, keys: Sequence[str]) -> None:
@@ -340,7 +343,7 @@ class Ledger:
     def mark_failed(self, id: int, error: str) -> None:
         """The server did not take it; it is tried again after the others."""
         with self.batch():
-            self._db.execute("UPDATE outbox SET attempts=attempts+1, error=? WHERE id=?", (error[:2000], id))
+            self._db.execute("UPDATE outbox SET attempts=attempts+1, error=? WHERE id=?", (redacted(error)[:2000], id))
 
     def run_id(self, kind: str, sweep: str, key: str | None) -> str | None:
         """The run under which this item was uploaded last."""

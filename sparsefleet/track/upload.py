@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sparsefleet.errors import BackendUnreachable
+from sparsefleet.redact import RedactedFormatter
 from sparsefleet.spawn import module_command
 from sparsefleet.track import server
 
@@ -229,7 +230,9 @@ def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
     until.add_argument("--until-empty", action="store_true", help="end when the outbox is empty")
     chosen = parser.parse_args(argv)
     home: Path = chosen.home.absolute()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactedFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     os.umask(0o077)
     os.chdir(home)  # MLflow's own default experiment notes the working folder as its place
     os.nice(10)  # training has the cores first

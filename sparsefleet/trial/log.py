@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsefleet.redact import redacted
 from sparsefleet.trial.record import Curve, Fact
 
 
@@ -61,6 +62,7 @@ class Log:
 
     def warn(self, text: str) -> None:
         """Something that the reader of the record should know."""
+        text = redacted(text)
         if text not in self.warnings:
             self.warnings.append(text)
 

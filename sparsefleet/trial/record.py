@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 RECORD_SCHEMA = "sf-record/1"
+WITHOUT_SECRETS = frozenset({"spec", "plugins", "code", "data", "artifacts"})
+"""Parts that are not redacted: the product wrote them, a grid with a secret is refused, and other trials are found by them."""
 
 
 class State(str, Enum):

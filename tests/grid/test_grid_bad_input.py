@@ -321,3 +321,23 @@ def test_a_setting_under_an_axis_of_the_same_key_is_refused():
     text = "name: x\ndataset: digits\nmodel: mlp\noptimizer: {sgd: {lr: 0.1}}\ntrain: {epochs: 1}\nlayer: csr\nmethod: {rewirer: set}\naxes: {density: [0.5, 0.1]}\n"
     with pytest.raises(InvalidGrid, match="--set density: the grid has an axis 'density', which takes its place"):
         load_text(text, "g.yaml", set_=["density=0.2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "part"),
+    [
+        ("# hf is canary-abcdef-1\n", 6, "HF_TOKEN"),
+        ("method: {rewirer: {set: {api_key: whatever1}}}\n", 6, "method.rewirer.set.api_key: api_key is the name of a secret"),
+        ("dataset.mnist.url: https://bob:pw@host/x\n", 6, "a URL with a user or password"),
+    ],
+)
+def test_a_grid_with_a_secret_is_refused_without_repeating_it(text, line, part, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "canary-abcdef-1")
+    with pytest.raises(InvalidGrid) as caught:
+        grid_of(text)
+    assert f"g.yaml:{line} " in str(caught.value)
+    assert part in str(caught.value)
+    assert "canary-abcdef-1" not in str(caught.value)
+    assert "pw@host" not in caught.value.problems[0]
+    with pytest.raises(InvalidGrid, match="--set name"):
+        grid_of("", set_=("name=canary-abcdef-1",))

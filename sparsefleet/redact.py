@@ -1,0 +1,139 @@
+"""Takes secrets out of text before it is kept: reasons, logs, records, tags. Imports nothing of the product.
+
+A secret is the value of an environment variable whose name holds TOKEN, KEY, SECRET, PASSWORD or PWD, at the moment of asking; what follows such
+a name in a text (``password=…``, ``"api_key": "…"``, ``Bearer …``); and the user and password of a URL. A value of fewer than six characters is
+left alone, and so is one that is the path of something that exists: neither can be told from ordinary text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+SHORTEST = 6
+_VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|PWD", re.IGNORECASE)
+_NO_VALUES = frozenset({"default", "disabled", "enabled", "optional", "required"})
+_WORDS = r"token|secret|passw(?:or)?d|pwd|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|authorization"
+_NAME = re.compile(rf"(?:{_WORDS})$", re.IGNORECASE)
+_HINTS = ("token", "secret", "passw", "pwd", "api", "access", "private", "credential", "authorization", "bearer", "basic", "://")
+# a value that goes on to a call or an index is a line of source, not a secret
+_PAIR = re.compile(rf"""((?:{_WORDS})["']?\s*[:=]\s*["']?)([^\s"',;&(){{}}\[\]<>]{{{SHORTEST},}})(?![\w.]*[(\[])""", re.IGNORECASE)
+_BEARER = re.compile(rf"\b((?:bearer|basic)\s+)([\w.~+/=-]{{{SHORTEST},}})", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^\s/?#@\"'<>]{1,2000}@")
+_GONE = "[redacted]"
+
+
+def redacted(text: str) -> str:
+    """``text`` with every secret replaced by ``[redacted]``, or ``[redacted: NAME]`` for the value of the variable NAME."""
+    known = _known()
+    if _holds_value(text, known):
+        pattern, names = known
+        text = pattern.sub(lambda match: f"[redacted: {names[match[0]]}]", text)
+    if not _hints(text):
+        return text
+    text = _USERINFO.sub(f"{_GONE}@", text)
+    text = _BEARER.sub(rf"\1{_GONE}", text)
+    return _PAIR.sub(rf"\1{_GONE}", text)
+
+
+def redacted_json(value: Any, leave: frozenset[str] = frozenset()) -> Any:
+    """Plain JSON values with every text redacted, names included, and texts under a name such as ``api_key`` gone.
+
+    Args:
+        leave: names at the top whose values stay as they are.
+    """
+    if isinstance(value, Mapping):
+        kept = {name: inner for name, inner in value.items() if name in leave}
+        rest = {name: inner for name, inner in value.items() if name not in leave}
+        return {**_walked(rest), **kept} if _may_hold_any(rest) else dict(value)
+    return _walked(value) if _may_hold_any(value) else value
+
+
+def is_secret_name(name: str) -> bool:
+    """True for the name of something that nobody writes into a file that is kept: ``api_key``, ``hf_token``; not ``n_tokens``."""
+    return _NAME.search(name) is not None
+
+
+def secret_in(text: str) -> str:
+    """What secret ``text`` holds, in words and without its value: that of a variable of this environment, or a URL's user; empty if none."""
+    pattern, names = _known()
+    found = pattern.search(text) if any(value in text for value in names) else None
+    if found:
+        return f"the value of the environment variable {names[found[0]]}"
+    return "a URL with a user or password" if "://" in text and _USERINFO.search(text) else ""
+
+
+class RedactedFormatter(logging.Formatter):
+    """For handlers whose output is kept in a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As logging's own, without secrets."""
+        return redacted(super().format(record))
+
+
+def longest_secret() -> int:
+    """Characters of the longest known value, for whoever redacts a stream piece by piece; 0 if there is none."""
+    return max(map(len, _known()[1]), default=0)
+
+
+def _may_hold_any(value: Any) -> bool:
+    """A quick look at all of it at once: a record is some 50 kB, and hardly any holds a secret."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _holds_value(text, _known()) or _hints(text)
+
+
+def _holds_value(text: str, known: tuple[re.Pattern[str], dict[str, str]]) -> bool:
+    return any(value in text for value in known[1])
+
+
+def _hints(text: str) -> bool:
+    """A look for fixed words, a hundred times faster than the expressions."""
+    low = text.lower()
+    return any(hint in low for hint in _HINTS)
+
+
+def _walked(value: Any) -> Any:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {
+            redacted(str(name)): _GONE
+            if isinstance(inner, str) and len(inner) >= SHORTEST and is_secret_name(str(name))
+            else _walked(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_walked(inner) for inner in value]
+    return value
+
+
+def _known() -> tuple[re.Pattern[str], dict[str, str]]:
+    """The values of this moment's environment as one pattern, and the variable of each."""
+    return _compiled(tuple((name, value) for name, value in os.environ.items() if len(value) >= SHORTEST and _VARIABLE.search(name)))
+
+
+@lru_cache(maxsize=8)
+def _compiled(variables: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    names: dict[str, str] = {}
+    for name, value in variables:
+        if value.lower() in _NO_VALUES or (value.startswith("/") and os.path.exists(value)):
+            continue
+        for form in _forms(value):
+            names.setdefault(form, name)
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))), names
+
+
+def _forms(value: str) -> Iterator[str]:
+    """The value as it may stand in a text: as it is, in a URL, in JSON; of several lines each one that is long enough."""
+    lines = [line.strip() for line in value.splitlines()] if "\n" in value else []
+    for one in (value, *(line for line in lines if len(line) >= 16)):
+        yield one
+        yield quote(one, safe="")
+        yield json.dumps(one)[1:-1]
