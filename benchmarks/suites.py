@@ -26,6 +26,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
     "chaos": (
         Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),
         Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),
+        Part("SE-06", "nothing runs what a file says", "benchmarks.security.unsafe:figures", 0.1, daily=True),
     ),
     "trust": (
         Part("MT-01", "A/A never reads as a difference", "benchmarks.trust.verdicts:no_difference", 5),

@@ -18,6 +18,19 @@ def _private(path: Path) -> Path:
     return path
 
 
+def keep_private() -> None:
+    """Lets this process, and those that it starts, make files that only its user may read, whatever the umask was."""
+    os.umask(0o077)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces the file at ``path`` as a whole; nobody else may read it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as out:
+        out.write(text)
+    part.replace(path)
+
+
 def home() -> Path:
     """State of this installation's sweeps: ``SPARSEFLEET_HOME``, else ``.sparsefleet`` in the working folder; absolute, created 0700."""
     return _private(Path(os.environ.get("SPARSEFLEET_HOME") or ".sparsefleet").expanduser().absolute())

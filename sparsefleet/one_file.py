@@ -125,10 +125,12 @@ def _write(one: OneFile, body: bytes) -> None:
     part.mkdir(parents=True, mode=0o700)
     (part / f"{one.module}.py").write_bytes(body)
     info = _info(part, one)
-    info.mkdir()
+    info.mkdir(mode=0o700)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {one.distribution}\nVersion: {one.version}\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(f"[sparsefleet]\n{_as_word(one.path)} = {one.module}\n")
     (info / "INSTALLER").write_text("sparsefleet\n")
+    for path in (part / f"{one.module}.py", *info.iterdir()):
+        path.chmod(0o600)
     if one.folder.exists() and not _is_there(one, body):  # with other bytes, or incomplete: somebody has been there
         one.folder.rename(one.folder.with_name(f"{one.folder.name}.{uuid4().hex[:8]}.altered"))
     try:

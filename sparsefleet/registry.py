@@ -25,7 +25,7 @@ from sparsefleet.code_digest import module_digest
 from sparsefleet.deprecated import used_by
 from sparsefleet.distributions import digest_of, libraries_of, module_of, points_of, with_plugins
 from sparsefleet.errors import PluginError, UserError, did_you_mean
-from sparsefleet.home import cache_dir
+from sparsefleet.home import cache_dir, write_private
 from sparsefleet.one_file import activate
 from sparsefleet.spawn import module_command
 
@@ -143,11 +143,8 @@ def _load_cache() -> dict[str, list[dict[str, Any]]]:
 
 
 def _save_cache(slots: Mapping[str, Any]) -> None:
-    path = _cache_file()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     newest = dict(list(slots.items())[-500:])
-    temporary.write_text(json.dumps({"format": _CACHE_FORMAT, "slots": newest}))
-    temporary.replace(path)
+    write_private(_cache_file(), json.dumps({"format": _CACHE_FORMAT, "slots": newest}))
 
 
 def _describe(points: list[_Point]) -> dict[tuple[str, str], list[dict[str, Any]] | str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -44,14 +45,19 @@ class Problem:
 
     def save(self, path: Path) -> None:
         """Writes it where ``load`` finds it."""
-        conn = (self.conn.shape, self.conn.row, self.conn.col, self.conn.weight)
-        torch.save((conn, self.inputs, self.grads, self.y, self.dx, self.dw), path)
+        conn = {"shape": torch.tensor(self.conn.shape), "row": self.conn.row, "col": self.conn.col, "weight": self.conn.weight}
+        many = {f"{name}.{n}": value for name in ("inputs", "grads") for n, value in enumerate(getattr(self, name))}
+        answers = {name: getattr(self, name).contiguous() for name in ("y", "dx", "dw")}
+        save_file({**conn, **many, **answers}, path)
 
     @classmethod
     def load(cls, path: Path, device: str) -> Problem:
         """What ``save`` wrote, on ``device``; the answers stay on the CPU."""
-        (shape, *parts), *rest = torch.load(path, weights_only=True)
-        return cls(Connections("layer", tuple(shape), *parts), *rest).on(device)
+        found = load_file(path)
+        n_out, n_in = found["shape"].tolist()
+        conn = Connections("layer", (n_out, n_in), found["row"], found["col"], found["weight"])
+        many = {name: [found[f"{name}.{n}"] for n in range(N_INPUTS)] for name in ("inputs", "grads")}
+        return cls(conn, many["inputs"], many["grads"], found["y"], found["dx"], found["dw"]).on(device)
 
     def on(self, device: str) -> Problem:
         """The same with connections, inputs and gradients on ``device``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sparsefleet.cli.talk import colourful, log_folder, say
+from sparsefleet.home import write_private
 from sparsefleet.report.plain import plain
 
 _LINE_EVERY_S = 5.0
@@ -188,9 +189,7 @@ class Snapshot:
         if time.monotonic() - self._last < _SAVE_EVERY_S:
             return
         self._last = time.monotonic()
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(view.to_json(), default=str))
-        temporary.replace(self._path)
+        write_private(self._path, json.dumps(view.to_json(), default=str))
 
     def load(self) -> dict[str, Any]:
         """The last one, or nothing."""

@@ -45,9 +45,10 @@ class Session:
         return "".join(f" --plugin {shlex.quote(path)}" for path in self.flags.get("plugins", "").split(os.pathsep) if path)
 
     def made_home(self) -> Path:
-        """The same, created 0700."""
-        from sparsefleet.home import home
+        """The same, created 0700; from here on this process makes private files."""
+        from sparsefleet.home import home, keep_private
 
+        keep_private()
         self.settings  # noqa: B018  exports SPARSEFLEET_HOME
         return home()
 

@@ -17,6 +17,7 @@ import ray
 
 from sparsefleet.errors import BackendUnreachable, UserError
 from sparsefleet.fleet.queue import Shape
+from sparsefleet.fleet.token import protect_token
 from sparsefleet.spawn import refuse_other_copies
 
 _OBJECT_STORE_BYTES = 128 << 20
@@ -65,6 +66,7 @@ class Cluster:
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
+        protect_token()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -9,7 +9,7 @@ from sparsefleet.fleet.events import DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts, cancel_path
 from sparsefleet.fleet.untimed import untimed
 from sparsefleet.fleet.uploader import Uploader
-from sparsefleet.home import artifact_root
+from sparsefleet.home import artifact_root, keep_private
 from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
 from sparsefleet.ledger.rows import FAILED, TERMINAL
 from sparsefleet.ledger.store import ArtifactStore
@@ -30,6 +30,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
         PluginError: a node runs other code than the sweep was submitted with; nothing was queued.
         BackendUnreachable: Ray cannot be reached, or loses one supervisor after the other.
     """
+    keep_private()
     with open_ledger(home) as ledger:
         sweep = ledger.sweep(sweep).sweep
         with SweepLock(home, sweep), Interrupts(home, sweep) as interrupts:

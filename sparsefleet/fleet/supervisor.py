@@ -53,6 +53,7 @@ class Supervisor:
     """Runs one child at a time. A second job may be sent behind the first: its child starts when the first one's has ended."""
 
     def __init__(self, setup: Setup) -> None:
+        places.keep_private()
         self._setup = setup
         self._root = _root_on_this_node(Path(setup.home))
         self._store = ArtifactStore(setup.store)

@@ -71,7 +71,7 @@ class ArtifactStore:
             BackendUnreachable: the store has no such file or does not answer.
             IntegrityError: the stored bytes are not those of the digest; ``to`` is not written.
         """
-        to.parent.mkdir(parents=True, exist_ok=True)
+        to.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         part = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             if self._local:
@@ -131,6 +131,7 @@ def _put_local(root: Path, files: Sequence[tuple[Path, ArtifactRef]]) -> None:
             final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             parts[final] = final.with_name(f"{final.name}.{uuid.uuid4().hex[:8]}.part")
             shutil.copyfile(path, parts[final])
+            parts[final].chmod(0o600)
         for part in parts.values():
             _sync(part)  # files first, commit after: also when the machine loses power
         for final, part in parts.items():

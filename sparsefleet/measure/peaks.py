@@ -17,7 +17,6 @@ On CUDA every call is recorded in a graph and replayed, so that none of these is
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsefleet.home import cache_dir
+from sparsefleet.home import cache_dir, write_private
 from sparsefleet.measure import machine
 from sparsefleet.measure.clock import Machine, read_machine
 from sparsefleet.measure.cpus import cpus_allowed
@@ -72,9 +71,7 @@ def peaks(device: str, threads: int, *, refresh: bool = False) -> Peaks:
         return stored
     found = measure(device, threads, name)
     best = found if stored is None else better(stored, found)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(best.to_json(), allow_nan=False))
-    temporary.replace(path)
+    write_private(path, json.dumps(best.to_json(), allow_nan=False))
     return best
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import sys
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsefleet
-from sparsefleet.home import cache_dir
+from sparsefleet.home import cache_dir, write_private
 from sparsefleet.ops import engine
 
 _ROUNDS, _LEAST_ROUNDS, _BUDGET_S = 15, 5, 1.0
@@ -178,7 +177,5 @@ def _remembered(path: Path) -> Choice | None:
 
 
 def _remember(path: Path, setting: Setting, choice: Choice) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"setting": asdict(setting), "choice": asdict(choice)}, indent=1))
-    temporary.replace(path)
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    write_private(path, json.dumps({"setting": asdict(setting), "choice": asdict(choice)}, indent=1))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from sparsefleet.errors import BackendUnreachable, UserError
+from sparsefleet.home import write_private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,7 +110,7 @@ def home_id(home: Path) -> str:
     path = home / "tracking-id"
     if not path.exists():
         part = home / f"tracking-id.{os.getpid()}"
-        part.write_text(uuid.uuid4().hex[:16] + "\n", encoding="ascii")
+        write_private(part, uuid.uuid4().hex[:16] + "\n")
         try:
             os.link(part, path)  # whoever is first decides
         except FileExistsError:

@@ -45,9 +45,17 @@ def start(home: Path, port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
     server.connect(server.local_uri(home))  # it exists: the server's processes must not be the first to touch it
     port = _port(port)
     environment = {**server.environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (home / "ui.log").open("ab") as out:
+    output = os.open(home / "ui.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(output, "wb") as out:
         process = subprocess.Popen(
-            command(home, port), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=home, start_new_session=True
+            command(home, port),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environment,
+            cwd=home,
+            start_new_session=True,
+            umask=0o077,
         )
     address = f"http://{_HOST}:{port}"
     try:

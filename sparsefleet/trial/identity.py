@@ -14,7 +14,7 @@ from typing import Any
 from sparsefleet import __version__, kernels
 from sparsefleet.code_digest import module_digest, modules_in
 from sparsefleet.errors import UserError
-from sparsefleet.home import cache_dir
+from sparsefleet.home import cache_dir, write_private
 from sparsefleet.registry import Catalog, Registry
 from sparsefleet.trial.record import RECORD_SCHEMA, PluginUsed
 from sparsefleet.trial.spec import PluginRef, TrialSpec, digest
@@ -124,7 +124,7 @@ def data_digest(reader: PluginRef, catalog: Catalog, root: Path, family: str = "
     entry = catalog.get(family, reader.name)
     slot = digest({family: reader.model_dump(), "code": entry.digest, "root": str(root)})
     store = cache_dir() / "data-digests"
-    store.mkdir(exist_ok=True)
+    store.mkdir(exist_ok=True, mode=0o700)
     path = store / f"{slot}.json"
     known = _read_json(path)
     if known and all(_stat(Path(name)) == stat for name, stat in known["files"].items()):
@@ -140,9 +140,7 @@ def data_digest(reader: PluginRef, catalog: Catalog, root: Path, family: str = "
         with file.open("rb") as stream:
             sha.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest") else _hash(stream))
     answer = {"digest": sha.hexdigest(), "files": {str(file): _stat(file) for file in files}}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(answer))
-    temporary.replace(path)
+    write_private(path, json.dumps(answer))
     return str(answer["digest"])
 
 
