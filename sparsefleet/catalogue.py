@@ -58,9 +58,7 @@ class Catalog:
                 cause=entry.reason,
                 fix="sparsefleet plugins list",
             )
-        raise UnknownPlugin(
-            family, name, self.names(family), unusable=sorted({f"{e.distribution} ({e.state})" for e in self.entries if e.state != "ok"})
-        )
+        raise UnknownPlugin(family, name, self.names(family), unusable=sorted({_unusable(e) for e in self.entries if e.state != "ok"}))
 
     def names(self, family: str) -> list[str]:
         """Usable names of a family, sorted."""
@@ -82,6 +80,12 @@ class Catalog:
         given = {key: value for key, value in full.items() if key in params}
         problems += [(path, f"{family} {name!r}: {message}") for path, message in _schema_problems(given, schema)]
         return full, problems
+
+
+def _unusable(entry: Entry) -> str:
+    """Of a plugin file, which somebody has just named, also why."""
+    first = entry.reason.splitlines()[0][:300] if entry.reason and entry.distribution.endswith(".py") else ""
+    return f"{entry.distribution} ({entry.state}{f': {first}' if first else ''})"
 
 
 def _coerce(value: Any, prop: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
@@ -126,9 +130,10 @@ def _mark_conflicts(entries: list[Entry]) -> list[Entry]:
     for entry in entries:
         rivals = by_name.get((entry.family, entry.name), [])
         if entry.state == "ok" and len(rivals) > 1:
+            files = sorted({r.distribution for r in rivals if r.distribution.endswith(".py")})
             owners = " and ".join(sorted(f"{r.distribution} {r.version} ({r.module})" for r in rivals))
-            entry = Entry(
-                **{**asdict(entry), "state": "conflict", "reason": f"{entry.family} {entry.name!r} is taken by {owners}; uninstall one"}
-            )
+            fix = f"give the one in {files[0]} another name" if files else "uninstall one"
+            reason = f"{entry.family} {entry.name!r} is taken by {owners}; {fix}"
+            entry = Entry(**{**asdict(entry), "state": "conflict", "reason": reason})
         marked.append(entry)
     return sorted(marked, key=lambda e: (e.family, e.name, e.distribution))

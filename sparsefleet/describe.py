@@ -55,7 +55,7 @@ def main() -> None:
         try:
             answer["plugins"] = describe(module_name)
         except SparsefleetError as error:
-            answer["error"] = " ".join(part for part in (error.what, error.cause and f"({error.cause})", error.fix) if part)
+            answer["error"] = f"{error.what}{f' ({error.cause})' if error.cause else ''}{f'; {error.fix}' if error.fix else ''}"
         except Exception as error:  # noqa: BLE001  whatever a plugin class raises is its reason
             answer["error"] = f"{type(error).__name__}: {error}"
         answers.write("\x1e" + json.dumps(answer) + "\n")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from sparsefleet.deprecated import used_by
 from sparsefleet.distributions import digest_of, libraries_of, module_of, points_of, with_plugins
 from sparsefleet.errors import PluginError, UserError, did_you_mean
 from sparsefleet.home import cache_dir, write_private
-from sparsefleet.one_file import activate
+from sparsefleet.one_file import activate, is_one_file_folder
 from sparsefleet.spawn import module_command
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class _Point:
     version: str
     refused: tuple[str, str] | None = None
     dist: metadata.Distribution = field(compare=False, repr=False, kw_only=True)
+
+    @property
+    def is_one_file(self) -> bool:
+        """True if ``module`` is a name that was made up for a file of the user's, which ``distribution`` names."""
+        return self.distribution.endswith(".py") and self.module.endswith(f"_{self.version}")
 
     def broken(self, digest: str, reason: str, state: str = "broken") -> Entry:
         """The one entry of a point that cannot be used."""
@@ -87,7 +93,7 @@ def catalog(refresh: bool = False) -> Catalog:
             own = point.distribution == "sparsefleet"
             keys[point] = (module_digest(point.module), {}) if own else _identity(point)
         except (PluginError, SyntaxError, OSError, ValueError) as error:
-            entries.append(point.broken("", f"{type(error).__name__}: {error}"))
+            entries.append(point.broken("", _told(point, error)))
     contract = module_digest("sparsefleet.plugin")[:16] + module_digest("sparsefleet.deprecated")
     cached = {} if refresh else _load_cache()
     fresh: dict[str, list[dict[str, Any]]] = {}
@@ -105,7 +111,8 @@ def catalog(refresh: bool = False) -> Catalog:
         for point, slot in missing:
             found, (digest, libraries) = described[point.distribution, point.name], keys[point]
             if isinstance(found, str):
-                fresh[f"{slot}:{_installed()}"] = [asdict(point.broken(digest, found))]  # what it lacks may be installed
+                reason = found.replace(point.module, point.distribution) if point.is_one_file else found
+                fresh[f"{slot}:{_installed()}"] = [asdict(point.broken(digest, reason))]  # what it lacks may be installed
             else:
                 base: dict[str, Any] = {
                     "distribution": point.distribution,
@@ -118,6 +125,14 @@ def catalog(refresh: bool = False) -> Catalog:
         _save_cache({**cached, **fresh})
     entries += [Entry(**item) for items in fresh.values() for item in items]
     return Catalog(entries)
+
+
+def _told(point: _Point, error: Exception) -> str:
+    """Why the code of a point cannot be digested; a file is named as its author knows it."""
+    if isinstance(error, SyntaxError):
+        name = point.distribution if point.is_one_file else Path(error.filename or point.module).name
+        return f"{type(error).__name__}: {error.msg} ({point.module if name == '<unknown>' else name}, line {error.lineno})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _identity(point: _Point) -> tuple[str, dict[str, str]]:
@@ -256,7 +271,16 @@ def load_module(module: str) -> Any:
     try:
         return import_module(module)
     except (Exception, SystemExit) as error:
-        raise PluginError(f"plugin module {module} failed to import", cause=f"{type(error).__name__}: {error}") from error
+        fix = _NEIGHBOUR if isinstance(error, ModuleNotFoundError) and _is_one_file(module) else None
+        raise PluginError(f"plugin module {module} failed to import", cause=f"{type(error).__name__}: {error}", fix=fix) from error
+
+
+_NEIGHBOUR = "a plugin of one file cannot import its neighbours: make it a package (sparsefleet plugins new); or install what it lacks"
+
+
+def _is_one_file(module: str) -> bool:
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None and is_one_file_folder(os.path.dirname(spec.origin))
 
 
 @lru_cache(maxsize=256)

@@ -230,7 +230,7 @@ class Vocabulary:
         try:
             return self.catalog.complete(family, name, given)
         except UnknownPlugin as error:
-            self.source.report(key, f"{error.what}; {error.fix}")
+            self.source.report(key, "; ".join(part for part in (error.what, error.cause, error.fix) if part))
         except PluginError as error:
             self.source.broken += 1
             self.source.report(key, "; ".join(part for part in (error.what, error.cause, error.fix) if part))

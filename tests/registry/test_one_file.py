@@ -224,3 +224,37 @@ def test_what_a_build_left_in_the_working_folder_is_no_second_plugin(file, monke
     (file.parent / "left_behind.py").rename(installed / "left_behind.py")
     monkeypatch.syspath_prepend(str(installed))
     assert {e.distribution for e in catalog().entries if e.name == "of-1"} == {"my-pruner.py", "sf-left"}
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("x = 1\nx = (\n", ["SyntaxError: '(' was never closed (my-pruner.py, line 2)"]),
+        (
+            "import neighbour_of_mine\n",
+            ["my-pruner.py failed to import (ModuleNotFoundError", "cannot import its neighbours", "plugins new"],
+        ),
+        ("import sparsefleet\n", ["it implements no hook of sparsefleet"]),
+    ],
+)
+def test_a_broken_file_is_named_as_its_author_knows_it(file, body, parts):
+    from sparsefleet.errors import InvalidGrid
+    from sparsefleet.grid.load import load_text
+
+    file.write_text(body)
+    found = next(e for e in catalog().entries if e.distribution == "my-pruner.py")
+    assert found.state == "broken"
+    assert all(part in found.reason for part in parts), found.reason
+    assert found.module not in found.reason
+    grid = "name: x\ndataset: digits\nmodel: mlp\noptimizer: {sgd: {lr: 0.1}}\ntrain: {epochs: 1}\ndensity: 0.5\nmethod: {pruner: of-1}\n"
+    with pytest.raises(InvalidGrid) as caught:
+        load_text(grid, "g.yaml")
+    assert "unknown pruner 'of-1'" in str(caught.value)
+    assert f"my-pruner.py (broken: {found.reason[:20]}" in str(caught.value)
+
+
+def test_a_file_with_a_taken_name_is_told_to_take_another(file):
+    file.write_text(BODY.format(name="magnitude"))
+    assert "give the one in my-pruner.py another name" in next(
+        e.reason for e in catalog().entries if e.distribution == "my-pruner.py" and e.name == "magnitude"
+    )
