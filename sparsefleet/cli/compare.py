@@ -97,7 +97,7 @@ def table_rows(
     session: Session, sweep: str | None, source: Source, by: Sequence[str] = (), metric: str = "accuracy"
 ) -> tuple[list[dict[str, Any]], SweepRow | None]:
     """The comparison's rows and the sweep that they show (None where only MLflow knows it)."""
-    from sparsefleet.report.compare import rows
+    from sparsefleet.report.compare import READS, rows
     from sparsefleet.report.machines import Machines
     from sparsefleet.report.timing import Timings
 
@@ -106,7 +106,8 @@ def table_rows(
         row = chosen(ledger, sweep)
         measured = ledger.timings(row.sweep)
         machines = Machines(measured, ledger.samples, mixed=source.mixed)
-        return rows(ledger.trials(row.sweep), Timings(measured, machines), by, metric, margin=source.margin), row
+        trials = ledger.trials(row.sweep, with_record=READS, with_attempts=False)
+        return rows(trials, Timings(measured, machines), by, metric, margin=source.margin), row
     from sparsefleet.errors import UserError
     from sparsefleet.track.read import raw_samples, rows as tracked
     from sparsefleet.track.server import home_id

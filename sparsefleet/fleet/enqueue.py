@@ -52,11 +52,11 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
     key_of: dict[str, str] = {}  # a shared twin is entered once, with its own resources
     for point in chosen:
         point_key(keys, point, key_of)
-    for ordinal, point in enumerate(chosen):
+    for ordinal, (spec_id, point) in enumerate((point.spec.spec_id, point) for point in chosen):
         yield SweepTrial(
             ordinal=ordinal,
-            key=key_of[point.spec.spec_id],
-            spec_id=point.spec.spec_id,
+            key=key_of[spec_id],
+            spec_id=spec_id,
             spec=point.spec.to_json(),
             arm=point.arm,
             twin_key=key_of.get(point.twin.spec_id) if point.twin else None,
@@ -68,7 +68,7 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
                 **keys.request(point.spec, *_place(point.resources)),
                 **({"dense_infeasible": point.dense_infeasible} if point.dense_infeasible else {}),
                 **({"no_rival": point.no_rival} if point.no_rival else {}),
-                **({"tuning": tuning[point.spec.spec_id]} if point.spec.spec_id in tuning else {}),
+                **({"tuning": tuning[spec_id]} if spec_id in tuning else {}),
             },
         )
 
@@ -81,8 +81,9 @@ def point_key(keys: Keys, point: Point, known: dict[str, str]) -> str:
     """
     if point.start and point.start.spec_id not in known:
         raise UserError(f"trial {point.spec.spec_id} starts from {point.start.spec_id}, which has no key")
-    known[point.spec.spec_id] = keys.key(point.spec, *_place(point.resources), known[point.start.spec_id] if point.start else None)
-    return known[point.spec.spec_id]
+    key = keys.key(point.spec, *_place(point.resources), known[point.start.spec_id] if point.start else None)
+    known[point.spec.spec_id] = key
+    return key
 
 
 def _place(resources: dict[str, Any]) -> tuple[int, str]:
@@ -113,7 +114,7 @@ def _tuning(every: list[Point]) -> dict[str, dict[str, Any]]:
             one["parts"].append(part)
         one["twin"] = one["twin"] or point.twin_selection
         one["rival"] = one["rival"] or point.rival_selection
-    for point in every:
+    for point in every if found else ():
         if point.selection is None and not point.added and point.spec.spec_id in found:
             found[point.spec.spec_id]["alone"] = True
     return found

@@ -195,15 +195,15 @@ def _trials_of_kind(judge: Judge, verdicts: Sequence[Verdict], seeds: Sequence[i
             i = of_own[spec.spec_id]
             twin_here, rival = _nth(twins[i], seed), _nth(smalls[i], seed)
             arm = "random-static" if kind == "static" else "sparse"
-            steps = _steps(spec, verdicts[i].state, twins[i], seed) if acts else [(_seeded(spec, seed), None, "")]
-            for one, start, row in steps:
+            steps = _steps(spec, verdicts[i].state, twins[i], seed) if acts else [(_seeded(spec, seed), None, spec)]
+            for one, start, row0 in steps:
                 last = one is steps[-1][0]
                 place = {**partners, "rival": rival, "selection": selection} if last else {"no_rival": _LEVEL}
                 yield Point(one, arm, twin_here, start, **place, **common)
                 for name in MASK_ARMS if kind == "sparse" else ():
                     if name in judge.grid.control_arms and has_mask_arm(name, verdicts[i].state):
                         place = {**place, "selection": None, "added": True}
-                        yield Point(judge.mask_arm(name, one, row), name, twin_here, one, **place, **common)
+                        yield Point(judge.mask_arm(name, one, row0.spec_id), name, twin_here, one, **place, **common)
         for spec, selection in _with_parts(static):
             beside: dict[str, Any] = {"rival": _nth(smalls[0], seed), "added": True, "selection": selection}
             yield Point(_seeded(spec, seed), "random-static", _nth(twins[0], seed), **beside, **partners, **common)
@@ -212,14 +212,14 @@ def _trials_of_kind(judge: Judge, verdicts: Sequence[Verdict], seeds: Sequence[i
             yield Point(_seeded(spec, seed), "small-dense", _nth(twins[0], seed), added=True, **of_twin, **common)
 
 
-def _steps(spec: TrialSpec, state: State, twins: Sequence[TrialSpec], seed: int) -> list[tuple[TrialSpec, TrialSpec | None, str]]:
-    """A sparse trial of a seed, and before it the levels of its lottery: each with what it starts from, and with its spec_id at seed 0."""
+def _steps(spec: TrialSpec, state: State, twins: Sequence[TrialSpec], seed: int) -> list[tuple[TrialSpec, TrialSpec | None, TrialSpec]]:
+    """A sparse trial of a seed, and before it the levels of its lottery: each with what it starts from, and with itself at seed 0."""
     method, twin, twin0 = state["method"], _nth(twins, seed), _nth(twins, 0)
     lottery = method.get("lottery")
     if not lottery:
         gives = "weights" if method.get("start") == "twin" else None
         one, one0 = (_started(spec, of, twin if of == seed else twin0, twin0, gives) for of in (seed, 0))
-        return [(one, twin if gives else None, one0.spec_id)]
+        return [(one, twin if gives else None, one0)]
     n, found = lottery["levels"], []
     before, before0 = twin, twin0
     for level in range(1, n + 1):
@@ -227,7 +227,7 @@ def _steps(spec: TrialSpec, state: State, twins: Sequence[TrialSpec], seed: int)
         density = spec.density if level == n else spec.density ** (level / n)
         here = spec.model_copy(update={"density": density, "method": spec.method.model_copy(update={"rewind": rewind})})
         one, one0 = _started(here, seed, before, before0, "ticket"), _started(here, 0, before0, before0, "ticket")
-        found.append((one, before, one0.spec_id))
+        found.append((one, before, one0))
         before, before0 = one, one0
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,8 @@ from sparsefleet.ledger import outbox as mail, schema, sweeps, timings as times
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
-from sparsefleet.ledger.trials import Truth, attempts, dump, read, sha256
+from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, dump, finished, read, sha256
 from sparsefleet.redact import redacted, redacted_json
-from sparsefleet.trial.record import WITHOUT_SECRETS
 
 _LISTED = 8
 _FENCE = "key=? AND attempt=? AND state IN ('LEASED','RUNNING')"
@@ -81,8 +81,9 @@ class Ledger:
     ) -> None:
         """Enter a sweep and its trials; a trial whose key is committed is shared.
 
-        Repeating it changes nothing while the keys are the same. Other keys (the code or the data changed, or another selection of the same
-        grid) take the place of the former ones, whose records stay.
+        Repeating it with the same keys runs nothing again: what is asked for beside them (parallelism, limits, the plugins' bundle) takes the
+        place of what was, unless a driver is running them. Other keys (the code or the data changed, or another selection of the same grid)
+        take the place of the former ones, whose records stay.
 
         Raises:
             UserError: the id is taken by a sweep with another digest.
@@ -97,6 +98,8 @@ class Ledger:
             if known:
                 before = {row["key"] for row in self._db.execute("SELECT key FROM sweep_trials WHERE sweep=?", (sweep,))}
                 if before == {trial.key for trial in asked}:
+                    if not is_held(self.home, sweep):
+                        self._ask_again(sweep, grid_text, settings, asked)
                     return
                 if is_held(self.home, sweep):
                     raise SweepLocked(f"sweep {sweep!r} is being driven with other trials", fix=f"sparsefleet watch {sweep}")
@@ -110,6 +113,17 @@ class Ledger:
             mail.enqueue(self._db, "sweep", sweep, None, {"state": "RUNNING"})
             for trial in asked:
                 self._add(sweep, trial)
+
+    def _ask_again(self, sweep: str, grid_text: str, settings: dict[str, Any], trials: Iterable[SweepTrial]) -> None:
+        """The same trials as before, as they are asked for now."""
+        self._db.execute("UPDATE sweeps SET grid_text=?, settings=? WHERE sweep=?", (grid_text, dump(settings), sweep))
+        self._db.executemany(
+            "UPDATE sweep_trials SET arm=?, twin_key=?, rival_key=?, depends_on=?, resources=?, limits=?, request=? WHERE sweep=? AND key=?",
+            (
+                (t.arm, t.twin_key, t.rival_key, t.depends_on, dump(t.resources), dump(t.limits), dump(t.request), sweep, t.key)
+                for t in trials
+            ),
+        )
 
     def _add(self, sweep: str, trial: SweepTrial) -> None:
         self._db.execute("INSERT OR IGNORE INTO trials (key, spec_id, spec) VALUES (?,?,?)", (trial.key, trial.spec_id, dump(trial.spec)))
@@ -143,9 +157,19 @@ class Ledger:
 
     # trials
 
-    def trials(self, sweep: str, *, with_record: bool = True) -> Iterator[TrialRow]:
-        """The sweep's trials in the grid's order."""
-        return read(self._db, "s.sweep=? ORDER BY s.ordinal", (sweep,), with_record=with_record, truth=Truth(self._db, self.home))
+    def trials(
+        self, sweep: str, *, with_record: bool | Sequence[str] = True, with_attempts: bool = True, states: Sequence[str] = ()
+    ) -> Iterator[TrialRow]:
+        """The sweep's trials in the grid's order.
+
+        Args:
+            with_record: False leaves the records out; names of a record's keys read those alone, behind its digest as the whole is.
+            states: only trials whose row says one of these; empty for all.
+        """
+        where = f" AND t.state IN ({','.join('?' * len(states))})" if states else ""
+        past = attempts_of_sweep(self._db, sweep) if with_attempts else {}
+        truth = Truth(self._db, self.home)
+        return read(self._db, f"s.sweep=?{where} ORDER BY s.ordinal", (sweep, *states), record=with_record, truth=truth, past=past)
 
     def trial(self, key_or_spec_id_prefix: str) -> TrialRow:
         """The trial whose key or spec_id begins so; of several keys of one spec_id (its code changed) the one that ran last.
@@ -154,16 +178,21 @@ class Ledger:
             UserError: there is none, or several trials begin so.
         """
         prefix = key_or_spec_id_prefix
-        found = self._db.execute(
-            "SELECT key, spec_id FROM trials WHERE substr(key, 1, ?1) = ?2 OR substr(spec_id, 1, ?1) = ?2 ORDER BY started DESC LIMIT 50",
-            (len(prefix), prefix),
+        found = self._db.execute(  # as ranges, which the indices know; substr would look at every trial
+            "SELECT key, spec_id FROM trials WHERE key >= ?1 AND key < ?2 OR spec_id >= ?1 AND spec_id < ?2 ORDER BY started DESC LIMIT 50",
+            (prefix, prefix + chr(sys.maxunicode)),
         ).fetchall()
         if not prefix or not found:
             raise UserError(f"unknown trial {prefix!r}", fix="sparsefleet status SWEEP lists the trials")
         if len({row["spec_id"] for row in found}) > 1:
             raise UserError(f"several trials begin with {prefix!r}", fix=", ".join(sorted({row["spec_id"] for row in found})[:_LISTED]))
-        where = "s.key=? ORDER BY (SELECT created FROM sweeps w WHERE w.sweep = s.sweep) DESC LIMIT 1"
-        return next(read(self._db, where, (found[0]["key"],), with_record=True, truth=Truth(self._db, self.home)))
+        where, key = "s.key=? ORDER BY (SELECT created FROM sweeps w WHERE w.sweep = s.sweep) DESC LIMIT 1", found[0]["key"]
+        past = {key: attempts(self._db, key)}
+        return next(read(self._db, where, (key,), record=True, truth=Truth(self._db, self.home), past=past))
+
+    def finished(self, spec_ids: Iterable[str]) -> Iterator[Finished]:
+        """The trials of these specs that have a record, under whatever code they ran."""
+        return finished(self._db, spec_ids)
 
     def lease(self, key: str, sweep: str, node: str) -> int | None:
         """The new attempt's number, or None if the trial is terminal or another live sweep holds it."""
@@ -203,6 +232,8 @@ class Ledger:
 
         The record's ``attempts_log`` is written here: the ledger knows all attempts.
         """
+        from sparsefleet.trial.record import WITHOUT_SECRETS  # pydantic, which a reader of the ledger does not need
+
         state = str(record["state"])
         if state not in TERMINAL:
             raise ValueError(f"a record's state is terminal, got {state!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from sparsefleet.ledger.rows import ACTIVE, TrialRow
 
 _COLUMNS = """s.sweep, s.ordinal, s.key, s.arm, s.twin_key, s.rival_key, s.depends_on, s.resources, s.limits, s.request,
     t.spec_id, t.spec, t.state, t.attempt, t.owner, t.node, t.reason, t.started, t.ended"""
+
+_AT_ONCE = 500
+_ATTEMPT = 'a.n, a.sweep, a.node, a.started, a.ended, a."end", a.reason, a.t_s'
 
 
 def dump(value: Any) -> str:
@@ -33,12 +37,21 @@ def load_record(key: str, text: str, digest: str) -> dict[str, Any]:
     Raises:
         IntegrityError: the text is not what was committed.
     """
+    check_record(key, text, digest)
+    record: dict[str, Any] = json.loads(text)
+    return record
+
+
+def check_record(key: str, text: str, digest: str) -> None:
+    """Nothing if the text is what was committed.
+
+    Raises:
+        IntegrityError: it is not.
+    """
     if sha256(text) != digest:
         raise IntegrityError(
             f"the record of trial {key[:12]} does not match its digest", fix="resume with --only failed to run the trial again"
         )
-    record: dict[str, Any] = json.loads(text)
-    return record
 
 
 def true_state(state: str, owner: str | None, *, cancelled: bool, alive: Callable[[str], bool]) -> str:
@@ -67,22 +80,111 @@ class Truth:
         return true_state(state, owner, cancelled=sweep in self._cancelled, alive=self.alive)
 
 
-def read(db: sqlite3.Connection, where: str, values: Sequence[Any], *, with_record: bool, truth: Truth) -> Iterator[TrialRow]:
-    """Rows of ``sweep_trials s`` joined with ``trials t``."""
-    record = "t.record, t.record_sha256" if with_record else "NULL AS record, NULL AS record_sha256"
-    sql = f"SELECT {_COLUMNS}, {record} FROM sweep_trials s JOIN trials t ON t.key = s.key WHERE {where}"
-    for row in db.execute(sql, values):
+def read(
+    db: sqlite3.Connection,
+    where: str,
+    values: Sequence[Any],
+    *,
+    record: bool | Sequence[str],
+    truth: Truth,
+    past: Mapping[str, list[dict[str, Any]]],
+) -> Iterator[TrialRow]:
+    """Rows of ``sweep_trials s`` joined with ``trials t``. Equal parts of their JSON are one object: they are read, never changed.
+
+    Args:
+        record: whether the records are read, or which of their keys; SQLite then takes those out, several times faster than Python parses the whole.
+        past: attempts by trial key.
+    """
+    names = () if isinstance(record, bool) else tuple(record)
+    paths = ", ".join(f"'$.{name}'" for name in (*names, "schema"))  # of one path alone the answer would be no array
+    columns = ["t.record, t.record_sha256" if record else "NULL AS record, NULL AS record_sha256"]
+    columns.append(f"json_extract(t.record, {paths}) AS part" if names else "NULL AS part")
+    sql = f"SELECT {_COLUMNS}, {', '.join(columns)} FROM sweep_trials s JOIN trials t ON t.key = s.key WHERE {where}"
+    parsed = _Parsed()
+    for row in _rows(db, sql, values):
         yield TrialRow(
             **{name: row[name] for name in ("ordinal", "key", "spec_id", "arm", "twin_key", "rival_key", "depends_on")},
-            **{name: json.loads(row[name]) for name in ("spec", "resources", "limits", "request")},
+            **{name: parsed.value(row[name]) for name in ("resources", "limits", "request")},
             **{name: row[name] for name in ("attempt", "node", "reason", "started", "ended")},
+            spec=parsed.spec(row["spec"]),
             state=truth.state(row["sweep"], row["state"], row["owner"]),
-            record=load_record(row["key"], row["record"], row["record_sha256"]) if row["record"] else None,
-            attempts=attempts(db, row["key"]) if row["attempt"] else [],
+            record=_record(row, names) if row["record"] else None,
+            attempts=past.get(row["key"], []),
         )
+
+
+def _rows(db: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Iterator[sqlite3.Row]:
+    """The rows of a query; a record that is no JSON any more stops SQLite before its digest can be compared, so then all digests are."""
+    try:
+        yield from db.execute(sql, values)
+    except sqlite3.OperationalError:
+        for row in db.execute("SELECT key, CAST(record AS BLOB) AS body, record_sha256 FROM trials WHERE record NOT NULL"):
+            check_record(row["key"], bytes(row["body"]).decode(errors="replace"), row["record_sha256"])
+        raise
+
+
+def _record(row: sqlite3.Row, names: Sequence[str]) -> dict[str, Any]:
+    """The record behind its digest; with ``names`` these of its keys."""
+    if not names:
+        return load_record(row["key"], row["record"], row["record_sha256"])
+    check_record(row["key"], row["record"], row["record_sha256"])
+    return dict(zip(names, json.loads(row["part"]), strict=False))
+
+
+class _Parsed:
+    """JSON texts as values, each parsed once. Trials that differ in their seed only share everything else: a driver holds thousands of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def value(self, text: str) -> Any:
+        """The value of ``text``."""
+        if text not in self._known:
+            self._known[text] = json.loads(text)
+        return self._known[text]
+
+    def spec(self, text: str) -> dict[str, Any]:
+        """The same for a spec: what stands before its seed is parsed once for all seeds."""
+        head, _, tail = text.rpartition(',"seed":')
+        try:
+            return {**self.value(head + "}"), **json.loads(f'{{"seed":{tail}')}
+        except ValueError:  # the seed is not among the last of its keys
+            return dict(json.loads(text))
+
+
+def attempts_of_sweep(db: sqlite3.Connection, sweep: str) -> dict[str, list[dict[str, Any]]]:
+    """All attempts of the sweep's trials by key, oldest first, in one query."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    sql = f"SELECT a.key, {_ATTEMPT} FROM sweep_trials s JOIN attempts a ON a.key = s.key WHERE s.sweep=? ORDER BY a.key, a.n"
+    for row in db.execute(sql, (sweep,)):
+        one = dict(row)
+        found.setdefault(one.pop("key"), []).append(one)
+    return found
 
 
 def attempts(db: sqlite3.Connection, key: str) -> list[dict[str, Any]]:
     """All attempts of a trial, oldest first."""
-    rows = db.execute('SELECT n, sweep, node, started, ended, "end", reason, t_s FROM attempts WHERE key=? ORDER BY n', (key,))
-    return [dict(row) for row in rows]
+    return [dict(row) for row in db.execute(f"SELECT {_ATTEMPT} FROM attempts a WHERE a.key=? ORDER BY a.n", (key,))]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial with a record: its identity, how it ended, and the seconds of the attempt that did."""
+
+    key: str
+    spec_id: str
+    state: str
+    seconds: float | None
+
+
+def finished(db: sqlite3.Connection, spec_ids: Iterable[str]) -> Iterator[Finished]:
+    """The trials of these specs that have a record."""
+    asked = list(spec_ids)
+    for begin in range(0, len(asked), _AT_ONCE):
+        some = asked[begin : begin + _AT_ONCE]
+        sql = (
+            "SELECT t.key, t.spec_id, t.state, a.t_s FROM trials t LEFT JOIN attempts a ON a.key = t.key AND a.n = t.attempt"
+            f" WHERE t.spec_id IN ({','.join('?' * len(some))}) AND t.record NOT NULL"
+        )
+        for row in db.execute(sql, some):
+            yield Finished(*row)

@@ -31,6 +31,8 @@ _IDENTITY = (
     "activation",
     "density_asked",
 )
+READS = ("state", "accuracy", "counts", "wall_s")
+"""Keys of a record that the table is made of; the curves, most of its bytes, are not."""
 _SHOWN_PATHS = ("dataset", "model", "layer", "density", "narrow_to_density", "start", "schema")
 
 _PROJECTED = {"constant-fan-in": "per-row", "block": "per-block"}
@@ -69,12 +71,13 @@ def rows(
     by_key = {t.key: t for t in settled.trials}
     row_of = {t.key: g for g in groups for t in g.trials}
     measured = timings if isinstance(timings, Timings) else Timings(timings)
+    followers = _followers(groups)
     table = []
     for one in groups:
         row = _row(one, by_key, row_of, accuracy)
         row["twin_differs"] = {path: pair for path, pair in row["twin_differs"].items() if path not in baselines.tuned_alike(one)}
         row.update(baselines.columns(one))
-        row.update(measured.columns(one, _followers(one, groups)))
+        row.update(measured.columns(one, followers[id(one)]))
         row["headline_missing"] = missing(row)
         if metric != "accuracy":
             values = Values(every, metric)
@@ -87,10 +90,18 @@ def rows(
     return sorted(table, key=lambda row: (*(_orderable(rankable(row, name)) for name in by), *_place(row)))
 
 
-def _followers(one: Group, groups: Sequence[Group]) -> list[Group]:
-    """The rows that are compared with this one: as their twin, or as their small-dense rival."""
-    keys = {t.key for t in one.trials}
-    return [g for g in groups if any({t.twin_key, t.rival_key} & keys for t in g.trials)]
+def _followers(groups: Sequence[Group]) -> dict[int, list[Group]]:
+    """By each row's ``id()`` the rows that are compared with it, as their twin or as their small-dense rival, in the table's order."""
+    holders: dict[str, list[Group]] = {}
+    for one in groups:
+        for trial in one.trials:
+            holders.setdefault(trial.key, []).append(one)
+    found: dict[int, dict[int, Group]] = {id(one): {} for one in groups}
+    for one in groups:
+        for key in {key for t in one.trials for key in (t.twin_key, t.rival_key) if key in holders}:
+            for partner in holders[key]:
+                found[id(partner)][id(one)] = one
+    return {partner: list(rows.values()) for partner, rows in found.items()}
 
 
 def _row(one: Group, by_key: dict[str, TrialRow], row_of: dict[str, Group], values: Values) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 BOOTSTRAP_FROM = 10
@@ -62,11 +63,9 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     pivots = _pivots(values)
     if pivots is None:
         return None
-    import numpy as np
-
-    low, high = np.percentile(pivots, [2.5, 97.5])
+    low, high = _bounds(pivots)
     centre, error = _centre_and_error(values)
-    return centre - float(high) * error, centre - float(low) * error
+    return centre - high * error, centre - low * error
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -113,14 +112,52 @@ def _pivots(values: Sequence[float]) -> Any:
     """(mean* - mean) / standard error* of each resample; None below two values, and where more than one resample in a thousand has no spread."""
     if len(values) < 2 or is_flat(values):
         return None
+    return _drawn_pivots(tuple(map(float, values)))
+
+
+@lru_cache(maxsize=4)
+def _drawn_pivots(values: tuple[float, ...]) -> Any:
+    """The last ones are kept: of the same differences a table asks for an interval, a bound and a probability."""
     import numpy as np
 
-    text = ",".join(repr(float(v)) for v in values)
+    text = ",".join(map(repr, values))
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
     array = np.asarray(values, dtype=np.float64)
-    drawn = array[rng.integers(0, array.size, (_RESAMPLES, array.size))]
-    error = drawn.std(axis=1, ddof=1) / math.sqrt(array.size)
+    n = array.size
+    drawn = array[rng.integers(0, n, (_RESAMPLES, n)).T]  # (n, 5000) float64: a resample is a column
+    centre = _column_sums(drawn) / n
+    drawn -= centre
+    error = np.sqrt(_column_sums(np.multiply(drawn, drawn, out=drawn)) / (n - 1)) / math.sqrt(n)
     spread = error > 1e-12 * error.max()
     if (~spread).mean() > _MOST_FLAT:
         return None
-    return (drawn[spread].mean(axis=1) - array.mean()) / error[spread]
+    return (centre[spread] - array.mean()) / error[spread]
+
+
+def _column_sums(columns: Any) -> Any:
+    """``columns.T.sum(axis=1)`` bit by bit, several times faster: NumPy's order of additions within a row, but for all rows at once."""
+    n = len(columns)
+    if n < 8 or n > 128:  # the order is another one
+        return columns.T.copy().sum(axis=1)
+    r = list(columns[:8])
+    whole = n - n % 8
+    for i in range(8, whole, 8):
+        r = [r[j] + columns[i + j] for j in range(8)]
+    total = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]))
+    for i in range(whole, n):
+        total += columns[i]
+    return total
+
+
+def _bounds(pivots: Any) -> tuple[float, float]:
+    """``numpy.percentile(pivots, [2.5, 97.5])`` bit by bit, without its checks, which take longer than the answer."""
+    import numpy as np
+
+    places = [share * (pivots.size - 1) for share in (0.025, 0.975)]
+    lower = [int(place) for place in places]
+    parts = np.partition(pivots, [k for low in lower for k in (low, min(low + 1, pivots.size - 1))])
+    found = []
+    for place, low in zip(places, lower, strict=True):
+        a, b, t = float(parts[low]), float(parts[min(low + 1, pivots.size - 1)]), place - low
+        found.append(a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t))
+    return found[0], found[1]

@@ -37,7 +37,7 @@ def plugins_of(spec: TrialSpec) -> Iterator[tuple[str, PluginRef]]:
 
 def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
     """Digests of the code that computes: the core's modules and each plugin; the versions of torch and of the libraries of others' plugins."""
-    code = {"core": core_digest(), "torch": metadata.version("torch")}
+    code = {"core": core_digest(), "torch": _torch_version()}
     for family, ref in plugins_of(spec):
         entry = catalog.get(family, ref.name)
         code[f"{family}/{ref.name}"] = entry.digest
@@ -49,6 +49,12 @@ def code_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
 def core_digest() -> str:
     """Digest of every module of the core that a trial runs; the kernels too, which only the layer plugins import."""
     return digest([module_digest(name) for name in ("sparsefleet.trial.run", *modules_in("sparsefleet.ops"))])
+
+
+@lru_cache(maxsize=1)
+def _torch_version() -> str:
+    """Reading a distribution's metadata takes milliseconds."""
+    return metadata.version("torch")
 
 
 def versions_of(spec: TrialSpec, catalog: Catalog) -> dict[str, str]:
@@ -67,17 +73,25 @@ class Keys:
         self._catalog, self._data_root = catalog, data_root
         self._data: dict[str, str] = {}
         self._known: dict[str, str] = {}
+        self._code: dict[tuple[tuple[str, str], ...], tuple[dict[str, str], dict[str, str]]] = {}
+        self._classes: dict[str, str] = {}
 
     def request(self, spec: TrialSpec, threads: int, device: str) -> dict[str, Any]:
-        """What a trial depends on besides its spec; goes into the record."""
+        """What a trial depends on besides its spec; goes into the record. Trials of the same plugins share its parts, which are not to be changed."""
+        plugins = tuple((family, ref.name) for family, ref in plugins_of(spec))
+        if plugins not in self._code:
+            self._code[plugins] = code_of(spec, self._catalog), versions_of(spec, self._catalog)
+        if device not in self._classes:
+            self._classes[device] = device_class(device)
+        code, versions = self._code[plugins]
         return {
-            "code": code_of(spec, self._catalog),
+            "code": code,
             "data": {name: self._data_of(family, ref) for name, family, ref in data_of(spec, self._catalog)},
             "threads": threads,
             "device": device,
-            "device_class": device_class(device),
+            "device_class": self._classes[device],
             "data_root": str(self._data_root),
-            "versions": versions_of(spec, self._catalog),
+            "versions": versions,
         }
 
     def key(self, spec: TrialSpec, threads: int, device: str, start_key: str | None = None) -> str:
@@ -86,10 +100,11 @@ class Keys:
         Args:
             start_key: the key of the trial whose weights this one starts from: what changes those changes this one.
         """
-        asked = digest([spec.to_json(), threads, device, start_key])
+        body = spec.to_json()
+        asked = digest([body, threads, device, start_key])
         if asked not in self._known:
             depends = {name: value for name, value in self.request(spec, threads, device).items() if name not in ("data_root", "versions")}
-            self._known[asked] = digest({"spec": spec.to_json(), "record": RECORD_SCHEMA, "start": start_key, **depends})
+            self._known[asked] = digest({"spec": body, "record": RECORD_SCHEMA, "start": start_key, **depends})
         return self._known[asked]
 
     def _data_of(self, family: str, ref: PluginRef) -> str:

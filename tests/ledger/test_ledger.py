@@ -268,3 +268,83 @@ def test_one_driver_per_sweep(tmp_path: Path) -> None:
             SweepLock(tmp_path, "a-1").acquire()
         assert caught.value.exit_code == 75
     assert not is_held(tmp_path, "a-1")
+
+
+def test_parts_of_records_are_read_behind_the_whole_records_digest(ledger: Ledger) -> None:
+    k0, k1, _ = create(ledger)
+    for key, loss in ((k0, 0.25), (k1, 0.1)):
+        attempt = ledger.lease(key, "a-1", "n")
+        assert ledger.commit(key, attempt, record(accuracy={"test": 0.5, "loss": loss}, curves={"loss": [1.0] * 1000}))
+    found = list(ledger.trials("a-1", with_record=("accuracy", "state", "absent")))
+    assert [t.record for t in found] == [
+        {"accuracy": {"test": 0.5, "loss": 0.25}, "state": "SUCCEEDED", "absent": None},
+        {"accuracy": {"test": 0.5, "loss": 0.1}, "state": "SUCCEEDED", "absent": None},
+        None,
+    ]
+    assert [t.record for t in ledger.trials("a-1", with_record=("state",))][:2] == [{"state": "SUCCEEDED"}] * 2
+    assert [t.key for t in ledger.trials("a-1", states=("PENDING",))] == [f"{2:064x}"]
+    db = sqlite3.connect(ledger.home / "ledger.db")
+    for broken in ('"curves":{"loss":[1.0', '"curves":{"loss":[1.0}'):  # another figure, and no JSON at all
+        db.execute("UPDATE trials SET record = replace(record, '1.0', '2.0') WHERE key=?", (k1,))
+        if broken.endswith("}"):
+            db.execute("UPDATE trials SET record = record || '}' WHERE key=?", (k1,))
+        db.commit()
+        with pytest.raises(IntegrityError, match=k1[:12]):
+            list(ledger.trials("a-1", with_record=("accuracy",)))
+
+
+def test_attempts_come_with_their_trials_in_one_query(ledger: Ledger) -> None:
+    keys = create(ledger)
+    for key in keys[:2]:
+        for end in ("LOST", "CRASHED"):
+            ledger.end_attempt(key, ledger.lease(key, "a-1", "n"), end, "gone", requeue=True, final_state=None)
+    asked: list[str] = []
+    ledger._db.set_trace_callback(asked.append)
+    found = [[a["end"] for a in t.attempts] for t in ledger.trials("a-1", with_record=False)]
+    ledger._db.set_trace_callback(None)
+    assert found == [["LOST", "CRASHED"], ["LOST", "CRASHED"], []]
+    assert sum("attempts" in sql for sql in asked) == 1
+    assert [t.attempts for t in ledger.trials("a-1", with_attempts=False)] == [[], [], []]
+
+
+def test_a_trial_is_found_by_its_beginning_without_looking_at_every_trial(ledger: Ledger) -> None:
+    keys = create(ledger, n=40)
+    plans = [
+        row[3]
+        for row in ledger._db.execute(
+            "EXPLAIN QUERY PLAN SELECT key FROM trials WHERE key >= ?1 AND key < ?2 OR spec_id >= ?1 AND spec_id < ?2", ("a", "b")
+        )
+    ]
+    assert any("trials_spec" in step for step in plans)
+    assert not any(step.startswith("SCAN trials") for step in plans)
+    assert ledger.trial(keys[7]).ordinal == 7
+    with pytest.raises(UserError, match="several"):
+        ledger.trial("0000")
+
+
+def test_finished_trials_are_found_by_spec_under_whatever_code_they_ran(ledger: Ledger) -> None:
+    keys = create(ledger)
+    other = "f" * 64
+    ledger.create_sweep("b-1", "b", "other", "", {}, [SweepTrial(0, other, keys[0][-12:], {"seed": 0}, "dense")])
+    for key, sweep in ((keys[0], "a-1"), (other, "b-1")):
+        ledger.commit(key, ledger.lease(key, sweep, "n"), record())
+    found = list(ledger.finished([key[-12:] for key in keys]))
+    assert {one.key for one in found} == {keys[0], other}
+    assert all(one.state == "SUCCEEDED" and one.seconds is not None for one in found)
+
+
+def test_the_same_trials_asked_for_again_follow_the_new_request_unless_they_are_being_run(ledger: Ledger) -> None:
+    key = create(ledger, n=1)[0]
+    ledger.commit(key, ledger.lease(key, "a-1", "n"), record())
+
+    def again(bundle: str, limit: float) -> tuple[str, float]:
+        asked = [trial(0, limits={"timeout_s": limit})]
+        ledger.create_sweep("a-1", "a", "digest of a-1", "name: a  # edited", {"bundle": bundle}, asked)
+        row = next(ledger.trials("a-1"))
+        assert (row.state, len(row.attempts)) == ("SUCCEEDED", 1)
+        return ledger.sweep("a-1").settings["bundle"], row.limits.get("timeout_s", 0)
+
+    assert again("first", 5) == ("first", 5)
+    with SweepLock(ledger.home, "a-1"):
+        assert again("second", 9) == ("first", 5)
+    assert again("second", 9) == ("second", 9)

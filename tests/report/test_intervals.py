@@ -98,3 +98,19 @@ def test_a_skewed_sample_gets_a_leaning_interval() -> None:
     values = [0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.1, 0.6]
     low, high = bootstrap_interval(values)
     assert high - mean(values) > 2 * (mean(values) - low)
+
+
+@pytest.mark.parametrize("n", [10, 11, 15, 16, 17, 25, 64, 100, 128, 129])
+def test_the_fast_bootstrap_is_numpys_own_to_the_last_bit(n: int) -> None:
+    import hashlib
+    import math
+
+    import numpy as np
+
+    values = [float(v) for v in np.random.default_rng(n).normal(0.9, 10.0 ** -(n % 5), n)]
+    seed = hashlib.sha256(",".join(map(repr, values)).encode()).digest()[:8]
+    drawn = np.asarray(values)[np.random.default_rng(int.from_bytes(seed, "little")).integers(0, n, (5000, n))]
+    pivots = (drawn.mean(axis=1) - np.mean(values)) / (drawn.std(axis=1, ddof=1) / math.sqrt(n))
+    low, high = np.percentile(pivots, [2.5, 97.5])
+    error = math.sqrt(math.fsum((v - math.fsum(values) / n) ** 2 for v in values) / (n - 1)) / math.sqrt(n)
+    assert bootstrap_interval(values) == (math.fsum(values) / n - float(high) * error, math.fsum(values) / n - float(low) * error)
