@@ -22,7 +22,13 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("plugins-lines", "lines of the smallest plugins", "benchmarks.cli.plugins:lines", 0.1),
         Part("plugins-new", "from plugins new to a check and to a row", "benchmarks.cli.plugins:journeys", 6),
     ),
-    "fleet": (Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),),
+    "fleet": (
+        Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),
+        Part("plan-10000", "planning 1,000, 3,000 and 10,000 trials", "benchmarks.fleet.scale:plan", 1),
+        Part("queue-10000", "entering and queueing 1,000, 3,000 and 10,000 trials", "benchmarks.fleet.scale:queue", 1.5),
+        Part("status-10000", "status of 10,000 finished trials", "benchmarks.fleet.scale:listed", 2.5),
+        Part("compare-10000", "compare of 10,000 finished trials", "benchmarks.fleet.scale:listed", 2.5),
+    ),
     "chaos": (
         Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),
         Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),

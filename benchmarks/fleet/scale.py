@@ -235,7 +235,9 @@ def _full(run: Run) -> Iterator[tuple[Path, str]]:
     """A home with the finished sweep."""
     with _home() as home:
         run.say("one sweep for its records")
-        example = _example(home / "example") if (home / "example").mkdir() is None else {}
+        other = home / "example"
+        other.mkdir()
+        example = _example(other)
         n = run.pick(SIZES[-1], SIZES[0])
         run.say(f"{n} trials entered and committed")
         sweep = _enqueued(home, n)["sweep"]
