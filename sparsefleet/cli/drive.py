@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from sparsefleet.cli.compare import Source, show_table, table_rows
 from sparsefleet.cli.events import Feed
 from sparsefleet.cli.session import Session
+from sparsefleet.cli.settings import said_again
 from sparsefleet.cli.sweeps import exit_code, figures, is_measured, status_json
 from sparsefleet.cli.talk import emit, log_folder, next_command, say
 from sparsefleet.cli.trustworthy import require_trustworthy
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from sparsefleet.fleet.events import DriverSettings
     from sparsefleet.ledger.rows import SweepRow
 
+RELAYED = "SPARSEFLEET_RELAYED"
+"""Is set where a verb runs on a cluster's head for somebody elsewhere: what it starts must outlive it, so drivers are jobs of their own."""
 _BACKGROUND_GRACE_S = 1.5
 
 
@@ -46,12 +51,19 @@ def drive(session: Session, wanted: Drive) -> int:
     if has_ended(row) and not (wanted.only_failed or wanted.remeasure):
         say(f"{row.sweep}: all {row.counts.get('total', 0)} trials have ended before; nothing to run")
         return _finish(session, row, wanted)
-    if wanted.detach:
+    relayed = bool(os.environ.get(RELAYED))
+    if wanted.detach or relayed:
         if is_held(home, row.sweep):
             from sparsefleet.errors import SweepLocked
 
             raise SweepLocked(f"sweep {row.sweep!r} is being driven already", fix=f"sparsefleet watch {row.sweep}")
-        return _background(session, row, wanted)
+        if not relayed:
+            return _background(session, row, wanted)
+        _as_job(session, row, wanted)
+        if wanted.detach:
+            return 0
+        _watch(row.sweep)
+        return _finish(session, read_ledger(home).sweep(row.sweep), wanted)
     return _finish(session, foreground(session, row, wanted), wanted)
 
 
@@ -117,7 +129,14 @@ def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
     command = module_command("sparsefleet.cli", "resume", row.sweep, *_flags(wanted))
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True, env=_environment(session))
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=fd,
+            stderr=fd,
+            start_new_session=True,
+            env={**os.environ, **said_again(session.settings)},
+        )
     finally:
         os.close(fd)
     end = time.monotonic() + _BACKGROUND_GRACE_S
@@ -134,12 +153,29 @@ def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
     return 0
 
 
-def _environment(session: Session) -> dict[str, str]:
-    """This environment with every setting of this run in it."""
-    from sparsefleet.cli.settings import SETTINGS
+def _as_job(session: Session, row: SweepRow, wanted: Drive) -> None:
+    """Starts a driver as a Ray Job, whose output goes to the same log as that of a driver in the background."""
+    from sparsefleet.fleet.remote_driver import start_driver
 
-    given = {SETTINGS[n].env: str(v.value) for n, v in session.settings.items() if v.value is not None and v.origin != "default"}
-    return {**os.environ, **given}
+    log = log_folder(session.made_home()) / f"{row.sweep}.log"
+    limit = [f"--max-parallel={session.flags['max_parallel']}"] if "max_parallel" in session.flags else []
+    command = module_command("sparsefleet.cli", "resume", f"--home={session.home}", *_flags(wanted), *limit, "--", row.sweep)
+    job = start_driver(session.get("address"), session.home, row.sweep, command, log)
+    if wanted.as_json and wanted.detach:
+        emit({**status_json(row, session.home), "job": job, "log": str(log)})
+    say(f"{row.sweep} runs on the cluster as job {job}, log {log}; it goes on whatever becomes of this machine")
+    if wanted.detach:
+        next_command(f"watch {row.sweep}")
+
+
+def _watch(sweep: str) -> None:
+    """Shows how the sweep goes until it ends."""
+    from sparsefleet.cli.watch import watch
+
+    try:
+        click.get_current_context().invoke(watch, sweep=sweep)
+    except click.exceptions.Exit:
+        return
 
 
 def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:

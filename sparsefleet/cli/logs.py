@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("what", required=False, metavar="[SWEEP|TRIAL]")
 @click.option("--lines", "-n", type=click.IntRange(1), default=200, show_default=True, help="The last so many lines.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of a trial: this attempt instead of the last one.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until its writer ends or Ctrl-C.")
 def logs(session: Session, what: str | None, lines: int, attempt: int | None, follow: bool) -> None:
     """The log of a sweep's driver, or of one trial: its attempts, its reason, its output.
 
@@ -47,7 +47,7 @@ def logs(session: Session, what: str | None, lines: int, attempt: int | None, fo
     with path.open(encoding="utf-8", errors="backslashreplace") as file:
         data([line.rstrip("\n") for line in deque(file, lines)])
     if follow:
-        _follow(path)
+        _follow(path, session.home, sweep.sweep)
 
 
 def _trial(session: Session, ledger: Ledger, what: str, lines: int, attempt: int | None, follow: bool) -> None:
@@ -79,15 +79,19 @@ def _story(trial: TrialRow) -> Iterator[str]:
         yield f"  warning: {warning}"
 
 
-def _follow(path: Path) -> None:
+def _follow(path: Path, home: Path, sweep: str) -> None:
+    """Until the driver has ended, however it did."""
+    from sparsefleet.ledger import is_held
+
     with path.open(encoding="utf-8", errors="backslashreplace") as file:
         file.seek(0, 2)
         try:
             while True:
-                line = file.readline()
-                if line:
+                driven = is_held(home, sweep)  # asked before reading: what it wrote last comes along
+                for line in file:
                     data(line.rstrip("\n"))
-                else:
-                    time.sleep(0.2)
+                if not driven:
+                    return
+                time.sleep(0.2)
         except KeyboardInterrupt:
             say("stopped following")

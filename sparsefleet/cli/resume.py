@@ -24,7 +24,6 @@ from sparsefleet.cli.trustworthy import require_option
 @click.option("--detach/--wait", default=False, help="Return at once and go on in the background; default: wait.")
 @require_option
 @setting_option("max_parallel", metavar="N")
-@setting_option("address")
 @setting_option("data")
 @setting_option("mlflow_uri")
 @json_option

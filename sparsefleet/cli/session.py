@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from sparsefleet.cli.settings import SETTINGS, Value, export, resolve
+from sparsefleet.cli.talk import RELAYED
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -43,6 +44,12 @@ class Session:
     def plugin_flags(self) -> str:
         """The ``--plugin`` options of this run, to be said again with the next command."""
         return "".join(f" --plugin {shlex.quote(path)}" for path in self.flags.get("plugins", "").split(os.pathsep) if path)
+
+    @property
+    def cluster_url(self) -> str | None:
+        """The dashboard of the cluster whose sweeps are meant; None if they are those of a home on this machine."""
+        address = str(self.get("address"))
+        return address if address.startswith(("http://", "https://")) else None
 
     def made_home(self) -> Path:
         """The same, created 0700; from here on this process makes private files."""
@@ -113,12 +120,27 @@ def shared_options(command: _F) -> _F:
 
 
 def verb(name: str, *examples: str, short: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command with the shared options, and its examples at the end of its help; ``short`` stands in the list of commands."""
+    """A command with the shared options, and its examples at the end of its help; ``short`` stands in the list of commands.
+
+    One that is about a home's sweeps takes ``--address`` too, and is relayed to the cluster that is meant.
+    """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         title = "Example:" if len(examples) == 1 else "Examples:"
         epilog = "\b\n" + "\n".join([title, *(f"  sparsefleet {example}" for example in examples)])
-        return click.command(name, epilog=epilog, short_help=short)(shared_options(pass_session(function)))
+
+        def here_or_there(session: Session, /, **given: Any) -> Any:
+            about_sweeps = name in RELAYED or bool(given.get("cluster"))
+            if about_sweeps and session.cluster_url:
+                from sparsefleet.cli.relay import relay
+
+                leave(relay(session, session.cluster_url, click.get_current_context()))
+            return function(session, **given)
+
+        command = update_wrapper(pass_session(here_or_there), function)
+        if name in (*RELAYED, "doctor"):
+            command = setting_option("address")(command)
+        return click.command(name, epilog=epilog, short_help=short)(shared_options(command))
 
     return decorate
 

@@ -19,7 +19,7 @@ PROJECT_FILE = "sparsefleet.toml"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. ``also`` names a foreign environment variable that is read after ours."""
+    """One setting. ``also`` names a foreign environment variable that is read after ours, ``variable`` ours where it is not the name's."""
 
     name: str
     kind: str
@@ -27,6 +27,7 @@ class Setting:
     default: str | None
     also: str | None = None
     exported_as: str | None = None
+    variable: str | None = None
 
     @property
     def flag(self) -> str:
@@ -36,7 +37,7 @@ class Setting:
     @property
     def env(self) -> str:
         """Our environment variable."""
-        return f"SPARSEFLEET_{self.name.upper()}"
+        return self.variable or f"SPARSEFLEET_{self.name.upper()}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,13 @@ _ALL = (
     Setting("plugins", "paths", "Plugins that are one Python file each", None, exported_as="SPARSEFLEET_PLUGINS"),
     Setting("allow_list", "path", "Import only the plugins that this file lists", None, exported_as="SPARSEFLEET_ALLOW_LIST"),
     Setting("pictures", "text", "Whether a finished sweep's pictures are drawn and uploaded: on or off", "on"),
-    Setting("address", "text", "Address of a Ray cluster, or 'local'", "local"),
+    Setting(
+        "address",
+        "text",
+        "Ray cluster: http://HEAD:8265 from any machine, HOST:PORT from one of its nodes, or 'local'",
+        "local",
+        variable="SPARSEFLEET_RAY_ADDRESS",
+    ),
     Setting("max_parallel", "int", "Trials at a time; default: as many as the CPUs allow", None),
     Setting("max_trials", "int", "Refuse grids of more trials than this", "10000"),
 )
@@ -149,6 +156,13 @@ def export(found: Mapping[str, Value], environ: MutableMapping[str, str] = os.en
         if setting.exported_as and value.origin != "default":
             environ[setting.exported_as] = str(value.value)
     environ["SPARSEFLEET_HOME"] = str(found["home"].value)  # a child may have another working folder
+
+
+def said_again(found: Mapping[str, Value]) -> dict[str, str]:
+    """The environment in which another process of this machine, in any folder, finds the same settings."""
+    named = {"home": str(found["home"].value)}
+    named |= {name: str(value.value) for name, value in found.items() if value.value is not None and value.origin != "default"}
+    return {SETTINGS[name].env: value for name, value in named.items()}
 
 
 def find_upwards(folder: Path) -> Path | None:

@@ -42,7 +42,6 @@ def submit() -> None:
 @setting_option("max_trials", metavar="N")
 @setting_option("data")
 @plugin_option
-@setting_option("address")
 @setting_option("mlflow_uri")
 @json_option
 def grid(

@@ -20,6 +20,9 @@ from sparsefleet.report.plain import plain
 if TYPE_CHECKING:
     from sparsefleet.cli.session import Session
 
+RELAYED = ("grid", "plan", "status", "watch", "logs", "cancel", "resume", "compare")
+"""Verbs that are about a home's sweeps: with the address of a cluster's dashboard they run where that home is."""
+
 
 def data(lines: str | Iterable[str]) -> None:
     """Lines of the answer, to stdout."""
@@ -38,8 +41,9 @@ def say(text: object) -> None:
 
 
 def next_command(command: str) -> None:
-    """The one command to run next."""
-    say(f"next: sparsefleet {command}")
+    """The one command to run next; where this is said for somebody elsewhere, with the flag that leads back here."""
+    flag = os.environ.get("SPARSEFLEET_RELAYED_FLAG", "") if command.split()[0] in (*RELAYED, "submit") else ""
+    say(f"next: sparsefleet {command}{flag and ' '}{flag}")
 
 
 def colourful(err: bool = True) -> bool:

@@ -27,7 +27,7 @@ from sparsefleet.one_file import is_one_file_folder
 
 MAX_BYTES = 64 << 20
 _ARCHIVE = ".plugins.zip"
-_SAME_TIME = (1980, 1, 1, 0, 0, 0)
+SAME_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def make_bundle(catalog: Catalog, plugins: Iterable[str], store: ArtifactStore) -> dict[str, Any] | None:
@@ -39,19 +39,28 @@ def make_bundle(catalog: Catalog, plugins: Iterable[str], store: ArtifactStore) 
     Raises:
         UserError: it would be larger than 64 MiB.
     """
-    asked = set(plugins)
-    wanted = {e.distribution for e in catalog.entries if e.state == "ok" and (f"{e.family}/{e.name}" in asked or e.family == "hooks")}
-    local = [d for d in with_plugins() if str(d.metadata["Name"]) in wanted - {"sparsefleet"} and is_local(d)]
+    local = local_plugins(catalog, plugins)
     if not local:
         return None
     with tempfile.TemporaryDirectory(prefix="sparsefleet-bundle-") as folder:
         path = Path(folder) / "plugins.zip"
-        path.write_bytes(_zipped(local))
+        path.write_bytes(zipped(local))
         return {"sha256": store.put(path).sha256, "distributions": [[str(d.metadata["Name"]), d.version] for d in local]}
 
 
-def _zipped(dists: Sequence[metadata.Distribution]) -> bytes:
-    """The same bytes for the same files, whenever and wherever they are made."""
+def local_plugins(catalog: Catalog, plugins: Iterable[str]) -> list[metadata.Distribution]:
+    """What the named plugins need and other machines cannot fetch; what observes trials comes along."""
+    asked = set(plugins)
+    wanted = {e.distribution for e in catalog.entries if e.state == "ok" and (f"{e.family}/{e.name}" in asked or e.family == "hooks")}
+    return [d for d in with_plugins() if str(d.metadata["Name"]) in wanted - {"sparsefleet"} and is_local(d)]
+
+
+def zipped(dists: Sequence[metadata.Distribution]) -> bytes:
+    """A zip file of the distributions: the same bytes for the same files, whenever and wherever they are made.
+
+    Raises:
+        UserError: it would be larger than 64 MiB.
+    """
     out, n_bytes = io.BytesIO(), 0
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for dist in dists:
@@ -68,7 +77,7 @@ def _zipped(dists: Sequence[metadata.Distribution]) -> bytes:
                 bodies[name] = path.read_bytes()
             _refuse_shadows(bodies)
             for name, body in sorted(bodies.items()):
-                entry = zipfile.ZipInfo(name, _SAME_TIME)
+                entry = zipfile.ZipInfo(name, SAME_TIME)
                 entry.external_attr = 0o444 << 16
                 archive.writestr(entry, body)
     return out.getvalue()

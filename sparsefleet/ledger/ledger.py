@@ -241,6 +241,8 @@ class Ledger:
             if not self._end(key, attempt, state, record.get("reason"), requeue=False, final_state=state):
                 return False
             log = [{"n": a["n"], "end": a["end"], "node": a["node"], "t_s": a["t_s"] or 0.0} for a in attempts(self._db, key)]
+            from sparsefleet.trial.record import WITHOUT_SECRETS  # with pydantic, which no help needs
+
             record = redacted_json(record, leave=WITHOUT_SECRETS)  # nodes have redacted what their environment knows; this is the driver's
             text = dump({**record, "attempt": attempt, "attempts_log": log})
             self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (text, sha256(text), key))

@@ -16,7 +16,7 @@ Invoke = Callable[..., Result]
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Runs a command line in an empty folder; its home is ``tmp_path / "home"``."""
-    for name in ("SPARSEFLEET_DATA", "MLFLOW_TRACKING_URI", "SPARSEFLEET_MLFLOW_URI", "SPARSEFLEET_ADDRESS"):
+    for name in ("SPARSEFLEET_DATA", "MLFLOW_TRACKING_URI", "SPARSEFLEET_MLFLOW_URI", "SPARSEFLEET_RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -187,7 +187,7 @@ def test_doctor(invoke: Invoke) -> None:
 
 
 def test_doctor_sees_an_open_ray_and_a_dead_mlflow(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSEFLEET_ADDRESS", "ray://192.0.2.1:10001")
+    monkeypatch.setenv("SPARSEFLEET_RAY_ADDRESS", "ray://192.0.2.1:10001")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("HOME", "/nonexistent")

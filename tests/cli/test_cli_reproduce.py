@@ -44,7 +44,7 @@ rows:
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Runs a command line in an empty folder; its home is ``tmp_path / "home"``."""
-    for name in ("SPARSEFLEET_DATA", "SPARSEFLEET_ADDRESS"):
+    for name in ("SPARSEFLEET_DATA", "SPARSEFLEET_RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
