@@ -32,7 +32,13 @@ SUITES: dict[str, tuple[Part, ...]] = {
     "chaos": (
         Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),
         Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),
+        Part("BI-01", "random grids and random bytes", "benchmarks.inputs.fuzz:figures", 3, daily=True),
+        Part("BI-02", "nasty grid files", "benchmarks.inputs.files:figures", 0.2, daily=True),
+        Part("BI-03", "grids of 10^6 to 10^18 cells", "benchmarks.inputs.counts:figures", 0.1, daily=True),
+        Part("BI-04", "a hundred typos", "benchmarks.inputs.typos:figures", 0.1, daily=True),
+        Part("SE-04", "30 secrets leave no trace", "benchmarks.security.secrets:figures", 0.8, daily=True),
         Part("SE-06", "nothing runs what a file says", "benchmarks.security.unsafe:figures", 0.1, daily=True),
+        Part("SE-08", "files are private, whatever the umask", "benchmarks.security.modes:figures", 1, daily=True),
     ),
     "trust": (
         Part("MT-01", "A/A never reads as a difference", "benchmarks.trust.verdicts:no_difference", 5),

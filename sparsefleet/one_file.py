@@ -122,7 +122,8 @@ def _info(folder: Path, one: OneFile) -> Path:
 
 def _write(one: OneFile, body: bytes) -> None:
     part = one.folder.with_name(f"{one.folder.name}.{uuid4().hex[:8]}.part")
-    part.mkdir(parents=True, mode=0o700)
+    part.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part.mkdir(mode=0o700)
     (part / f"{one.module}.py").write_bytes(body)
     info = _info(part, one)
     info.mkdir(mode=0o700)

@@ -210,7 +210,7 @@ def _checked(tensors: Mapping[str, Tensor], described: Mapping[str, dict[str, An
             shape = tuple(int(side) for side in layer["shape"])
             mask = LayerMask(shape, _decode(tensors[name], shape, layer))
             _check(name, *mask)
-        except (InvalidMask, KeyError, TypeError, ValueError) as error:
+        except (InvalidMask, KeyError, TypeError, ValueError, ArithmeticError) as error:  # a side of 1e999 is infinite
             raise IntegrityError(f"{path}: layer {name!r} does not match its manifest", cause=str(error)) from error
         if mask.flat.numel() != layer.get("nnz") or layer_digest(*mask) != layer["digest"]:
             raise IntegrityError(f"{path}: layer {name!r} does not match its digest")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsefleet.errors import Diverged
+from sparsefleet.redact import redacted
 from sparsefleet.trial import files
 from sparsefleet.trial.active import active_figures
 from sparsefleet.trial.mask_picture import picture_png
@@ -47,7 +48,7 @@ def tell_epoch(training: Training, batch: tuple[Tensor, Tensor]) -> None:
     for _, values in observed:
         for name, value in dict(values).items():
             if math.isfinite(float(value)):
-                log.add(name, step, float(value))
+                log.add(redacted(name), step, float(value))
             else:
                 log.warn(f"sparsefleet_measure gave {value} as {name} at step {step}: left out")
     last = step == training.total_steps

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.inputs.nasty import HEAD
 from sparsefleet.grid.expand import Point, Skip, walk
 from sparsefleet.grid.load import load_text
 from sparsefleet.grid.model import Grid
@@ -18,13 +19,6 @@ REWIRING = {
     "every": {"type": "integer", "minimum": 1, "default": 100},
     "drop_fraction": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 0.3},
 }
-HEAD = """\
-name: small
-dataset: digits
-model: {mlp: {hidden: [64]}}
-optimizer: {sgd: {lr: 0.1, momentum: 0.9}}
-train: {epochs: 2}
-"""
 
 
 def _entry(family: str, name: str, properties: dict[str, Any] | None = None, **facts: Any) -> Entry:
