@@ -39,14 +39,17 @@ def checks(everything: bool) -> list[Check]:
         Check("imports", (str(BIN / "lint-imports"),)),
         Check("types", (PYTHON, "-m", "mypy")),
         Check("docs", (PYTHON, "docs/generate.py", "--check"), "python docs/generate.py"),
-        Check("tests", (PYTHON, "-m", "pytest", "-q", *PARALLEL, "-m", f"not ({SLOW} or gpu or data or {EXTRA} or sparseprop)")),
+        Check(
+            "tests", (PYTHON, "-m", "pytest", "-q", *PARALLEL, "-m", f"not ({SLOW} or backends or gpu or data or {EXTRA} or sparseprop)")
+        ),
     ]
     if everything:
         quick_extra = f"{EXTRA} and not ({SLOW} or gpu)"
         found.append(Check("torch-sparse tests", (PYTHON, "-m", "pytest", "-q", "-m", quick_extra)))
         slow = (PYTHON, "-m", "pytest", "-q", "--durations=15")
-        found.append(Check("slow tests", (*slow, *PARALLEL, "-m", f"({SLOW}) and not (alone or gpu)")))
-        found.append(Check("tests alone", (*slow, "-m", f"({SLOW}) and alone and not gpu")))
+        found.append(Check("slow tests", (*slow, *PARALLEL, "-m", f"({SLOW}) and not (alone or backends or gpu)")))
+        found.append(Check("tests alone", (*slow, "-m", f"({SLOW}) and alone and not (backends or gpu)")))
+        found.append(Check("back-end tests", (*slow, "-m", "backends")))
     return found
 
 

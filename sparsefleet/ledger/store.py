@@ -6,14 +6,14 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from sparsefleet.errors import BackendUnreachable, IntegrityError
+from sparsefleet.errors import BackendUnreachable, IntegrityError, SparsefleetError, UserError
 
 _CHUNK = 1 << 20
 
@@ -32,9 +32,14 @@ class ArtifactRef:
 
 
 class ArtifactStore:
-    """A store at ``uri``. A plain path or ``file:`` needs nothing; any other URI needs the fsspec package for its protocol."""
+    """A store at ``uri``. A plain path or ``file:`` needs nothing; any other URI needs the fsspec package for its protocol.
+
+    Raises:
+        UserError: the place is a web page's.
+    """
 
     def __init__(self, uri: str) -> None:
+        refuse_web(uri)
         self.uri = uri
         parts = urlsplit(uri)
         self._local = Path(unquote(parts.path) if parts.scheme == "file" else uri) if parts.scheme in ("", "file") else None
@@ -58,8 +63,9 @@ class ArtifactStore:
             if self._local:
                 _put_local(self._local, [(path, ref) for (_, path), ref in zip(files, refs, strict=True)])
             else:
-                for (_, path), ref in zip(files, refs, strict=True):
-                    self._put_remote(path, ref.sha256, ref.bytes)
+                with _only_os_errors():
+                    for (_, path), ref in zip(files, refs, strict=True):
+                        self._put_remote(path, ref.sha256, ref.bytes)
         except OSError as error:
             raise BackendUnreachable(f"artifact store {self.uri} cannot be written", cause=str(error)) from error
         return refs
@@ -77,8 +83,9 @@ class ArtifactStore:
             if self._local:
                 shutil.copyfile(self._local / _place(sha256), part)
             else:
-                fs, root = self._remote()
-                fs.get_file(f"{root}/{_place(sha256)}", str(part))
+                with _only_os_errors():
+                    fs, root = self._remote()
+                    fs.get_file(f"{root}/{_place(sha256)}", str(part))
             if file_sha256(part) != sha256:
                 raise IntegrityError(
                     f"artifact {sha256[:12]} in {self.uri} does not match its digest", fix="delete it and run its trial again"
@@ -93,7 +100,12 @@ class ArtifactStore:
     def _remote(self) -> tuple[Any, str]:
         import fsspec
 
-        fs, root = fsspec.core.url_to_fs(self.uri)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.uri)
+        except ImportError as error:
+            raise BackendUnreachable(
+                f"artifact store {self.uri} needs a package that is not installed", cause=str(error), fix="pip install 'sparsefleet[s3]'"
+            ) from error
         return fs, root.rstrip("/")
 
     def _put_remote(self, path: Path, digest: str, size: int) -> None:
@@ -105,6 +117,36 @@ class ArtifactStore:
         part = f"{final}.{uuid.uuid4().hex[:8]}.part"
         fs.put_file(str(path), part)
         fs.mv(part, final)
+
+
+@contextmanager
+def _only_os_errors() -> Iterator[None]:
+    """What a client library raises when its server is away, botocore for one, need not be an OSError."""
+    try:
+        yield
+    except (OSError, SparsefleetError):
+        raise
+    except Exception as error:
+        raise OSError(str(error)) from error
+
+
+def refuse_web(uri: str) -> None:
+    """Return if files may lie at ``uri``.
+
+    Raises:
+        UserError: it is an address of the web: whoever names it would make us fetch from any host that we reach.
+    """
+    if is_web(uri):
+        raise UserError(
+            f"artifacts cannot lie at {uri!r}",
+            cause="http, https and ftp are not stores of files",
+            fix="use a path, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; an MLflow server with --serve-artifacts takes them itself",
+        )
+
+
+def is_web(uri: str) -> bool:
+    """True for an address of the web, also behind another protocol's name."""
+    return any(urlsplit(part).scheme in ("http", "https", "ftp") for part in uri.lower().split("::"))
 
 
 def file_sha256(path: Path) -> str:

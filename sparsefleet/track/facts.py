@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sparsefleet.ledger.rows import TrialRow
+from sparsefleet.ledger.rows import SweepRow, TrialRow
 from sparsefleet.track import names
 from sparsefleet.track.timing import metrics_of, word
 
@@ -64,15 +64,17 @@ def run_name(row: TrialRow) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in text)
 
 
-def tags_of(row: TrialRow, spec_ids: Mapping[str, str]) -> dict[str, str]:
+def tags_of(row: TrialRow, spec_ids: Mapping[str, str], owner: SweepRow | None = None) -> dict[str, str]:
     """The tags of a trial's run.
 
     Args:
         spec_ids: by trial key, of the sweep's trials.
+        owner: the sweep that ran it.
     """
     record = row.record or {}
     tags = {
         names.STATE: row.state,
+        **_history(row, owner),
         names.ARM: row.arm,
         names.METHOD: label_of(row.spec),
         names.TWIN: spec_ids.get(row.twin_key or ""),
@@ -86,6 +88,22 @@ def tags_of(row: TrialRow, spec_ids: Mapping[str, str]) -> dict[str, str]:
     for used in record.get("plugins", []):
         tags[names.PLUGIN.format(family=used["family"])] = f"{used['name']} ({used['distribution']} {used['version']})"
     return {name: cut(str(value), _LONGEST_TAG) for name, value in tags.items() if value}
+
+
+def _history(row: TrialRow, owner: SweepRow | None) -> dict[str, str | None]:
+    """Where and how the trial ran, and how long it waited."""
+    told: dict[str, str | None] = {names.NODE: row.node}
+    if row.attempts:
+        last = row.attempts[-1]
+        told[names.ATTEMPTS] = "; ".join(f"{a['n']} {a['end']}" + (f" on {a['node']}" if a["node"] else "") for a in row.attempts)
+        reason = str(last["reason"] or "").strip().splitlines()
+        told[names.EXIT] = f"{last['end']}: {reason[0]}" if reason else last["end"]
+        told[names.NODE] = last["node"] or row.node
+    if owner is not None:
+        told[names.BUNDLE] = (owner.settings.get("bundle") or {}).get("sha256")
+        if row.attempts:
+            told[names.WAIT] = f"{max(0, milliseconds(row.attempts[0]['started']) - milliseconds(owner.created)) / 1000:.1f}"
+    return told
 
 
 def status_of(state: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.ledger.rows import TimingRow, TrialRow
+from sparsefleet.ledger.store import refuse_web
 from sparsefleet.track import names, server
 from sparsefleet.track.runs import every_run, tagged
 
@@ -81,6 +82,7 @@ def find_sweep(client: MlflowClient, sweep: str, home_id: str | None = None) -> 
     matching = [run for run in known if run.data.tags[names.SWEEP].startswith(sweep)]
     found = [run for run in matching if run.data.tags[names.SWEEP] == sweep] or matching
     if len(found) == 1:
+        refuse_web(str(found[0].info.artifact_uri))
         return found[0]
     if not found:
         raise UserError(f"unknown sweep {sweep!r} in MLflow", fix=f"sweeps there: {', '.join(ids[:8]) or 'none yet'}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sparsefleet.errors import UserError
 from sparsefleet.ledger.rows import SweepRow, TrialRow
+from sparsefleet.ledger.store import is_web, refuse_web
 from sparsefleet.track import facts, names
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Runs:
                 found = self._client.get_experiment_by_name(name)  # another home was faster
                 if found is None:
                     raise error
+        if not create and is_web(str(found.artifact_location)):
+            return None
+        refuse_web(str(found.artifact_location))
         self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
@@ -140,6 +144,11 @@ class Runs:
                 dropped += 1
             seen.add(identity)
         return dropped
+
+    def unfinished(self, parent: Run) -> list[Run]:
+        """Runs of trials below ``parent`` that are RUNNING."""
+        wanted = f"{tagged(KIND='trial', PARENT=parent.info.run_id, HOME=self._home)} AND attributes.status = 'RUNNING'"
+        return list(every_run(self._client, [parent.info.experiment_id], wanted))
 
     def set_experiment_note(self, sweep: SweepRow, note: str) -> None:
         """Show the table on the experiment, unless the experiment is someone else's."""

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from sparsefleet.errors import BackendUnreachable, UserError
 from sparsefleet.home import write_private
+from sparsefleet.track import database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,9 +62,9 @@ def connect(uri: str, *, create: bool = False) -> MlflowClient:
         BackendUnreachable: nothing answers there.
         UserError: there is no such database.
     """
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not create and not database.exists():
-        raise UserError(f"there is no MLflow database {database}", fix="submit a grid first; its uploader makes the database")
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not create and not file.exists():
+        raise UserError(f"there is no MLflow database {file}", fix="submit a grid first; its uploader makes the database")
     os.environ.update(environment())
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -73,9 +74,16 @@ def connect(uri: str, *, create: bool = False) -> MlflowClient:
             f"MLflow's file store is gone: {uri!r}", fix="use sqlite:///PATH or http://HOST:PORT as MLFLOW_TRACKING_URI"
         )
     try:
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    except (MlflowException, OSError, ImportError) as error:
+        with database.alone(uri):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+    except ImportError as error:
+        if database.is_postgres(uri):
+            raise BackendUnreachable(
+                "there is no driver for PostgreSQL", cause=str(error), fix="pip install 'sparsefleet[postgresql]'"
+            ) from error
+        raise unreachable(uri, error) from error
+    except (MlflowException, OSError) as error:
         raise unreachable(uri, error) from error
     return client
 
@@ -90,8 +98,9 @@ def unreachable(uri: str, error: BaseException) -> BackendUnreachable:
 
 
 def without_secrets(text: str, uri: str) -> str:
-    """``text`` with the URI's user and password taken out."""
-    return text.replace(uri, without_password(uri))
+    """``text`` with the URI's user and password taken out, wherever the password stands."""
+    text, password = text.replace(uri, without_password(uri)), urlsplit(uri).password
+    return text.replace(password, "***") if password else text
 
 
 def is_there(client: Any) -> bool:

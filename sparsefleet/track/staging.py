@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,9 @@ from sparsefleet.trial import files
 
 _SPACE = uuid.UUID("5f0c7c9e-5d2e-4b53-9a1f-3a3f6d2f4f10")
 _THUMBNAIL = 256
+_MOST_LOG_BYTES = 10 << 20
 _SHOWN_OF_REQUEST = ("tuning", "no_rival", "dense_infeasible")
-_AS_THEY_ARE = (files.SPEC, files.ENVIRONMENT)
+_AS_THEY_ARE = (files.SPEC, files.ENVIRONMENT, names.LOG_TXT)
 _IN_MASK_FOLDER = (files.MASKS, files.MANIFEST)
 
 
@@ -68,6 +70,14 @@ def stage_trial(row: TrialRow, store: ArtifactStore, run: Path, model: Path, whe
     if (model / files.MODEL).exists():
         (model / names.SPEC_JSON).write_text(dumps(row.spec), encoding="utf-8")
     return missing
+
+
+def stage_logs(row: TrialRow, home: Path, run: Path) -> None:
+    """Put the trial's logs into ``run``: what it printed, from the store or this home, and its structured log; those of a sensible size."""
+    folder = home / "logs" / "trials"
+    for name, log in ((names.LOG_TXT, folder / f"{row.key}-{row.attempt}.log"), (names.LOG_JSONL, folder / f"{row.key}.jsonl")):
+        if not (run / name).exists() and log.is_file() and 0 < log.stat().st_size <= _MOST_LOG_BYTES:
+            shutil.copyfile(log, run / name)
 
 
 def record_text(record: Mapping[str, Any]) -> str:

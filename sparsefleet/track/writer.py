@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import SparsefleetError
-from sparsefleet.ledger.rows import OutboxItem, SweepRow, TrialRow
+from sparsefleet.ledger.rows import TERMINAL, OutboxItem, SweepRow, TrialRow
 from sparsefleet.track import facts, names, staging
 from sparsefleet.track.facts import Point
 from sparsefleet.track.pictures import Draw, PictureWriter
@@ -96,7 +96,19 @@ class Writer:
             changed += moved
             if moved or sweep.sweep in self._touched:
                 changed += self._runs.drop_doubles(run)
+                changed += self._drop_abandoned(run, sweep)
         return changed
+
+    def _drop_abandoned(self, parent: Run, sweep: SweepRow) -> int:
+        """Delete runs that an uploader began and that nothing in the outbox will end: their trials went back into the queue since."""
+        dropped = 0
+        for run in self._runs.unfinished(parent):
+            key = run.data.tags[names.TRIAL_KEY]
+            row = next((row for row in self._rows_of(sweep.sweep) if row.key == key), None)
+            if row is not None and self._ledger.trial(key).state not in TERMINAL:
+                self.client.delete_run(run.info.run_id)
+                dropped += 1
+        return dropped
 
     # sweeps
 
@@ -168,7 +180,7 @@ class Writer:
         fresh = run is None
         if run is None:
             run = self._runs.create_trial(row, owner, parent.info.run_id, facts.started_of(row))
-        self._fill(run, row, {other.key: other.spec_id for other in static}, fresh=fresh)
+        self._fill(run, row, facts.tags_of(row, {other.key: other.spec_id for other in static}, owner), fresh=fresh)
         self.client.set_terminated(run.info.run_id, facts.status_of(row.state), facts.ended_of(row))
         return str(run.info.run_id)
 
@@ -176,9 +188,8 @@ class Writer:
         """The sweep that ran the trial; one that was refused without an attempt belongs to whoever tells of it first."""
         return self._ledger.sweep(row.attempts[-1]["sweep"] if row.attempts else item.sweep)
 
-    def _fill(self, run: Run, row: TrialRow, spec_ids: Mapping[str, str], *, fresh: bool) -> None:
+    def _fill(self, run: Run, row: TrialRow, tags: dict[str, str], *, fresh: bool) -> None:
         run_id = run.info.run_id
-        tags = facts.tags_of(row, spec_ids)
         if row.record is not None:
             tags[names.RECORD_SHA256] = hashlib.sha256(staging.record_text(row.record).encode()).hexdigest()
             self._log_dataset(run_id, row.record)
@@ -187,6 +198,7 @@ class Writer:
             files.mkdir()
             model.mkdir()
             missing = staging.stage_trial(row, self._store, files, model, facts.ended_of(row))
+            staging.stage_logs(row, self._ledger.home, files)
             if missing:
                 tags[names.MISSING] = facts.cut(", ".join(missing), _NOTE_LENGTH)
             if (files / names.IMAGES).exists():

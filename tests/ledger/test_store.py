@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsefleet.errors import BackendUnreachable, IntegrityError
+from sparsefleet.errors import BackendUnreachable, IntegrityError, UserError
 from sparsefleet.ledger import ArtifactStore
 
 
@@ -43,3 +43,9 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     with pytest.raises(BackendUnreachable, match="cannot be written"):
         ArtifactStore(str(tmp_path / "f")).put(tmp_path / "f")
+
+
+@pytest.mark.parametrize("uri", ["http://169.254.169.254/x", "HTTPS://example.org/x", "ftp://h/x", "simplecache::http://h/x"])
+def test_addresses_of_the_web_are_no_stores(uri):
+    with pytest.raises(UserError, match="artifacts cannot lie at"):
+        ArtifactStore(uri)

@@ -58,8 +58,9 @@ def test_no_marker_but_gpu_data_and_sparseprop_escapes_all_runs(check):
     """All of them together are all tests but those for a GPU, for MNIST's files or for a peer that no extra installs: nothing skips itself."""
     marked = {c.name: c.command[c.command.index("-m", 3) + 1] for c in check.checks(everything=True) if "pytest" in c.command}
     assert marked == {
-        "tests": f"not ({check.SLOW} or gpu or data or torch_sparse or sparseprop)",
+        "tests": f"not ({check.SLOW} or backends or gpu or data or torch_sparse or sparseprop)",
         "torch-sparse tests": f"torch_sparse and not ({check.SLOW} or gpu)",
-        "slow tests": f"({check.SLOW}) and not (alone or gpu)",
-        "tests alone": f"({check.SLOW}) and alone and not gpu",
+        "slow tests": f"({check.SLOW}) and not (alone or backends or gpu)",
+        "tests alone": f"({check.SLOW}) and alone and not (backends or gpu)",
+        "back-end tests": "backends",
     }

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from track_homes import spec_of, sweep_trials
 
-from sparsefleet.ledger.rows import TrialRow
+from sparsefleet.ledger.rows import SweepRow, TrialRow
 from sparsefleet.track import facts, names, server, staging
 from sparsefleet.track.page import render
 
@@ -96,3 +96,31 @@ def test_a_long_value_says_that_it_was_cut(value: str) -> None:
     cut: Any = facts.params_of({"a": value})["a"]
     assert len(cut) <= 6000
     assert cut == value or cut.endswith("(cut)")
+
+
+def test_tags_tell_where_and_how_a_trial_ran_and_how_long_it_waited() -> None:
+    trial = sweep_trials(2)[1]
+    lost = {
+        "n": 1,
+        "sweep": "q",
+        "node": "a",
+        "started": "2026-01-02T03:00:07.500+00:00",
+        "ended": None,
+        "end": "LOST",
+        "reason": "node a is gone",
+        "t_s": 1.0,
+    }
+    crashed = {
+        **lost,
+        "n": 2,
+        "node": "b",
+        "started": "2026-01-02T03:01:00.000+00:00",
+        "end": "CRASHED",
+        "reason": "SIGSEGV (signal 11)\nat",
+    }
+    row = TrialRow(**{**vars(trial), "state": "POISONED", "attempt": 2, "node": "b", "attempts": [lost, crashed]})
+    owner = SweepRow("q", "q", "d", "", "DONE", "2026-01-02T03:00:00.000+00:00", None, {"bundle": {"sha256": "e" * 64}}, {})
+    tags = facts.tags_of(row, {}, owner)
+    assert tags[names.ATTEMPTS] == "1 LOST on a; 2 CRASHED on b"
+    assert (tags[names.EXIT], tags[names.NODE]) == ("CRASHED: SIGSEGV (signal 11)", "b")
+    assert (tags[names.WAIT], tags[names.BUNDLE]) == ("7.5", "e" * 64)

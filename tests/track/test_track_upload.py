@@ -241,6 +241,49 @@ def test_a_trial_that_ran_again_replaces_its_run(home: Path) -> None:
     assert (run.info.status, run.data.tags[names.ATTEMPT]) == ("FINISHED", "2")
 
 
+def test_a_run_that_was_begun_and_whose_trial_waits_again_does_not_stay(home: Path) -> None:
+    trials = enter_sweep(home, 2)
+    with open_ledger(home) as ledger:
+        assert ledger.lease(trials[1].key, "quick-12345678", "here") == 1
+        ledger.end_attempt(trials[1].key, 1, "CRASHED", "signal 11", requeue=False, final_state="POISONED")
+    client = server.connect(server.local_uri(home))
+    with pytest.raises(Killed):
+        write_all(home, CutOff(client, 13, after=True))
+    (begun,) = trial_runs(client)
+    assert begun.info.status == "RUNNING"
+    with open_ledger(home) as ledger:
+        assert ledger.retry_failed("quick-12345678") == 1
+    assert drain(home, server.local_uri(home), Following()) == 0
+    assert trial_runs(client) == []
+
+
+def test_logs_of_a_failed_trial_are_artifacts_of_its_run(home: Path) -> None:
+    trials = enter_sweep(home, 2)
+    key = trials[1].key
+    folder = home / "logs" / "trials"
+    folder.mkdir(parents=True)
+    (folder / f"{key}-1.log").write_text("about to crash\n")
+    (folder / f"{key}.jsonl").write_text('{"event": "started"}\n')
+    with open_ledger(home) as ledger:
+        assert ledger.lease(key, "quick-12345678", "here") == 1
+        ledger.end_attempt(key, 1, "CRASHED", "signal 11", requeue=False, final_state="POISONED")
+    assert drain(home, server.local_uri(home), Following()) == 0
+    client = server.connect(server.local_uri(home))
+    (run,) = trial_runs(client)
+    kept = {
+        name: Path(client.download_artifacts(run.info.run_id, name, str(home))).read_text() for name in (names.LOG_TXT, names.LOG_JSONL)
+    }
+    assert kept == {"log.txt": "about to crash\n", "log.jsonl": '{"event": "started"}\n'}
+
+
+def test_an_experiment_whose_artifacts_lie_on_the_web_is_refused(home: Path) -> None:
+    filled_home(home, 1)
+    server.connect(server.local_uri(home)).create_experiment("quick", artifact_location="http://169.254.169.254/latest")
+    assert drain(home, server.local_uri(home), Following()) == 1
+    with open_ledger(home) as ledger:
+        assert all(item.attempts for item in ledger.outbox())
+
+
 def test_a_sweep_runs_while_its_driver_lives_and_is_killed_when_the_driver_is_gone(home: Path) -> None:
     enter_sweep(home, 2)
     client = server.connect(server.local_uri(home))
