@@ -31,6 +31,10 @@ SUITES: dict[str, tuple[Part, ...]] = {
     ),
     "chaos": (
         Part("RF-01", "a busy worker is killed every 3 s", "benchmarks.chaos.kill_workers:figures", 2, daily=True),
+        Part("RF-05", "every process of a node is killed", "benchmarks.chaos.nodes:lost", 2),
+        Part("RF-06", "a node is frozen for a minute", "benchmarks.chaos.nodes:frozen", 3.5),
+        Part("RF-07", "a raylet is killed, its workers live on", "benchmarks.chaos.nodes:zombie", 2.5),
+        Part("head", "the head of the cluster is killed", "benchmarks.chaos.nodes:head", 3),
         Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),
         Part("BI-01", "random grids and random bytes", "benchmarks.inputs.fuzz:figures", 3, daily=True),
         Part("BI-02", "nasty grid files", "benchmarks.inputs.files:figures", 0.2, daily=True),

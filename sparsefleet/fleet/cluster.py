@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
-import time
-from dataclasses import dataclass
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,31 +15,17 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: a supervisor that w
 
 import ray
 
-from sparsefleet.errors import BackendUnreachable, UserError
-from sparsefleet.fleet.queue import Shape
+from sparsefleet.errors import BackendUnreachable, SparsefleetError, UserError
+from sparsefleet.fleet.shape import Node, Shape
+from sparsefleet.fleet.silence import Silence
 from sparsefleet.fleet.token import protect_token
+from sparsefleet.fleet.view import View
 from sparsefleet.spawn import refuse_other_copies
 
 _OBJECT_STORE_BYTES = 128 << 20
 """Results are records of some kilobytes; files go through the artifact store."""
-_NODES_EVERY_S = 1.0
-"""Asking Ray for its nodes takes some milliseconds, and a short trial not much more."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One machine, with all it has."""
-
-    id: str
-    name: str
-    cpus: float
-    gpus: float
-
-    def fits(self, shape: Shape) -> int:
-        """How many trials of this shape the empty node holds."""
-        by_cpu = int(self.cpus // shape.cpus) if shape.cpus else 1 << 16
-        by_gpu = int(self.gpus // shape.gpus) if shape.gpus else 1 << 16
-        return min(by_cpu, by_gpu)
+_SHUTDOWN_S = 10.0
+"""Ray without its head takes five seconds to end, and may never."""
 
 
 class Cluster:
@@ -47,13 +33,18 @@ class Cluster:
 
     Args:
         address: ``local`` starts a Ray that ends with this process, with the token authentication that Ray turns on for it.
+        sweep: named in the command that goes on with it if the cluster is lost.
+
+    Attributes:
+        silence: nodes that Ray believes alive and that say nothing.
     """
 
-    def __init__(self, address: str, cpus: int | None) -> None:
+    def __init__(self, address: str, cpus: int | None, sweep: str = "SWEEP") -> None:
         self.address = address
         self._cpus = cpus
-        self._nodes: list[Node] = []
-        self._ask_at = 0.0
+        self._sweep = sweep
+        self._view: View | None = None
+        self.silence = Silence()
 
     def __enter__(self) -> Cluster:
         refuse_other_copies(Path.cwd())
@@ -67,14 +58,31 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
         protect_token()
+        self._view = View(ray.get_runtime_context().gcs_address, self._sweep)
+        self._view.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        ray.shutdown()
-        if isinstance(error, ray.exceptions.RayError):
+        lost = self.lost
+        self.view.stop()
+        _shut_down()
+        if isinstance(error, ray.exceptions.RayError) or (
+            lost and isinstance(error, Exception) and not isinstance(error, SparsefleetError)
+        ):
             raise BackendUnreachable(
-                "Ray stopped answering", cause=str(error), fix="sparsefleet resume goes on where the ledger stands"
+                "Ray stopped answering", cause=str(error), fix=f"sparsefleet resume {self._sweep} goes on where the ledger stands"
             ) from error
+
+    @property
+    def view(self) -> View:
+        """What Ray says of its nodes."""
+        assert self._view is not None, "the cluster is not entered"
+        return self._view
+
+    @property
+    def lost(self) -> bool:
+        """True once the head is gone: no call of Ray's would return."""
+        return self._view is not None and self._view.lost
 
     @property
     def own_node(self) -> str:
@@ -82,33 +90,61 @@ class Cluster:
         return str(ray.get_runtime_context().get_node_id())
 
     def nodes(self) -> list[Node]:
-        """Machines that were alive within the last second."""
-        if time.monotonic() < self._ask_at:
-            return self._nodes
-        self._nodes = [
-            Node(node["NodeID"], node["NodeName"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
-        ]
-        self._ask_at = time.monotonic() + _NODES_EVERY_S
-        return self._nodes
-
-    def slots(self, shape: Shape) -> int:
-        """How many trials of this shape run at once.
+        """Machines that Ray holds for alive.
 
         Raises:
-            UserError: not even one.
+            BackendUnreachable: the cluster's head is lost.
+        """
+        return self.view.nodes()
+
+    def closed(self) -> frozenset[str]:
+        """Nodes on which no trial may start: they are silent, or someone waits to measure there."""
+        return self.silence.nodes | self.view.claimed()
+
+    def slots(self, shape: Shape) -> int:
+        """How many trials of this shape run at once on the nodes that are open; 0 if all that could are closed for now.
+
+        Raises:
+            UserError: no node could ever hold one.
         """
         nodes = self.nodes()
-        n = sum(node.fits(shape) for node in nodes)
-        if n == 0:
-            largest = ", ".join(f"{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs" for node in nodes) or "none is alive"
+        if not any(node.fits(shape) for node in nodes):
+            if self.silence.nodes:  # they may come back
+                return 0
             raise UserError(
-                f"a trial needs {shape.cpus:g} CPUs and {shape.gpus:g} GPUs, and no node has them",
-                cause=largest,
-                fix="resources: in the grid",
+                f"no node has what a trial needs: {shape}",
+                cause="; ".join(map(str, nodes)) or "none is alive",
+                fix="resources: in the grid, or another cluster by --address",
             )
-        return n
+        closed = self.closed()
+        return sum(node.fits(shape) for node in nodes if node.id not in closed)
+
+    def options(self, shape: Shape) -> dict[str, Any]:
+        """How Ray is asked for a place for one trial."""
+        selector = dict(shape.labels)
+        closed = self.closed()
+        if closed:
+            selector["ray.io/node-id"] = f"!in({','.join(sorted(closed))})"
+        asked: dict[str, Any] = {"num_cpus": shape.cpus, "num_gpus": shape.gpus}
+        if shape.memory_mib:
+            asked["memory"] = int(shape.memory_mib) << 20
+        if shape.accelerator:
+            asked["accelerator_type"] = shape.accelerator
+        return {**asked, "label_selector": selector} if selector else asked
+
+    def quietest(self, shape: Shape) -> Node | None:
+        """The node to measure this shape on: of those that hold it and answer, the one of which the others hold least."""
+        nodes = [node for node in self.nodes() if node.fits(shape) and node.id not in self.silence.nodes]
+        claimed = self.view.claimed()
+        return min(nodes, key=lambda n: (n.id in claimed, n.total.cpus - n.free.cpus, n.id), default=None)
+
+
+def _shut_down() -> None:
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(_SHUTDOWN_S)
+    if thread.is_alive():
+        atexit.unregister(ray.shutdown)
 
 
 def _silence() -> None:

@@ -75,6 +75,7 @@ def _run(
     """Trials, then timings; the sweep's state."""
     from sparsefleet.fleet.bundle import unpacked
     from sparsefleet.fleet.cluster import Cluster  # imports ray: not for a sweep with nothing left
+    from sparsefleet.fleet.logs import home_id
     from sparsefleet.fleet.measuring import MeasurePhase
     from sparsefleet.fleet.phase import TrialPhase
     from sparsefleet.fleet.pool import Pool
@@ -85,10 +86,9 @@ def _run(
     folder = unpacked(bundle, ArtifactStore(artifact_root()), ledger.home) if bundle else None
     node_server = NodeServer(folder)  # imports torch while Ray starts
     try:
-        with Cluster(settings.address, settings.cpus) as cluster:
-            pool = Pool(
-                cluster, Setup(str(ledger.home), artifact_root(), cluster.own_node, node_server.path, bundle), settings.max_parallel
-            )
+        with Cluster(settings.address, settings.cpus, sweep) as cluster:
+            setup = Setup(str(ledger.home), artifact_root(), cluster.own_node, node_server.path, bundle, home_id(ledger.home))
+            pool = Pool(cluster, setup, settings.max_parallel)
             try:
                 trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
                 trials.run()

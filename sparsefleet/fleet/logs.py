@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sparsefleet.errors import UserError
@@ -20,6 +23,23 @@ _POLL_S = 0.2
 def log_path(home: Path, key: str, attempt: int) -> Path:
     """Where the attempt's output goes, on the node that runs it."""
     return home / "logs" / "trials" / f"{key}-{attempt}.log"
+
+
+def home_id(home: Path) -> str:
+    """A random word that stands in the home: a node that reads another one, or none, at the same path has a home of its own."""
+    path = home / "logs" / ".home-id"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with suppress(FileExistsError), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(16))
+    return path.read_text()
+
+
+def is_home(home: Path, known: str) -> bool:
+    """True if this node sees the home whose ``home_id`` is ``known``."""
+    try:
+        return (home / "logs" / ".home-id").read_text() == known
+    except OSError:
+        return False
 
 
 def read_log(home: Path, row: TrialRow, attempt: int | None = None) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsefleet.fleet.events import DriverSettings, Event
+from sparsefleet.fleet.events import FLEET_EVERY_S, DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import measure_job
 from sparsefleet.fleet.outcome import LOST_BUDGET, RESULT
-from sparsefleet.fleet.pool import Message, Pool
-from sparsefleet.fleet.queue import Shape
+from sparsefleet.fleet.pool import Pool
+from sparsefleet.fleet.shape import Shape
+from sparsefleet.fleet.slots import Message
 from sparsefleet.fleet.untimed import untimed
+from sparsefleet.fleet.waiting import waits_to_measure
 from sparsefleet.ledger import Ledger, TrialRow
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.measure.assemble import beside
@@ -43,6 +46,7 @@ class MeasurePhase:
         self._known: dict[str, TimingRow] = {}
         self._memo = Memo()
         self._forget: list[str] = []
+        self._tell_at = 0.0
 
     def run(self) -> None:
         """Until all are timed or someone asked to stop."""
@@ -127,10 +131,11 @@ class MeasurePhase:
         waiting = True
         while not self._interrupts.stopping:
             if waiting:
-                self._pool.adjust({shape: 1})
+                self._pool.adjust_whole(shape)
                 for slot, _ in self._pool.greet():
                     slot.ready = True  # its code was checked before the trials, and the result names what it timed
-                room = [slot for slot in self._pool.with_room(1) if slot.shape == shape]
+                self._tell_waiting(shape)
+                room = [slot for slot in self._pool.with_room(1) if slot.shape == shape and slot.whole]
                 if room:
                     self._pool.send(room[0], sent)
                     waiting = False
@@ -138,6 +143,16 @@ class MeasurePhase:
                 if message.kind in ("ended", "lost"):
                     return message
         return None
+
+    def _tell_waiting(self, shape: Shape) -> None:
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + FLEET_EVERY_S
+            self._emit(
+                self._pool.event(
+                    self._sweep, [] if any(slot.ready for slot in self._pool.slots) else [waits_to_measure(shape, *self._pool.places())]
+                )
+            )
 
     def _commit(self, job: MeasureJob, result: MeasureResult) -> None:
         self._ledger.commit_timing(

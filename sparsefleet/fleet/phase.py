@@ -8,13 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 from sparsefleet.errors import SparsefleetError
-from sparsefleet.fleet.events import DriverSettings, Event
+from sparsefleet.fleet.events import FLEET_EVERY_S, DriverSettings, Event
+from sparsefleet.fleet.forward import append
+from sparsefleet.fleet.history import Histories
 from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import trial_job
+from sparsefleet.fleet.logs import LOG, log_path
 from sparsefleet.fleet.outcome import Outcome, judge
-from sparsefleet.fleet.pool import Message, Pool, Slot
+from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
-from sparsefleet.fleet.queue import TrialQueue
+from sparsefleet.fleet.queue import TrialQueue, owner_of
+from sparsefleet.fleet.slots import Message, Slot
+from sparsefleet.fleet.waiting import reasons
 from sparsefleet.ledger import TERMINAL, Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE, FAILED
 
@@ -45,7 +50,10 @@ class TrialPhase:
         self._begun = time.monotonic()
         self._n_done = 0
         self._look_elsewhere_at = 0.0
+        self._tell_fleet_at = 0.0
         self._alone = False
+        self._histories = Histories(ledger.home)
+        self._cut: set[str] = set()
 
     def run(self) -> None:
         """Until every trial is terminal, or someone asked to stop, or the first ones all failed alike."""
@@ -57,6 +65,7 @@ class TrialPhase:
             self._feed()
             self._take(self._pool.hear(_WAIT_S))
             self._look_elsewhere()
+            self._tell_fleet()
             if self.queue.stuck:
                 raise SparsefleetError(
                     f"{self.queue.n_open} trials of {self._sweep} wait for each other", cause="their start trials form a circle"
@@ -75,11 +84,13 @@ class TrialPhase:
 
     def _preflight(self) -> None:
         """Nothing is queued before every node and every first supervisor has shown its code."""
-        check_nodes(self._pool.describe_nodes(self.queue.shapes()), self._open_rows())
+        check_nodes(self._pool.describe(self.queue.shapes()), self._open_rows())
         self._pool.adjust(self._needs())
-        while any(not slot.ready for slot in self._pool.slots) and not self._interrupts.stopping:
+        while self._pool.starting and not self._interrupts.stopping:
+            self._pool.adjust(self._needs())
             self._greet()
             self._pool.hear(_WAIT_S)
+            self._tell_fleet()
 
     def _greet(self) -> None:
         for slot, description in self._pool.greet():
@@ -141,6 +152,7 @@ class TrialPhase:
             return None
         start = self._ledger.trial(row.depends_on).record if row.depends_on else None
         self.queue.mark(key, "LEASED")
+        self._histories.write(key, "leased", attempt, slot.node, sweep=self._sweep)
         return trial_job(row, attempt, self._settings.data_root, start)
 
     def _learn(self, key: str) -> None:
@@ -149,7 +161,7 @@ class TrialPhase:
         if row.state in TERMINAL:
             self._ended(key, row.attempt, row.state, row.reason or "", 0.0)
         elif row.state in ACTIVE:
-            self.queue.elsewhere.add(key)
+            self.queue.elsewhere[key] = owner_of(row)
             self.queue.mark(key, row.state)
         else:
             self.queue.give_back(key)
@@ -161,7 +173,7 @@ class TrialPhase:
         self._look_elsewhere_at = now + _ELSEWHERE_S
         for key in list(self.queue.elsewhere):
             if self._ledger.trial(key).state not in ACTIVE:
-                self.queue.elsewhere.discard(key)
+                self.queue.elsewhere.pop(key, None)
                 self._learn(key)
 
     # in
@@ -175,26 +187,54 @@ class TrialPhase:
 
     def _hear(self, message: Message) -> None:
         key, attempt = message.job["key"], message.job["attempt"]
-        row = self.queue.rows[key]
+        row, node = self.queue.rows[key], message.slot.node
         if message.kind == "started":
-            if self._ledger.mark_running(key, attempt, message.body["node"]):
+            if self._ledger.mark_running(key, attempt, node):
                 self.queue.mark(key, "RUNNING")
-                self._tell(key, attempt, "RUNNING", message.body["node"])
+                self._histories.write(key, "started", attempt, node)
+                self._tell(key, attempt, "RUNNING", node)
         elif message.kind == "progress":
+            self._histories.write(key, "progress", attempt, node, **message.body["values"])
             self._emit(
                 Event(
                     "progress",
-                    {"key": key, "spec_id": row.spec_id, "attempt": attempt, "node": message.slot.node, **message.body["values"]},
+                    {"key": key, "spec_id": row.spec_id, "attempt": attempt, "node": node, **message.body["values"]},
                 )
             )
+        elif message.kind == "output":
+            append(log_path(self._ledger.home, key, attempt), message.body["text"])
+            if message.body["cut"]:
+                self._cut.add(key)
+        elif message.kind == "late":
+            self._refuse_late(message)
         elif message.kind == "lost":
             end = "LOST" if message.body["ran"] else "INTERRUPTED"  # one that only waited behind another lost nothing
             self._conclude(message, Outcome(end, message.body["reason"]))
         elif message.kind == "ended":
-            self._conclude(message, Outcome(**{name: message.body[name] for name in ("end", "reason", "record", "wall_s", "peak_mib")}))
+            self._conclude(message, _outcome(message))
+
+    def _refuse_late(self, message: Message) -> None:
+        """A supervisor that was given up brings a result after all. The ledger's fence decides, here as everywhere: the attempt has ended."""
+        key, attempt, node = message.job["key"], message.job["attempt"], message.slot.node
+        outcome = _outcome(message)
+        if outcome.record is not None and self._ledger.commit(key, attempt, outcome.record):
+            raise SparsefleetError(f"the ledger took the late result of attempt {attempt} of trial {self.queue.rows[key].spec_id}")
+        self._histories.write(key, "late", attempt, node, end=outcome.end, reason="given up before; the result is refused")
+        text = f"{self.queue.rows[key].spec_id}: {node} brought a result of attempt {attempt}, which had been given up; it is refused"
+        self._emit(Event("note", {"text": text}))
 
     def _conclude(self, message: Message, outcome: Outcome) -> None:
         key, attempt = message.job["key"], message.job["attempt"]
+        end = str(outcome.record["state"]) if outcome.record else outcome.end
+        self._histories.write(
+            key,
+            "lost" if message.kind == "lost" else "ended",
+            attempt,
+            message.slot.node,
+            end=end,
+            reason=outcome.reason,
+            wall_s=outcome.wall_s,
+        )
         if outcome.end == "INTERRUPTED":
             if self._ledger.end_attempt(key, attempt, outcome.end, outcome.reason, requeue=True, final_state=None):
                 self.queue.give_back(key)
@@ -207,6 +247,8 @@ class TrialPhase:
             return
         if outcome.record is not None:
             stored = self._ledger.commit(key, attempt, outcome.record)
+            if key in self._cut and any(a["name"] == LOG for a in outcome.record.get("artifacts", [])):
+                log_path(self._ledger.home, key, attempt).unlink(missing_ok=True)  # the whole log is in the store
         else:
             stored = self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=False, final_state=verdict.final_state)
         if stored:
@@ -236,6 +278,13 @@ class TrialPhase:
         data = {"key": key, "spec_id": row.spec_id, "ordinal": row.ordinal, "attempt": attempt, "state": state, "node": node, **more}
         self._emit(Event("trial", {**data, "counts": {state: n for state, n in self.queue.counts.items() if n}, "eta_s": self.eta_s()}))
 
+    def _tell_fleet(self) -> None:
+        now = time.monotonic()
+        if now >= self._tell_fleet_at:
+            self._tell_fleet_at = now + FLEET_EVERY_S
+            waiting = reasons(self.queue, *self._pool.places(), self._settings.max_parallel if self._pool.full else None)
+            self._emit(self._pool.event(self._sweep, waiting))
+
     def eta_s(self) -> float | None:
         """Seconds until the last trial ends at the pace up to now; None before the first has ended."""
         if not self._n_done:
@@ -264,3 +313,7 @@ class TrialPhase:
                 )
                 self.queue.mark(assignment.key, "PENDING")
         self._pool.kill(slot)
+
+
+def _outcome(message: Message) -> Outcome:
+    return Outcome(**{name: message.body[name] for name in ("end", "reason", "record", "wall_s", "peak_mib")})

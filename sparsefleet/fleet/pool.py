@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 import ray
@@ -15,9 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.cluster import Cluster
-from sparsefleet.fleet.jobs import overdue_s
-from sparsefleet.fleet.queue import Shape
-from sparsefleet.fleet.supervisor import Setup, Supervisor
+from sparsefleet.fleet.describe import describe_nodes
+from sparsefleet.fleet.events import Event
+from sparsefleet.fleet.shape import Node, Shape
+from sparsefleet.fleet.slots import Assignment, Message, Slot
+from sparsefleet.fleet.supervisor import BEAT_S, Setup, Supervisor
 
 LEASE_S = 30.0
 """A supervisor that says nothing for so long, by this process's monotonic clock, has lost its work."""
@@ -25,50 +27,11 @@ _DEPTH = 2
 """Jobs at one supervisor: one in its child, one behind it or being stored."""
 _START_LIMIT_S = 180.0
 _MAX_LOST_IN_A_ROW = 10
-
-
-@dataclass
-class Assignment:
-    """One job at one supervisor."""
-
-    job: dict[str, Any]
-    messages: Any
-    started: float | None = None
-
-    @property
-    def key(self) -> str:
-        """Of its trial."""
-        return str(self.job["key"])
-
-    def overdue(self, now: float) -> bool:
-        """True if its own node should have ended it long ago."""
-        limit = overdue_s(self.job)
-        return limit is not None and self.started is not None and now - self.started > limit
-
-
-@dataclass
-class Slot:
-    """One supervisor. Ready once it has said hello and was accepted."""
-
-    shape: Shape
-    actor: Any
-    hello: Any
-    born: float
-    node: str = "?"
-    ready: bool = False
-    heard: float = 0.0
-    jobs: deque[Assignment] = field(default_factory=deque)
-    forget: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a supervisor said of a job; kind ``lost`` is the pool's own word for a supervisor that is gone."""
-
-    slot: Slot
-    job: dict[str, Any]
-    kind: str
-    body: dict[str, Any]
+_READ_S = 5.0
+"""A word that is too long to come with the news of it is fetched from its node; a frozen one never sends it."""
+_LISTEN_ON_S = 600.0
+"""How long a supervisor that was given up is still listened to, so that what it says late is told."""
+_MOVE_S = 15.0
 
 
 class Pool:
@@ -81,6 +44,7 @@ class Pool:
     def __init__(self, cluster: Cluster, setup: Setup, limit: int | None) -> None:
         self._cluster, self._setup, self._limit = cluster, setup, limit
         self.slots: list[Slot] = []
+        self._given_up: list[tuple[Slot, Assignment, float]] = []
         self._lost_in_a_row = 0
 
     # starting
@@ -90,7 +54,16 @@ class Pool:
         return min(self._cluster.slots(shape), n_trials, self._limit or n_trials)
 
     def adjust(self, needs: dict[Shape, int]) -> None:
-        """Start supervisors for the shapes in need (trials per shape), and retire idle ones that stand in their way."""
+        """Start supervisors for the shapes in need (trials per shape), and retire idle ones that stand in their way.
+
+        Raises:
+            UserError: no node could ever hold a shape.
+            BackendUnreachable: the head of the cluster is lost.
+        """
+        self._cluster.silence.listen(node.id for node in self._cluster.nodes())
+        claimed = self._cluster.view.claimed()
+        for slot in [s for s in self.slots if s.node_id in claimed and not s.jobs and not s.whole]:
+            self.kill(slot)
         for shape, n in needs.items():
             have = sum(1 for slot in self.slots if slot.shape == shape)
             room = self._limit - len(self.slots) if self._limit else n
@@ -100,60 +73,92 @@ class Pool:
                 for slot in [s for s in self.slots if s.shape != shape and s.ready and not s.jobs and not needs.get(s.shape)]:
                     self.kill(slot)
 
-    def describe_nodes(self, shapes: Iterable[Shape]) -> list[dict[str, Any]]:
-        """What each node that could run one of the shapes would run; of a cluster of one node nothing, its first supervisor will tell.
+    def adjust_whole(self, shape: Shape) -> None:
+        """Have one supervisor, alone on its node: it holds all CPUs of it, so that no trial of any sweep on this cluster runs beside it.
+
+        Other sweeps are asked to leave the node; a node where that takes long is left for one that is free.
 
         Raises:
-            BackendUnreachable: a node does not answer.
+            UserError: no node could ever hold the shape.
+            BackendUnreachable: the head of the cluster is lost.
         """
-        wanted = list(shapes)
-        nodes = [node for node in self._cluster.nodes() if any(node.fits(shape) for shape in wanted)]
-        if len(nodes) < 2:
-            return []
-        actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)
-        actors = [
-            actor_class.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(self._setup)
-            for node in nodes
-        ]
-        try:
-            told: list[dict[str, Any]] = ray.get([actor.hello.remote() for actor in actors], timeout=_START_LIMIT_S)
-            return [{**description, "node": node.name} for node, description in zip(nodes, told, strict=True)]
-        except ray.exceptions.RayError as error:
-            cause = str(getattr(error, "cause", None) or error)
-            raise BackendUnreachable("a node of the cluster does not say what it runs", cause=cause, fix="sparsefleet doctor") from error
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        self._cluster.silence.listen(node.id for node in self._cluster.nodes())
+        self._cluster.slots(shape)
+        have = next((s for s in self.slots if s.whole and s.shape == shape), None)
+        node = self._cluster.quietest(shape)
+        free = node is not None and node.free.cpus >= node.total.cpus
+        if free and have is not None and not have.ready and have.place is not None and time.monotonic() - have.born > _MOVE_S:
+            self.kill(have)
+            have = None
+        for slot in [s for s in self.slots if s is not have]:
+            self.kill(slot)
+        if have is None and node is not None:
+            self._cluster.view.claim(node.id)
+            self._start_whole(shape, node)
+
+    def describe(self, shapes: Iterable[Shape]) -> list[dict[str, Any]]:
+        """What the nodes would run; see ``describe_nodes``."""
+        return describe_nodes(self._cluster, self._setup, shapes)
 
     def _start(self, shape: Shape) -> None:
+        self._launch(shape, self._cluster.options(shape))
+
+    def _start_whole(self, shape: Shape, node: Node) -> None:
+        place = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        options = {"num_cpus": node.total.cpus, "num_gpus": math.ceil(shape.gpus), "scheduling_strategy": place}
+        slot = self._launch(shape, options)
+        slot.whole, slot.node_id = True, node.id
+
+    def _launch(self, shape: Shape, options: dict[str, Any]) -> Slot:
         actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)  # every retry is the driver's
-        actor = actor_class.options(num_cpus=shape.cpus, num_gpus=shape.gpus, max_concurrency=_DEPTH).remote(self._setup)
-        self.slots.append(Slot(shape, actor, actor.hello.remote(), time.monotonic()))
+        actor = actor_class.options(**options, max_concurrency=_DEPTH).remote(self._setup)
+        self.slots.append(Slot(shape, actor, actor.place.remote(), actor.hello.remote(), time.monotonic()))
+        return self.slots[-1]
 
     def greet(self) -> Iterator[tuple[Slot, dict[str, Any]]]:
         """Supervisors that are up and what they would run; the caller sets ``ready`` on those it accepts."""
         for slot in [s for s in self.slots if not s.ready and s.hello is not None]:
+            self._place(slot)
             done, _ = ray.wait([slot.hello], timeout=0)
-            if not done:
+            if not done or slot.place is not None:
                 if time.monotonic() - slot.born > _START_LIMIT_S and not any(s.ready for s in self.slots):
                     raise BackendUnreachable(f"no supervisor answered within {_START_LIMIT_S:.0f} s", fix="sparsefleet doctor")
                 continue
             try:
-                description = ray.get(slot.hello)
-            except ray.exceptions.RayActorError as error:
+                description = ray.get(slot.hello, timeout=_READ_S)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
                 self._count_loss(str(error))
                 self.kill(slot)
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise BackendUnreachable("a supervisor cannot start", cause=str(error.cause or error)) from error
-            slot.hello, slot.node, slot.heard = None, description["node"], time.monotonic()
-            yield slot, description
+            slot.hello, slot.node, slot.heard = None, self._name(slot, description), time.monotonic()
+            if slot.whole:
+                self._cluster.view.claim(None)  # it is ours now
+            yield slot, {**description, "node": slot.node}
+
+    def _name(self, slot: Slot, description: dict[str, Any]) -> str:
+        """What the node is called: as it was named for Ray, else its host's name. Ray names nodes by their addresses."""
+        named = next((node.name for node in self._cluster.nodes() if node.id == slot.node_id), "")
+        return str(description["node"]) if not named or named[0].isdigit() else named
+
+    def _place(self, slot: Slot) -> None:
+        """Learns where the supervisor's process is. Until it has one, others hold what it needs, which may take its time."""
+        if slot.place is None or not ray.wait([slot.place], timeout=0)[0]:
+            if slot.place is not None and not any(node.fits_now(slot.shape) for node in self._cluster.nodes()):
+                slot.born = time.monotonic()
+            return
+        with suppress(ray.exceptions.RayError):  # its hello tells the same
+            slot.node_id, slot.pid = ray.get(slot.place, timeout=_READ_S)
+        slot.place, slot.born = None, time.monotonic()
 
     # working
 
     def with_room(self, depth: int) -> list[Slot]:
-        """Ready supervisors with fewer than ``depth`` jobs, the idle ones first."""
-        return sorted((s for s in self.slots if s.ready and len(s.jobs) < depth), key=lambda s: len(s.jobs))
+        """Ready supervisors with fewer than ``depth`` jobs, the idle ones first; none on a node that someone waits to measure on."""
+        claimed = self._cluster.view.claimed()
+        room = (s for s in self.slots if s.ready and len(s.jobs) < depth and (s.whole or s.node_id not in claimed))
+        return sorted(room, key=lambda s: len(s.jobs))
 
     def send(self, slot: Slot, job: dict[str, Any]) -> None:
         """Give the supervisor a job; it also forgets the folders of trials that are committed."""
@@ -164,13 +169,20 @@ class Pool:
         slot.jobs.append(Assignment(job, slot.actor.run.options(num_returns="streaming").remote(text)))
 
     def hear(self, wait_s: float) -> list[Message]:
-        """What was said since the last call, waiting at most ``wait_s`` for the first word; losses included."""
+        """What was said since the last call, waiting at most ``wait_s`` for the first word; losses included.
+
+        Raises:
+            BackendUnreachable: the head of the cluster is lost.
+        """
+        self._cluster.view.check()
         streams = {assignment.messages: slot for slot in self.slots for assignment in slot.jobs}
         starting = [slot.hello for slot in self.slots if slot.hello is not None]
-        if not streams and not starting:
+        late = {assignment.messages: slot for slot, assignment, until in self._given_up if until > time.monotonic()}
+        self._given_up = [known for known in self._given_up if known[1].messages in late]
+        if not streams and not starting and not late:
             time.sleep(wait_s)
             return []
-        everything = [*streams, *starting]
+        everything = [*streams, *starting, *late]
         ready, _ = ray.wait(everything, num_returns=1, timeout=wait_s, fetch_local=False)
         if ready:
             ready, _ = ray.wait(everything, num_returns=len(everything), timeout=0, fetch_local=False)
@@ -179,14 +191,26 @@ class Pool:
             slot = streams.get(stream)
             if slot in self.slots:
                 heard += self._read(slot, stream)
+            elif stream in late:
+                heard += self._read_late(stream)
         return heard + self._silent()
+
+    def _read_late(self, stream: Any) -> list[Message]:
+        """What a supervisor says that was given up; only a result is told."""
+        slot, assignment, _ = known = next(known for known in self._given_up if known[1].messages is stream)
+        try:
+            body = ray.get(next(stream), timeout=_READ_S)
+        except (ray.exceptions.RayError, StopIteration):  # it has ended, as it was told to
+            self._given_up.remove(known)
+            return []
+        return [Message(slot, assignment.job, "late", body)] if body["kind"] == "ended" else []
 
     def _read(self, slot: Slot, stream: Any) -> list[Message]:
         assignment = next((a for a in slot.jobs if a.messages is stream), None)
         if assignment is None:
             return []
         try:
-            body = ray.get(next(stream))
+            body = ray.get(next(stream), timeout=_READ_S)
         except (ray.exceptions.RayError, StopIteration) as error:
             self._count_loss(str(error))
             return self._lose(slot, _brief(error))
@@ -206,13 +230,23 @@ class Pool:
         for slot in [s for s in self.slots if s.jobs]:
             overdue = [a for a in slot.jobs if a.overdue(now)]
             if now - slot.heard > LEASE_S:
+                self._suspect(slot, now)
                 lost += self._lose(slot, f"no sign of life for {LEASE_S:.0f} s")
             elif overdue:
                 lost += self._lose(slot, f"the time limit of {overdue[0].key[:12]} was not enforced")
         return lost
 
+    def _suspect(self, slot: Slot, now: float) -> None:
+        """The supervisor's node is silent unless another one there has spoken lately: what waits or starts there is called back."""
+        if any(now - s.heard < 3 * BEAT_S for s in self.slots if s.node_id == slot.node_id and s.jobs):
+            return
+        self._cluster.silence.mark(slot.node_id, slot.pid)
+        for other in [s for s in self.slots if not s.jobs and (s.node_id == slot.node_id or not s.ready)]:
+            self.kill(other)
+
     def _lose(self, slot: Slot, reason: str) -> list[Message]:
         """The supervisor is given up. Its first job counts as run, one behind it only if its child had started."""
+        self._given_up += [(slot, assignment, time.monotonic() + _LISTEN_ON_S) for assignment in slot.jobs]
         lost = [Message(slot, a.job, "lost", {"reason": reason, "ran": n == 0 or a.started is not None}) for n, a in enumerate(slot.jobs)]
         self.kill(slot)
         return lost
@@ -230,13 +264,62 @@ class Pool:
         """End the supervisor now; its child goes with it."""
         if slot in self.slots:
             self.slots.remove(slot)
+            self._end(slot.actor)
+
+    def _end(self, actor: Any) -> None:
+        if not self._cluster.lost:  # without a head they end by themselves
             with suppress(ray.exceptions.RayError):
-                ray.kill(slot.actor)
+                ray.kill(actor)
 
     def close(self) -> None:
         """End all."""
+        if not self._cluster.lost:
+            self._cluster.view.claim(None)
         for slot in list(self.slots):
             self.kill(slot)
+
+    # telling
+
+    @property
+    def starting(self) -> bool:
+        """True until the first supervisors are up; those that wait for what other sweeps hold are not waited for, once there is one."""
+        waiting = [slot for slot in self.slots if not slot.ready]
+        return bool(waiting or not self.slots) if not any(s.ready for s in self.slots) else any(slot.place is None for slot in waiting)
+
+    @property
+    def full(self) -> bool:
+        """True if only the limit keeps more from running."""
+        return self._limit is not None and len(self.slots) >= self._limit
+
+    def places(self) -> tuple[list[Node], dict[str, str]]:
+        """The nodes as Ray sees them, and by Ray's id why nothing starts on some of them."""
+        closed = dict.fromkeys(self._cluster.view.claimed(), "is kept for a measurement of another sweep")
+        return self._cluster.nodes(), {**closed, **dict.fromkeys(self._cluster.silence.nodes, "is silent")}
+
+    def event(self, sweep: str, waiting: list[dict[str, Any]]) -> Event:
+        """Of kind ``fleet``."""
+        time_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return Event("fleet", {"sweep": sweep, "time": time_utc, "nodes": self._utilisation(), "waiting": waiting})
+
+    def _utilisation(self) -> list[dict[str, Any]]:
+        told = []
+        for node in self._cluster.nodes():
+            here = [slot for slot in self.slots if slot.node_id == node.id]
+            busy = [slot for slot in here if slot.jobs]
+            told.append(
+                {
+                    "node": here[0].node if here and here[0].ready else node.name,
+                    "state": "silent" if node.id in self._cluster.silence.nodes else "alive",
+                    "slots": len(here),
+                    "busy": len(busy),
+                    "cpus": node.total.cpus,
+                    "cpus_used": round(node.total.cpus - node.free.cpus, 3),
+                    "gpus": node.total.gpus,
+                    "gpus_used": round(node.total.gpus - node.free.gpus, 3),
+                    "trials": [slot.jobs[0].key for slot in busy],
+                }
+            )
+        return told
 
     @property
     def n_busy(self) -> int:

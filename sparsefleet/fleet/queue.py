@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from sparsefleet.fleet.shape import Shape
 from sparsefleet.ledger.rows import ACTIVE, FAILED, TERMINAL, TrialRow
 
+__all__ = ["Shape", "TrialQueue"]
+
 _ENOUGH_TO_START_FROM = ("SUCCEEDED",)
-
-
-@dataclass(frozen=True, order=True)
-class Shape:
-    """What one trial needs of a node."""
-
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def of(cls, resources: dict[str, Any]) -> Shape:
-        """From a trial's resources."""
-        return cls(float(resources.get("cpus", 1)), float(resources.get("gpus", 0)))
 
 
 class TrialQueue:
@@ -35,13 +23,13 @@ class TrialQueue:
         self._ready: dict[Shape, deque[str]] = {}
         self._waiting: dict[str, list[str]] = {}
         self.alone: deque[str] = deque()
-        self.elsewhere: set[str] = set()
+        self.elsewhere: dict[str, str] = {}  # and by which sweep
         for row in rows:
             self.rows[row.key] = row
             self.mark(row.key, row.state)
         for key, row in self.rows.items():
             if row.state in ACTIVE:
-                self.elsewhere.add(key)
+                self.elsewhere[key] = owner_of(row)
             elif row.state not in TERMINAL:
                 self._place(key)
 
@@ -85,7 +73,7 @@ class TrialQueue:
     def done(self, key: str, state: str) -> None:
         """It reached a terminal state: what waited for it is ready."""
         self.mark(key, state)
-        self.elsewhere.discard(key)
+        self.elsewhere.pop(key, None)
         for waiting in self._waiting.pop(key, []):
             self._place(waiting)
 
@@ -104,6 +92,14 @@ class TrialQueue:
         """What the trial needs of a node."""
         return Shape.of(self.rows[key].resources)
 
+    def ready(self) -> dict[Shape, Sequence[str]]:
+        """Trials that could start now, in their order."""
+        return {shape: keys for shape, keys in self._ready.items() if keys}
+
+    def waiting(self) -> dict[str, Sequence[str]]:
+        """Trials by the trial that they start from, which has not ended."""
+        return dict(self._waiting)
+
     @property
     def stuck(self) -> bool:
         """True if trials are open and none of them is ready, running or held elsewhere: they wait for each other."""
@@ -119,3 +115,8 @@ class TrialQueue:
     def n_failed(self) -> int:
         """Trials that failed; a diverged one is a result."""
         return sum(self.counts[state] for state in FAILED)
+
+
+def owner_of(row: TrialRow) -> str:
+    """The sweep whose attempt at the trial is the last one."""
+    return str(row.attempts[-1]["sweep"]) if row.attempts else "another sweep"

@@ -22,8 +22,10 @@ import ray
 from sparsefleet import home as places
 from sparsefleet.errors import BackendUnreachable, SparsefleetError
 from sparsefleet.fleet.bundle import unpacked
+from sparsefleet.fleet.forward import Printed
+from sparsefleet.fleet.head import HeadWatch
 from sparsefleet.fleet.jobs import START
-from sparsefleet.fleet.logs import LOG, log_path
+from sparsefleet.fleet.logs import LOG, is_home, log_path
 from sparsefleet.fleet.outcome import RESULT, Outcome, classify
 from sparsefleet.fleet.server import ForkServer, ServerLost
 from sparsefleet.ledger.store import ArtifactStore
@@ -47,6 +49,7 @@ class Setup:
     node_server: str | None = None
     bundle: dict[str, Any] | None = None
     """The sweep's own plugins; see ``sparsefleet.fleet.bundle``."""
+    home_id: str = ""
 
 
 class Supervisor:
@@ -55,10 +58,16 @@ class Supervisor:
     def __init__(self, setup: Setup) -> None:
         places.keep_private()
         self._setup = setup
-        self._root = _root_on_this_node(Path(setup.home))
+        self._root = _root_on_this_node(Path(setup.home), setup.home_id)
+        self._forwards = self._root != Path(setup.home)
         self._store = ArtifactStore(setup.store)
         self._server: ForkServer | None = None
         self._turn = threading.Lock()
+        HeadWatch(ray.get_runtime_context().gcs_address, _leave).start()
+
+    def place(self) -> tuple[str, int]:
+        """Ray's id of the node, and the process id of the supervisor; at once."""
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def hello(self) -> dict[str, Any]:
         """What this node would run; ready for work when it answers."""
@@ -74,7 +83,7 @@ class Supervisor:
         return self._server
 
     def run(self, job_text: str) -> Iterator[dict[str, Any]]:
-        """Run one job (JSON; see ``sparsefleet.fleet.jobs``): ``started``, ``progress``, ``beat`` while it is silent, and ``ended`` last."""
+        """Run one job (JSON; see ``sparsefleet.fleet.jobs``): ``started``, ``progress``, ``output``, ``beat`` while it is silent, and ``ended`` last."""
         job = json.loads(job_text)
         for key in job.pop("forget", []):
             shutil.rmtree(self._workdir(key), ignore_errors=True)
@@ -90,8 +99,11 @@ class Supervisor:
     def _child(self, job: dict[str, Any]) -> Generator[dict[str, Any], None, dict[str, Any]]:
         """What the child and its server said last, by kind."""
         said: dict[str, Any] = {}
+        printed = Printed(Path(job["log"])) if self._forwards else None
         try:
             for kind, body in self._fork_server().run(job, BEAT_S):
+                if printed:
+                    yield from printed.new(last=kind == "o")
                 if kind == "s":
                     yield {"kind": "started", "node": socket.gethostname()}
                 elif kind == "p":
@@ -158,11 +170,16 @@ def _beating(work: Callable[[], _T]) -> Generator[dict[str, Any], None, _T]:
         return future.result()
 
 
-def _root_on_this_node(home: Path) -> Path:
+def _root_on_this_node(home: Path, known: str) -> Path:
     """The driver's home where this node sees it, so that checkpoints and logs are shared; else a private folder of this node."""
-    if home.is_dir():
+    if is_home(home, known):
         return home
-    name = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{home} {known}".encode()).hexdigest()[:12]
     root = Path(tempfile.gettempdir()) / f"sparsefleet-{getpass.getuser()}" / name
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     return root
+
+
+def _leave(reason: str) -> None:
+    """Without a head no result arrives, and Ray would let this process and its trial run on for a minute. The fork server ends the trial."""
+    os._exit(1)

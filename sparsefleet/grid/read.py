@@ -112,7 +112,7 @@ class _GridReader:
         for block in ("resources", "limits"):
             owner = ROOT[block].owner
             assert owner is not None
-            state[block] = owner().model_dump(mode="json")
+            state[block] = owner().model_dump(mode="json", exclude_none=True)  # a grid's digest is that of what it says
         for family, name in (("connectivity", "random"), ("activation", "relu")):
             if family not in self.data:
                 for assignment in self.vocabulary.read((family,), name, ()):

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from sparsefleet.trial import spec as ts
 
 Path = tuple[str, ...]
 State = dict[str, Any]
+PLAIN_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+"""What Ray takes as the value of a label; no operator of its selectors is one."""
+LABEL_KEY = r"^([A-Za-z0-9.-]{1,200}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 
 class Assignment(NamedTuple):
@@ -26,11 +29,22 @@ class Assignment(NamedTuple):
     value: Any
 
 
+def _shareable(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("must be a share below 1, or a whole number of devices")
+    return gpus
+
+
 class Resources(ts.Frozen):
     """What one trial holds while it runs."""
 
     cpus: int = Field(1, ge=1, le=1024)
-    gpus: float = Field(0.0, ge=0, le=64, description="a share below 1 lets trials share a device")
+    gpus: Annotated[float, AfterValidator(_shareable)] = Field(0.0, ge=0, le=64, description="a share below 1 lets trials share a device")
+    memory_mib: int | None = Field(None, ge=1, le=2**40, description="reserved on the node, so that large trials do not meet; not enforced")
+    accelerator: str | None = Field(None, pattern=PLAIN_NAME, description="the type of GPU, by Ray's name, such as H100")
+    labels: dict[Annotated[str, Field(pattern=LABEL_KEY)], Annotated[str, Field(pattern=PLAIN_NAME)]] | None = Field(
+        None, max_length=16, description="what a node must be labelled with, such as {zone: a}"
+    )
 
 
 class Limits(ts.Frozen):

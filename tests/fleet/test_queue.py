@@ -47,7 +47,7 @@ def test_a_trial_that_was_lost_goes_first_and_one_out_of_memory_goes_alone() -> 
 
 def test_what_another_sweep_runs_is_waited_for() -> None:
     queue = TrialQueue([row("theirs", "RUNNING"), row("late", needs="theirs")])
-    assert (queue.n_ready(), queue.elsewhere, queue.stuck) == (0, {"theirs"}, False)
+    assert (queue.n_ready(), queue.elsewhere, queue.stuck) == (0, {"theirs": "another sweep"}, False)
     queue.done("theirs", "SUCCEEDED")
     assert queue.take(CPU) == "late"
 

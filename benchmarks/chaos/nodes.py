@@ -1,0 +1,279 @@
+"""RF-05, RF-06, RF-07 and the loss of the head: what happens to a sweep when nodes of its cluster are killed, frozen or cut in half.
+
+The cluster is one of real Ray nodes on this machine, each with a raylet and workers of its own; the signals are real. The driver is attached
+to the first node, so the others are the ones that are hurt.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.chaos.history import violations
+from benchmarks.chaos.sweep import Sweep
+from benchmarks.figures import Figure, Run
+from sparsefleet.fleet.history import read_history
+from sparsefleet.ledger import TrialRow
+
+_NODES = 3
+_RESOURCES = "resources: {cpus: 1}"
+_STORE_BYTES = 100 << 20
+_LIMIT_S = 500.0
+
+
+class Nodes:
+    """Three Ray nodes of one CPU; the first has the head and the driver."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
+
+        self._cluster: Any = Cluster()
+        self._nodes = [
+            self._cluster.add_node(num_cpus=1, include_dashboard=False, node_name=f"node-{n}", object_store_memory=_STORE_BYTES)
+            for n in range(_NODES)
+        ]
+
+    @property
+    def address(self) -> str:
+        """For ``--address``."""
+        return str(self._cluster.address)
+
+    def raylet(self, name: str) -> psutil.Process:
+        """Ray's own process of a node; everything else there is below it."""
+        return psutil.Process(self._nodes[int(name.partition("-")[2])].all_processes["raylet"][0].process.pid)
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The raylet, its workers, their fork servers and their trials."""
+        raylet = self.raylet(name)
+        return [raylet, *raylet.children(recursive=True)]
+
+    def head(self) -> psutil.Process:
+        """The global control store."""
+        return psutil.Process(self._nodes[0].all_processes["gcs_server"][0].process.pid)
+
+    def close(self) -> None:
+        """End all, and what was cut off from its raylet with it."""
+        everything = [p for n in range(_NODES) for p in _below(lambda n=n: self.processes(f"node-{n}"))]
+        self._cluster.shutdown()
+        _signal(everything, signal.SIGKILL)
+
+
+@contextmanager
+def _scene(n_trials: int, epochs: int) -> Iterator[tuple[Nodes, Sweep, subprocess.Popen[bytes]]]:
+    """A cluster, a sweep on it that has ended some trials, and its driver."""
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-nodes-") as folder:
+        sweep = Sweep(Path(folder), n_trials // 2, epochs=epochs, more=_RESOURCES)
+        nodes = Nodes()
+        driver = sweep.driver("--address", nodes.address)
+        try:
+            sweep.wait_for(3, driver, 240.0)
+            if driver.poll() is not None:
+                raise RuntimeError(f"the driver ended early: {sweep.log}")
+            yield nodes, sweep, driver
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+            driver.wait()
+            nodes.close()
+
+
+def _victim(sweep: Sweep) -> TrialRow:
+    """A trial that has just begun on a node that is not the driver's."""
+    until = time.monotonic() + 120.0
+    known = {(row.key, row.attempt) for row in sweep.rows() if row.state == "RUNNING"}
+    while time.monotonic() < until:
+        for row in sweep.rows():
+            if row.state == "RUNNING" and row.node in ("node-1", "node-2") and (row.key, row.attempt) not in known:
+                return row
+        time.sleep(0.05)
+    raise RuntimeError(f"no trial runs on another node: {sweep.log}")
+
+
+def _until_given_up(sweep: Sweep, victim: TrialRow, limit_s: float = 120.0) -> float:
+    """Seconds until the attempt has ended LOST and its trial waits again, or runs elsewhere."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < limit_s:
+        row = next(row for row in sweep.rows() if row.key == victim.key)
+        ended = row.attempts[victim.attempt - 1]["end"]
+        if ended is not None:
+            return time.monotonic() - begun if ended == "LOST" else limit_s
+        time.sleep(0.05)
+    return limit_s
+
+
+def _finished(sweep: Sweep, driver: subprocess.Popen[bytes], victim: TrialRow, n_trials: int) -> dict[str, Any]:
+    """What became of the sweep and of the trial that was hit."""
+    with suppress(subprocess.TimeoutExpired):
+        driver.wait(_LIMIT_S)
+    rows = sweep.rows()
+    hit = next(row for row in rows if row.key == victim.key)
+    told = read_history(sweep.home, victim.key)
+    return {
+        "exit": driver.poll(),
+        "succeeded": sum(row.state == "SUCCEEDED" for row in rows),
+        "lost": n_trials - sum(row.state == "SUCCEEDED" for row in rows),
+        "committed": sum(a["end"] == "SUCCEEDED" for a in hit.attempts),
+        "twice": sum(sum(a["end"] == "SUCCEEDED" for a in row.attempts) > 1 for row in rows),
+        "violations": violations(sweep.home, sweep.id),
+        "attempts": [[a["n"], a["node"], a["end"], a["reason"]] for a in hit.attempts],
+        "told": [[line["event"], line["attempt"], line["node"]] for line in told if line["event"] != "progress"],
+        "log": sweep.log[-2000:],
+    }
+
+
+def _common(result: dict[str, Any], note: str) -> list[Figure]:
+    return [
+        Figure("results lost", "trials", result["lost"], target=0, at_least=False, note=note),
+        Figure("results committed twice", "trials", result["twice"], target=0, at_least=False, note=note),
+        Figure("violations of the contract", "rows", len(result["violations"]), target=0, at_least=False, note=note),
+    ]
+
+
+def lost(asked: Run) -> list[Figure]:
+    """RF-05: every process of a node is killed at once."""
+    n_trials = asked.pick(24, 12)
+    with _scene(n_trials, epochs=30) as (nodes, sweep, driver):
+        victim = _victim(sweep)
+        asked.say(f"SIGKILL to all processes of {victim.node}")
+        _signal(nodes.processes(str(victim.node)), signal.SIGKILL)
+        waited = _until_given_up(sweep, victim)
+        result = _finished(sweep, driver, victim, n_trials)
+    asked.keep(result)
+    return [
+        Figure("lost node until its trial is requeued", "s", waited, target=10.0, at_least=False, note=asked.note()),
+        *_common(result, asked.note()),
+    ]
+
+
+def frozen(asked: Run) -> list[Figure]:
+    """RF-06: every process of a node is stopped, and goes on after a minute."""
+    n_trials, frozen_s = asked.pick(60, 24), asked.pick(60.0, 40.0)
+    with _scene(n_trials, epochs=40) as (nodes, sweep, driver):
+        victim = _victim(sweep)
+        stopped = nodes.processes(str(victim.node))
+        asked.say(f"SIGSTOP to all {len(stopped)} processes of {victim.node}")
+        _signal(stopped, signal.SIGSTOP)
+        begun = time.monotonic()
+        waited = _until_given_up(sweep, victim)
+        done_before = sweep.row().counts.get("SUCCEEDED", 0)
+        time.sleep(max(0.0, frozen_s - (time.monotonic() - begun)))
+        while_silent = sweep.row().counts.get("SUCCEEDED", 0) - done_before
+        placed = sum(a["node"] == victim.node and a["end"] is None for row in sweep.rows() for a in row.attempts)
+        _signal(stopped, signal.SIGCONT)
+        asked.say(f"SIGCONT; {while_silent} trials ended since it was given up")
+        result = _finished(sweep, driver, victim, n_trials)
+    asked.keep({**result, "while_silent": while_silent})
+    return [
+        Figure("frozen node until its trial is requeued", "s", waited, target=35.0, at_least=False, note=asked.note()),
+        Figure("trials that were sent to the silent node", "trials", placed, target=0, at_least=False, note=asked.note()),
+        Figure("trials that ended elsewhere while it was silent", "trials", while_silent, target=1, note=asked.note()),
+        *_common(result, asked.note()),
+    ]
+
+
+def zombie(asked: Run) -> list[Figure]:
+    """RF-07: the raylet of a node is killed; its workers live on."""
+    n_trials = asked.pick(40, 16)
+    with _scene(n_trials, epochs=40) as (nodes, sweep, driver):
+        victim = _victim(sweep)
+        raylet = nodes.raylet(str(victim.node))
+        workers = raylet.children(recursive=True)
+        asked.say(f"SIGKILL to the raylet of {victim.node} alone; {len(workers)} processes were below it")
+        raylet.kill()
+        waited = _until_given_up(sweep, victim)
+        alive = _lifetime(workers)
+        result = _finished(sweep, driver, victim, n_trials)
+    asked.keep({**result, "zombies_s": alive})
+    logged = sum(event in ("lost", "late") and attempt == victim.attempt for event, attempt, _ in result["told"])
+    return [
+        Figure("commits of the zombie's trial", "commits", result["committed"], target=1, most=1, note=asked.note()),
+        Figure("lines about the zombie in its trial's history", "lines", logged, target=1, note=asked.note()),
+        Figure("raylet's death until its trial is requeued", "s", waited, target=35.0, at_least=False, note=asked.note()),
+        Figure("processes below the dead raylet lived on for", "s", alive, note=asked.note()),
+        *_common(result, asked.note()),
+    ]
+
+
+def head(asked: Run) -> list[Figure]:
+    """The head is killed: the driver ends with a message, no trial runs on, and another cluster finishes the sweep."""
+    n_trials = asked.pick(20, 10)
+    with _scene(n_trials, epochs=30) as (nodes, sweep, driver):
+        _victim(sweep)
+        ours = [p for n in range(_NODES) for p in nodes.processes(f"node-{n}") if _is_ours(p)]
+        ours += [p for p in psutil.Process(driver.pid).children(recursive=True) if _is_ours(p)]
+        asked.say(f"SIGKILL to the global control store; {len(ours)} supervisors, fork servers and trials run")
+        nodes.head().kill()
+        begun = time.monotonic()
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(120.0)
+        ended_s, code, said = time.monotonic() - begun, driver.poll(), sweep.log
+        left_s = _lifetime(ours, 90.0)
+        broken = violations(sweep.home, sweep.id)
+        second = Nodes()
+        try:
+            again = sweep.driver("--address", second.address)
+            with suppress(subprocess.TimeoutExpired):
+                again.wait(_LIMIT_S)
+            if again.poll() is None:
+                again.kill()
+        finally:
+            second.close()
+        succeeded = sum(row.state == "SUCCEEDED" for row in sweep.rows())
+        broken += violations(sweep.home, sweep.id)
+        asked.keep({"said": said[-2000:], "code": code, "violations": broken, "second": again.poll(), "log": sweep.log[-2000:]})
+    named = int(f"sparsefleet resume {sweep.id}" in said and "Traceback" not in said)
+    return [
+        Figure("head's death until the driver has ended", "s", ended_s, target=30.0, at_least=False, note=asked.note()),
+        Figure("its exit code", "code", code, target=4, most=4, note=asked.note()),
+        Figure("one message that names the command to go on", "messages", named, target=1, note=asked.note()),
+        Figure(
+            "supervisors and trials that lived on for", "s", left_s, target=15.0, at_least=False, note=asked.note("after the driver's end")
+        ),
+        Figure("results after resume on another cluster", "trials", succeeded, target=n_trials, note=asked.note()),
+        Figure("violations of the contract", "rows", len(broken), target=0, at_least=False, note=asked.note()),
+    ]
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("ray::Supervisor") or "sparsefleet.fleet.forkserver" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _lifetime(processes: list[psutil.Process], limit_s: float = 120.0) -> float:
+    """Seconds until all have ended."""
+    begun = time.monotonic()
+    while any(_lives(p) for p in processes) and time.monotonic() - begun < limit_s:
+        time.sleep(0.1)
+    return round(time.monotonic() - begun, 1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _below(ask: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    try:
+        return ask()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
