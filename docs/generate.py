@@ -160,7 +160,8 @@ def command_line() -> str:
     """Every command with its options and examples."""
     lines = ["# The command line\n", _NOTE.format("the click commands in `sparsefleet/cli/`")]
     lines.append(
-        'Results go to standard output, everything else to standard error. Every reading command has `--json`: one object with `"schema": 1`.\n'
+        'Results go to standard output, everything else to standard error. Every reading command has `--json`: one object with `"schema": 1`.\n\n'
+        "With `--address http://HEAD:8265` a command about sweeps runs on that cluster, whose sweeps are meant: see [Running a fleet](fleet.md).\n"
     )
     with click.Context(cli, info_name="sparsefleet") as context:
         lines += list(_commands(cli, context))
