@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import UserError
 from sparsefleet.grid.arms import Judge
 from sparsefleet.grid.counting import TooTangled, count_points, even_candidates, has_selections
 from sparsefleet.grid.expand import Point, expand
 from sparsefleet.grid.fit import Facts
+from sparsefleet.grid.history import Estimate, FinishedTrials, History, history, slots_of
 from sparsefleet.grid.load import name_of
 from sparsefleet.grid.model import Grid
 from sparsefleet.grid.need import Need, size_text
@@ -29,29 +27,6 @@ EXPANDED_UP_TO = 1_000
 """Grids of more points are counted without expansion."""
 
 
-class FinishedTrials(Protocol):
-    """What a plan needs of the ledger."""
-
-    def trial(self, key_or_spec_id_prefix: str, /) -> Any:
-        """The trial's row; UserError where there is none."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How long the rest takes, from trials of this grid that have finished."""
-
-    seconds: float
-    spread: float
-    """Standard deviation over mean of the finished ones."""
-    n_finished: int
-    slots: int
-
-    def __str__(self) -> str:
-        noun = "trial" if self.n_finished == 1 else "trials"
-        spread = f" (±{self.spread:.0%})" if self.n_finished > 1 else ""
-        return f"about {duration_text(self.seconds)} on {self.slots} slots, from {self.n_finished} finished {noun}{spread}"
-
-
 @dataclass(frozen=True)
 class Plan:
     """The counts of a grid.
@@ -62,7 +37,7 @@ class Plan:
         totals: exact counts of trials, twins, control arms and skips; None where they cannot be had without expanding the grid.
         unknown: why ``totals`` is None.
         tuned: some points have several candidates (``select``).
-        cached: trials that are finished under the same key; None without a ledger or above 1,000 points.
+        history: what the ledger knows of the trials; None for more points than are submitted without being asked for.
     """
 
     name: str
@@ -74,9 +49,17 @@ class Plan:
     totals: Totals | None
     unknown: str = ""
     tuned: bool = False
-    cached: int | None = None
-    estimate: Estimate | None = None
-    cached_keys: tuple[str, ...] = field(default=(), repr=False)
+    history: History | None = None
+
+    @property
+    def cached(self) -> int | None:
+        """Trials that have ended under the same key; None where it is not known."""
+        return self.history.cached if self.history else None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """How long the rest takes; None where no trial of the grid has finished."""
+        return self.history.estimate if self.history else None
 
     @property
     def trials(self) -> int:
@@ -103,11 +86,7 @@ class Plan:
         rows = [("skip", n, reason) for reason, n in totals.skipped.most_common()]
         if totals.repeated:
             rows.append(("same", totals.repeated, "the same trial as another one; run once"))
-        if self.cached is not None:
-            rows.append(("cached", self.cached, "already finished under the same id"))
-        rows.append(
-            ("run", self.to_run, str(self.estimate) if self.estimate else "no finished trial of this grid to estimate the time from")
-        )
+        rows += self._known_rows()
         width = max(len(f"{n:,}") for _, n, _ in rows)
         lines = [text, *(f"  {what:<6} {n:>{width},}  {why}" for what, n, why in rows)]
         lines += [f"  note   no small-dense for {n:,}: {why}" for why, n in totals.no_rival.most_common()]
@@ -116,6 +95,24 @@ class Plan:
         lines += [f"  note   the dense twin differs: {why}" for why, _ in totals.budgets.most_common(3)]
         more = len(totals.budgets) - 3
         return [*lines, *([f"  note   … and in {more} more ways"] if more > 0 else []), self._next()]
+
+    def _known_rows(self) -> list[tuple[str, int, str]]:
+        """What is there and what is left, with the time that it takes."""
+        known, rows = self.history, []
+        if known and known.cached is not None:
+            failed = f"; {known.failed:,} of them failed, resume --failed tries those again" if known.failed else ""
+            other = f"; {known.other_code:,} more finished under other code, data or device" if known.other_code else ""
+            rows.append(("cached", known.cached, f"already finished under the same id{failed}{other}"))
+        nothing = "nothing is left" if not self.to_run else "no finished trial of this grid to estimate the time from"
+        rows.append(("run", self.to_run, str(self.estimate) if self.estimate else nothing))
+        if known and known.measures:
+            each = known.measure_s
+            took = (
+                f"about {duration_text(each * known.measures)}, one at a time" if each else "no measurement here to estimate the time from"
+            )
+            again = "those measured before are not measured again, those not trustworthy once more"
+            rows.append(("timing", known.measures, f"configurations, at most: {took}; {again}"))
+        return rows
 
     def _next(self) -> str:
         over = f" --max-trials {self.points}" if self.points > MAX_TRIALS else ""
@@ -142,8 +139,13 @@ class Plan:
             "twin_differs": sorted(totals.budgets) if totals else None,
             "memory": memory_json(totals) if totals else None,
             "cached": self.cached,
+            "cached_failed": self.history.failed if self.history else None,
+            "other_code": self.history.other_code if self.history else None,
             "run": self.to_run,
             "estimate_s": self.estimate.seconds if self.estimate else None,
+            "estimate_spread": self.estimate.spread if self.estimate else None,
+            "measurements": self.history.measures if self.history else None,
+            "measurements_s": self.history.measures * self.history.measure_s if self.history and self.history.measure_s else None,
         }
 
 
@@ -158,7 +160,7 @@ def plan(
     """The plan of a grid.
 
     Args:
-        ledger: where finished trials are looked up; above 1,000 points it is not asked.
+        ledger: where finished trials are looked up; above 10,000 points it is not asked.
         key_of: the key of a point in the ledger; default: its spec_id, which does not know whether code or data changed since.
         memory_bytes: what dense weights must fit into; default: this machine's memory.
     """
@@ -169,11 +171,9 @@ def plan(
         totals = expanded(grid, judge) if points <= EXPANDED_UP_TO else Counted(grid, judge).count()
     except TooTangled as error:
         unknown = error.what
-    cached, estimate = None, None
-    if ledger is not None and points <= EXPANDED_UP_TO and totals is not None:
-        rows = _finished(grid, catalog, ledger, key_of or (lambda point: point.spec.spec_id), memory_bytes)
-        cached = len(rows)
-        estimate = _estimate(rows, totals.trials - cached, grid)
+    known = None
+    if totals is not None and points <= (MAX_TRIALS if ledger is not None else EXPANDED_UP_TO):
+        known = history(grid, expand(grid, catalog, memory_bytes), ledger, key_of or (lambda point: point.spec.spec_id))
     return Plan(
         name=grid.name,
         sweep=grid.sweep,
@@ -184,8 +184,7 @@ def plan(
         totals=totals,
         unknown=unknown,
         tuned=has_selections(grid),
-        cached=cached,
-        estimate=estimate,
+        history=known,
     )
 
 
@@ -240,7 +239,7 @@ def refuse_too_many(grid: Grid, max_trials: int | None = None, n_trials: int | N
     if n <= allowed:
         return
     product = " × ".join(f"{k}" for k, _ in formula_of(grid)) if n_trials is None else ""
-    slots = _slots(grid)
+    slots = slots_of(grid)
     raise UserError(
         f"{n:,} trials{' = ' if product else ''}{product}; at one second each {duration_text(n / slots)} on {slots} slots",
         cause=f"more than {allowed:,} trials are not started by accident",
@@ -270,36 +269,3 @@ def _n(n: int, noun: str) -> str:
 def _plural(name: str, n: int) -> str:
     known = {"seed": "seeds", "density": "densities", "layer": "layers", "method": "methods", "model": "models", "dataset": "datasets"}
     return known.get(name, name) if n != 1 else name
-
-
-def _slots(grid: Grid) -> int:
-    cpus = os.cpu_count() or 1
-    return max(1, min(grid.max_parallel or cpus, cpus // int(grid.base["resources"]["cpus"])))
-
-
-def _finished(grid: Grid, catalog: Catalog, ledger: FinishedTrials, key_of: Callable[[Point], str], memory_bytes: int | None) -> list[Any]:
-    rows = []
-    for point in expand(grid, catalog, memory_bytes):
-        try:
-            row = ledger.trial(key_of(point))
-        except UserError:
-            continue
-        if row.record is not None:
-            rows.append(row)
-    return rows
-
-
-def _estimate(rows: Sequence[Any], to_run: int, grid: Grid) -> Estimate | None:
-    seconds = [
-        (
-            datetime.fromisoformat(row.ended.replace("Z", "+00:00")) - datetime.fromisoformat(row.started.replace("Z", "+00:00"))
-        ).total_seconds()
-        for row in rows
-        if row.started and row.ended
-    ]
-    if not seconds or not to_run:
-        return None
-    mean = statistics.fmean(seconds)
-    spread = statistics.stdev(seconds) / mean if len(seconds) > 1 and mean > 0 else 0.0
-    slots = _slots(grid)
-    return Estimate(mean * to_run / slots, spread, len(seconds), slots)

@@ -191,7 +191,7 @@ class Ledger:
         return next(read(self._db, where, (key,), record=True, truth=Truth(self._db, self.home), past=past))
 
     def finished(self, spec_ids: Iterable[str]) -> Iterator[Finished]:
-        """The trials of these specs that have a record, under whatever code they ran."""
+        """The trials of these specs that have ended, under whatever code they ran."""
         return finished(self._db, spec_ids)
 
     def lease(self, key: str, sweep: str, node: str) -> int | None:
@@ -321,6 +321,10 @@ class Ledger:
     def timings(self, sweep: str) -> list[TimingRow]:
         """The sweep's timings, one row per configuration."""
         return times.of_sweep(self._db, sweep)
+
+    def measure_seconds(self) -> float | None:
+        """What measuring one configuration took, the median; None where nothing has been measured."""
+        return times.seconds_each(self._db)
 
     def timing(self, config_key: str, states: Sequence[str] = ("SUCCEEDED",)) -> TimingRow | None:
         """The newest timing of this configuration, whichever sweep took it."""

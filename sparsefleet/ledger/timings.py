@@ -6,12 +6,19 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.ledger.trials import dump
+
+_LOOKED_AT = 200
+_SHARED_S, _PAUSE_S = 0.5, 900.0
+"""Timings nearer than this were entered together; ones farther apart were taken by two drivers."""
 
 
 def store_samples(db: sqlite3.Connection, body: bytes) -> str:
@@ -46,6 +53,16 @@ def store(db: sqlite3.Connection, sweep: str, row: TimingRow) -> None:
 def of_sweep(db: sqlite3.Connection, sweep: str) -> list[TimingRow]:
     """All timings of the sweep, in the order in which they were taken."""
     return [_row(row) for row in db.execute("SELECT * FROM timings WHERE sweep=? ORDER BY created, config_key", (sweep,))]
+
+
+def seconds_each(db: sqlite3.Connection) -> float | None:
+    """The median time between two timings that one sweep took one after the other; None where there are no such two."""
+    rows = db.execute("SELECT sweep, created FROM timings ORDER BY created DESC LIMIT ?", (_LOOKED_AT,)).fetchall()
+    taken: dict[str, list[float]] = {}
+    for row in rows:
+        taken.setdefault(row["sweep"], []).append(datetime.fromisoformat(row["created"]).timestamp())
+    gaps = [later - earlier for times in taken.values() for later, earlier in pairwise(times) if _SHARED_S < later - earlier < _PAUSE_S]
+    return median(gaps) if gaps else None
 
 
 def of_config(db: sqlite3.Connection, config_key: str, states: Sequence[str]) -> TimingRow | None:

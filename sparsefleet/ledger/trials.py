@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsefleet.errors import IntegrityError
 from sparsefleet.ledger.lock import is_held
-from sparsefleet.ledger.rows import ACTIVE, TrialRow
+from sparsefleet.ledger.rows import ACTIVE, TERMINAL, TrialRow
 
 _COLUMNS = """s.sweep, s.ordinal, s.key, s.arm, s.twin_key, s.rival_key, s.depends_on, s.resources, s.limits, s.request,
     t.spec_id, t.spec, t.state, t.attempt, t.owner, t.node, t.reason, t.started, t.ended"""
@@ -169,7 +169,7 @@ def attempts(db: sqlite3.Connection, key: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial with a record: its identity, how it ended, and the seconds of the attempt that did."""
+    """A trial that has ended: its identity, how, and the seconds of the attempt that did."""
 
     key: str
     spec_id: str
@@ -178,13 +178,13 @@ class Finished:
 
 
 def finished(db: sqlite3.Connection, spec_ids: Iterable[str]) -> Iterator[Finished]:
-    """The trials of these specs that have a record."""
+    """The trials of these specs that have ended."""
     asked = list(spec_ids)
     for begin in range(0, len(asked), _AT_ONCE):
         some = asked[begin : begin + _AT_ONCE]
         sql = (
             "SELECT t.key, t.spec_id, t.state, a.t_s FROM trials t LEFT JOIN attempts a ON a.key = t.key AND a.n = t.attempt"
-            f" WHERE t.spec_id IN ({','.join('?' * len(some))}) AND t.record NOT NULL"
+            f" WHERE t.spec_id IN ({','.join('?' * len(some))}) AND t.state IN ({','.join('?' * len(TERMINAL))})"
         )
-        for row in db.execute(sql, some):
+        for row in db.execute(sql, (*some, *TERMINAL)):
             yield Finished(*row)

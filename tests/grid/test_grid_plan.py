@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -206,36 +207,59 @@ def test_the_difference_between_twin_and_trial_is_shown() -> None:
 
 @dataclass
 class Row:
-    started: str
-    ended: str
-    record: dict | None
+    key: str
+    spec_id: str
+    seconds: float | None
+    state: str = "SUCCEEDED"
 
 
 class Finished:
     """A ledger in which some trials are finished."""
 
-    def __init__(self, keys: dict[str, float | None]) -> None:
-        self.keys = keys
+    def __init__(self, *rows: Row, measure_s: float | None = None) -> None:
+        self.rows, self.measure_s = rows, measure_s
 
-    def trial(self, key: str, /) -> Row:
-        if key not in self.keys:
-            raise UserError(f"unknown trial {key!r}")
-        seconds = self.keys[key]
-        return Row("2025-01-01T00:00:00Z", f"2025-01-01T00:00:{seconds or 0:02.0f}Z", {} if seconds else None)
+    def finished(self, spec_ids: Iterable[str], /) -> list[Row]:
+        asked = set(spec_ids)
+        return [row for row in self.rows if row.spec_id in asked]
+
+    def measure_seconds(self) -> float | None:
+        return self.measure_s
 
 
 def test_what_the_ledger_holds_is_cached_and_gives_the_estimate() -> None:
     grid = grid_of("seeds: 4\nmax_parallel: 1\ndensity: 0.1\nmethod: {rewirer: set}\ncontrol_arms: []\n")
-    ids = [p.spec.spec_id for p in expand(grid, CATALOGUE)]
-    made = plan(grid, CATALOGUE, Finished({ids[0]: 10.0, ids[1]: 20.0, ids[2]: None}))
-    assert (made.trials, made.cached, made.to_run) == (8, 2, 6)
+    points = list(expand(grid, CATALOGUE))
+    (d0, d1, *_), (s0, s1, *_) = ([p.spec.spec_id for p in points if p.arm == arm] for arm in ("dense", "sparse"))
+    rows = [Row(d0, d0, 10.0), Row(d1, d1, 14.0), Row(s0, s0, 60.0), Row(s1, s1, None, "TIMEOUT")]
+    made = plan(grid, CATALOGUE, Finished(*rows))
+    assert (made.trials, made.cached, made.to_run) == (8, 4, 4)
     assert made.estimate is not None
-    assert made.estimate.seconds == 6 * 15.0
-    assert str(made.estimate) == "about 1 min 30 s on 1 slots, from 2 finished trials (±47%)"
-    assert made.to_json()["estimate_s"] == 90.0
+    assert made.estimate.seconds == 2 * 12.0 + 2 * 60.0  # each arm by its own
+    assert str(made.estimate) == "about 2 min 24 s on 1 slot, from 3 finished trials (±24%)"
+    assert made.to_json()["estimate_s"] == 144.0
     assert json.loads(json.dumps(made.to_json()))["schema"] == 1
-    by_key = plan(grid, CATALOGUE, Finished({f"k{ids[0]}": 1.0}), key_of=lambda point: f"k{point.spec.spec_id}")
-    assert by_key.cached == 1
+    assert "  cached 4  already finished under the same id; 1 of them failed, resume --failed tries those again" in made.lines()
+
+
+def test_trials_that_ran_under_other_code_are_counted_apart_and_tell_how_long_it_takes() -> None:
+    grid = grid_of("seeds: 2\nmax_parallel: 1\ndensity: 0.1\nmethod: {rewirer: set}\ncontrol_arms: []\n")
+    ids = [p.spec.spec_id for p in expand(grid, CATALOGUE)]
+    rows = [Row("old", ids[0], 10.0), Row("older", ids[0], 10.0), Row("k" + ids[1], ids[1], 10.0), Row("old", ids[1], 10.0)]
+    made = plan(grid, CATALOGUE, Finished(*rows), key_of=lambda point: f"k{point.spec.spec_id}")
+    assert (made.cached, made.to_run, made.to_json()["other_code"]) == (1, 3, 1)
+    assert made.estimate is not None
+    assert made.estimate.seconds == 30.0
+    assert "  cached 1  already finished under the same id; 1 more finished under other code, data or device" in made.lines()
+
+
+def test_measurements_are_counted_and_their_time_told() -> None:
+    text = "seeds: 5\ncontrol_arms: [random-static]\nlayer: csr\nmethod: {rewirer: set}\naxes:\n  density: [0.1, 0.02]\n"
+    made = plan(grid_of(text), CATALOGUE, Finished(measure_s=30.0))
+    assert made.to_json()["measurements"] == 2 * 2 * 2  # densities, SET and its control arm, forward and step
+    assert made.to_json()["measurements_s"] == 240.0
+    assert any("timing  8  configurations, at most: about 4 min, one at a time" in line for line in made.lines())
+    assert plan(grid_of(text + "measure: {level: none}\n"), CATALOGUE, Finished()).to_json()["measurements"] == 0
 
 
 def test_durations_read_like_durations() -> None:
@@ -251,7 +275,7 @@ def test_durations_read_like_durations() -> None:
 
 def test_the_plan_reads_like_this() -> None:
     text = "seeds: 3\ncontrol_arms: [random-static]\naxes:\n  density: [0.1, 0.02]\n  method: [{rewirer: set}, {rewirer: deep-r}]\n"
-    assert plan(grid_of(text), CATALOGUE, Finished({})).lines() == [
+    assert plan(grid_of(text), CATALOGUE, Finished()).lines() == [
         "grid small: 2 densities × 2 methods × 3 seeds = 12 trials, + 3 dense twins, + 6 control arms (6 random-static)",
         "  skip    6  deep-r is defined for SGD without momentum; the optimizer is sgd with momentum 0.9",
         "  cached  0  already finished under the same id",
