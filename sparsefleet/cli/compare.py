@@ -106,8 +106,8 @@ def table_rows(
         row = chosen(ledger, sweep)
         measured = ledger.timings(row.sweep)
         machines = Machines(measured, ledger.samples, mixed=source.mixed)
-        trials = ledger.trials(row.sweep, with_record=READS, with_attempts=False)
-        return rows(trials, Timings(measured, machines), by, metric, margin=source.margin), row
+        read = ledger.trials(row.sweep, with_record=READS, with_attempts=False)
+        return rows(read, Timings(measured, machines), by, metric, margin=source.margin), row
     from sparsefleet.errors import UserError
     from sparsefleet.track.read import raw_samples, rows as tracked
     from sparsefleet.track.server import home_id

@@ -51,6 +51,9 @@ def drive(session: Session, wanted: Drive) -> int:
     if has_ended(row) and not (wanted.only_failed or wanted.remeasure):
         say(f"{row.sweep}: all {row.counts.get('total', 0)} trials have ended before; nothing to run")
         return _finish(session, row, wanted)
+    told = figures(row)
+    again = told["failed"] if wanted.only_failed else 0
+    say(f"{row.sweep}: {told['total']:,} trials: {told['done'] - again:,} cached, {told['total'] - told['done'] + again:,} to run")
     relayed = bool(os.environ.get(RELAYED))
     if wanted.detach or relayed:
         if is_held(home, row.sweep):

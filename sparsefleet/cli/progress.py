@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from sparsefleet.report.plain import plain
 _LINE_EVERY_S = 5.0
 _SAVE_EVERY_S = 1.0
 _MAX_RUNNING = 8
+_MAX_KEPT = 50
+_ETA = re.compile(r", about [^;]* left")
 
 
 @dataclass
@@ -25,7 +28,11 @@ class View:
     Attributes:
         running: by trial key: what it is, its step and its loss.
         failures: one line per trial that failed or diverged, newest last.
+        finished: one line per row whose trials have all ended, and per phase that began, newest last.
         phase: a word on what follows the trials: measuring, uploading.
+        eta_s: seconds until the phase ends, as its driver estimates them.
+        nodes: where trials run, and how busy each node is; ``Event`` of kind ``fleet`` says what stands in one.
+        waiting: why trials wait: ``{why, n}``.
     """
 
     sweep: str
@@ -38,7 +45,11 @@ class View:
     state: str = "RUNNING"
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
     phase: str = ""
+    eta_s: float | None = None
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    waiting: list[dict[str, Any]] = field(default_factory=list)
     _first: tuple[float, int] | None = None
 
     def count(self, figures: Mapping[str, int], cached: int = 0) -> None:
@@ -54,7 +65,9 @@ class View:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the last trial at the pace so far; None before the second trial has ended."""
+        """Seconds until the last trial: what the driver says, else by the pace so far; None before the second trial has ended."""
+        if self.eta_s is not None:
+            return self.eta_s
         if self._first is None:
             return None
         since, done = time.monotonic() - self._first[0], self.done - self._first[1]
@@ -69,9 +82,21 @@ class View:
             parts.append(f"{len(self.running)} running")
         parts += [f"{n} {word}" for n, word in ((self.diverged, "diverged"), (self.failed, "failed"), (self.cancelled, "cancelled")) if n]
         left = self.left_s
-        if left is not None and self.done < self.total:
+        if left is not None and (self.done < self.total or self.phase):
             parts.append(f"about {duration(left)} left")
         return ", ".join(parts) + (f"; {self.phase}" if self.phase else "")
+
+    def fleet_lines(self) -> list[str]:
+        """``node-1: 2 of 2 slots busy, 2 of 2 cpus``, and why trials wait."""
+        lines = []
+        for node in self.nodes[:_MAX_RUNNING]:
+            gpus = f", {node['gpus_used']:g} of {node['gpus']:g} gpus" if node.get("gpus") else ""
+            silent = " SILENT" if node.get("state") == "silent" else ""
+            busy = f"{node.get('busy', 0)} of {node.get('slots', 0)} slots busy"
+            lines.append(f"{node['node']}:{silent} {busy}, {node.get('cpus_used', 0):g} of {node.get('cpus', 0):g} cpus{gpus}")
+        if len(self.nodes) > _MAX_RUNNING:
+            lines.append(f"and {len(self.nodes) - _MAX_RUNNING} more nodes")
+        return lines + [f"{one['n']} wait{'s' if one['n'] == 1 else ''}: {one['why']}" for one in self.waiting[:_MAX_RUNNING]]
 
     def running_lines(self) -> list[str]:
         """``digits mlp set csr 0.1 seed 0   step 120/400   loss 0.31``."""
@@ -89,7 +114,20 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """What ``watch`` reads of a driver's view: the part that is not in the ledger."""
-        return {"running": self.running, "phase": self.phase}
+        return {
+            **{name: getattr(self, name) for name in ("running", "phase", "eta_s", "nodes", "waiting")},
+            "finished": self.finished[-_MAX_KEPT:],
+            "n_finished": len(self.finished),
+        }
+
+    def take_json(self, live: Mapping[str, Any]) -> None:
+        """The same in a process that watches."""
+        self.phase, self.eta_s = str(live.get("phase", "")), live.get("eta_s")
+        self.nodes, self.waiting = live.get("nodes", []), live.get("waiting", [])
+        new = live.get("n_finished", 0) - len(self.finished)
+        if new > 0:
+            kept = list(live.get("finished", []))[-new:]
+            self.finished += ["…"] * (new - len(kept)) + kept  # more than a snapshot holds
 
 
 def duration(seconds: float) -> str:
@@ -121,15 +159,15 @@ class Lines:
         self._every_s = every_s
         self._last = -every_s
         self._said = ""
-        self._failures = 0
+        self._failures = self._finished = 0
 
     def show(self, view: View, *, urgent: bool = False) -> None:
         """Prints what is new."""
-        for line in view.failures[self._failures :]:
+        for line in (*view.finished[self._finished :], *view.failures[self._failures :]):
             say(line)
-        self._failures = len(view.failures)
+        self._failures, self._finished = len(view.failures), len(view.finished)
         line = f"{view.sweep}: {view.headline()}"
-        counts = line.split(", about ")[0]
+        counts = _ETA.sub("", line)  # that alone is no news
         if counts == self._said or not (urgent or time.monotonic() - self._last >= self._every_s):
             return
         self._said, self._last = counts, time.monotonic()
@@ -149,7 +187,7 @@ class Live:
         self._console = Console(stderr=True, no_color=not colourful(), highlight=False)
         self._live = RichLive(console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
-        self._failures = 0
+        self._failures = self._finished = 0
 
     def show(self, view: View, *, urgent: bool = False) -> None:
         """Redraws."""
@@ -157,11 +195,11 @@ class Live:
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        for line in view.failures[self._failures :]:
+        for line in (*view.finished[self._finished :], *view.failures[self._failures :]):
             self._console.print(Text(plain(line)))
-        self._failures = len(view.failures)
+        self._failures, self._finished = len(view.failures), len(view.finished)
         bar = ProgressBar(total=max(view.total, 1), completed=view.done, width=40)
-        lines = [Text(plain(f"  {line}"), overflow="ellipsis", no_wrap=True) for line in view.running_lines()]
+        lines = [Text(plain(f"  {line}"), overflow="ellipsis", no_wrap=True) for line in (*view.running_lines(), *view.fleet_lines())]
         self._live.update(Group(Text(plain(f"{view.sweep}  {view.headline()}")), bar, *lines))
 
     def close(self) -> None:

@@ -64,6 +64,14 @@ def is_measured(row: SweepRow) -> bool:
     return bool(row.settings.get("measure", {}).get("level", "none") != "none")
 
 
+def progress_of(row: SweepRow, home: Path) -> dict[str, Any] | None:
+    """What the sweep's driver last wrote of its progress: ``running, phase, eta_s, nodes, waiting, finished``; None without a driver."""
+    from sparsefleet.cli.progress import Snapshot
+    from sparsefleet.ledger.rows import LIVE_SWEEP
+
+    return (Snapshot(home, row.sweep).load() or None) if row.state in LIVE_SWEEP else None
+
+
 def status_json(row: SweepRow, home: Path) -> dict[str, Any]:
     """One entry of ``status --json``."""
     from sparsefleet.ledger.lock import is_held
@@ -76,6 +84,7 @@ def status_json(row: SweepRow, home: Path) -> dict[str, Any]:
         "created": row.created,
         "ended": row.ended,
         "driven": is_held(home, row.sweep),
+        "progress": progress_of(row, home),
     }
 
 

@@ -26,7 +26,7 @@ def watch(session: Session, sweep: str | None, every: float) -> None:
 
     ledger = reading(session)
     row = chosen(ledger, sweep)
-    names = {t.key: trial_label(t.spec) for t in ledger.trials(row.sweep, with_record=False)}
+    asked = {"with_record": False, "with_attempts": False}
     snapshot, view, shown = Snapshot(session.made_home(), row.sweep), View(row.sweep), screen()
     told: set[str] = set()
     interrupted = threading.Event()
@@ -36,17 +36,22 @@ def watch(session: Session, sweep: str | None, every: float) -> None:
         while not interrupted.is_set():
             row = ledger.sweep(row.sweep)
             live = snapshot.load() if row.state in LIVE_SWEEP else {}
-            view.state, view.phase = row.state, str(live.get("phase", ""))
+            view.state = row.state
+            view.take_json(live)
             view.count(figures(row), row.counts.get("cached", 0))
             steps = live.get("running", {})
-            view.running = {}
-            for trial in ledger.trials(row.sweep, with_record=False):
-                if trial.state in ACTIVE:
-                    view.running[trial.key] = {"what": names[trial.key], **steps.get(trial.key, {})}
-                elif trial.state in (*FAILED, "DIVERGED") and trial.key not in told:
-                    told.add(trial.key)
-                    reason = (trial.reason or "").strip().splitlines()
-                    view.failures.append(f"{trial.spec_id} {names[trial.key]}: {trial.state}" + (f": {reason[0]}" if reason else ""))
+            view.running = {
+                trial.key: {"what": trial_label(trial.spec), **steps.get(trial.key, {})}
+                for trial in (ledger.trials(row.sweep, states=ACTIVE, **asked) if row.state in LIVE_SWEEP else ())
+                if trial.state in ACTIVE
+            }
+            if view.failed + view.diverged > len(told):  # else there is nothing new to be read
+                for trial in ledger.trials(row.sweep, states=(*FAILED, "DIVERGED"), **asked):
+                    if trial.key not in told:
+                        told.add(trial.key)
+                        reason = (trial.reason or "").strip().splitlines()
+                        what = f"{trial.spec_id} {trial_label(trial.spec)}: {trial.state}"
+                        view.failures.append(what + (f": {reason[0]}" if reason else ""))
             ended = row.state not in LIVE_SWEEP
             shown.show(view, urgent=ended)
             if ended:

@@ -16,7 +16,7 @@ from sparsefleet.ledger import outbox as mail, schema, sweeps, timings as times
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
-from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, dump, finished, read, sha256
+from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, dump, finished, read, seconds, sha256, test_figures
 from sparsefleet.redact import redacted, redacted_json
 
 _LISTED = 8
@@ -193,6 +193,14 @@ class Ledger:
     def finished(self, spec_ids: Iterable[str]) -> Iterator[Finished]:
         """The trials of these specs that have ended, under whatever code they ran."""
         return finished(self._db, spec_ids)
+
+    def seconds(self, sweep: str) -> Iterator[tuple[str, float]]:
+        """(key, seconds) of the sweep's trials that have a result."""
+        return seconds(self._db, sweep)
+
+    def test_figures(self, keys: Iterable[str]) -> list[float]:
+        """The test figures of those of the trials that succeeded."""
+        return test_figures(self._db, keys)
 
     def lease(self, key: str, sweep: str, node: str) -> int | None:
         """The new attempt's number, or None if the trial is terminal or another live sweep holds it."""

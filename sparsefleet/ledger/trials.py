@@ -188,3 +188,23 @@ def finished(db: sqlite3.Connection, spec_ids: Iterable[str]) -> Iterator[Finish
         )
         for row in db.execute(sql, (*some, *TERMINAL)):
             yield Finished(*row)
+
+
+def seconds(db: sqlite3.Connection, sweep: str) -> Iterator[tuple[str, float]]:
+    """(key, seconds of the attempt that ended it) of the sweep's trials that have a result."""
+    sql = (
+        "SELECT t.key, a.t_s FROM sweep_trials s JOIN trials t ON t.key = s.key JOIN attempts a ON a.key = t.key AND a.n = t.attempt"
+        " WHERE s.sweep=? AND t.state IN ('SUCCEEDED','DIVERGED') AND a.t_s NOT NULL"
+    )
+    for row in db.execute(sql, (sweep,)):
+        yield row["key"], row["t_s"]
+
+
+def test_figures(db: sqlite3.Connection, keys: Iterable[str]) -> list[float]:
+    """The test figures of those trials that succeeded, for a line of progress; the table reads them behind their digests."""
+    asked, found = list(keys), []
+    for begin in range(0, len(asked), _AT_ONCE):
+        some = asked[begin : begin + _AT_ONCE]
+        sql = f"SELECT json_extract(record, '$.accuracy.test') FROM trials WHERE state='SUCCEEDED' AND key IN ({','.join('?' * len(some))})"
+        found += [row[0] for row in db.execute(sql, some) if row[0] is not None]
+    return found

@@ -67,7 +67,8 @@ def test_snapshot_comes_back(tmp_path: Path) -> None:
     one.running = {"k": {"step": 3}}
     saved = Snapshot(tmp_path, "demo")
     saved.save(one)
-    assert Snapshot(tmp_path, "demo").load() == {"running": {"k": {"step": 3}}, "phase": ""}
+    found = Snapshot(tmp_path, "demo").load()
+    assert (found["running"], found["phase"], found["eta_s"]) == ({"k": {"step": 3}}, "", None)
     saved.remove()
     assert saved.load() == {}
 
@@ -123,3 +124,99 @@ def test_a_feed_counts_by_the_ledger_and_steps_by_the_events(tmp_path: Path, cap
     assert published == [1]
     assert "TIMEOUT: killed after 2 s\n" in capsys.readouterr().err
     assert not list((tmp_path / "logs").glob("*.progress.json"))
+
+
+def test_what_a_watcher_reads_is_what_the_driver_shows() -> None:
+    ours = view(3)
+    ours.phase, ours.eta_s = "measuring 1/4, then 1 again", 95.0
+    ours.nodes = [
+        {"node": "a", "state": "alive", "slots": 2, "busy": 1, "cpus": 4, "cpus_used": 2, "gpus": 1, "gpus_used": 0.5, "trials": []}
+    ]
+    ours.waiting = [{"why": "no node has 2 gpus", "n": 7, "keys": []}]
+    ours.finished = [f"row {i}" for i in range(60)]
+    theirs = view(3)
+    theirs.take_json(ours.to_json())
+    assert theirs.headline() == ours.headline() == "3/10 done, about 2 min left; measuring 1/4, then 1 again"
+    assert theirs.fleet_lines() == ["a: 1 of 2 slots busy, 2 of 4 cpus, 0.5 of 1 gpus", "7 wait: no node has 2 gpus"]
+    assert theirs.finished[-1] == "row 59"
+    theirs.take_json(ours.to_json())
+    assert len(theirs.finished) == 60  # nothing twice
+
+
+def test_lines_tell_of_a_phase_that_gets_on_and_not_of_its_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(every_s=0)
+    for eta, phase in ((9.0, "measuring 1/4"), (8.0, "measuring 1/4"), (7.0, "measuring 2/4")):
+        one = view(10)
+        one.eta_s, one.phase = eta, phase
+        lines.show(one)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["demo: 10/10 done, about 9 s left; measuring 1/4", "demo: 10/10 done, about 7 s left; measuring 2/4"]
+
+
+def test_time_left_counts_every_arm_by_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsefleet.cli import pace
+    from sparsefleet.ledger.rows import TrialRow
+
+    clock = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
+    arms = (("dense", 1.0), ("sparse", 0.1))
+    trials = [TrialRow(0, f"{arm}{seed}", "id", spec(seed, density).to_json(), arm) for seed in range(3) for arm, density in arms]
+    one = pace.TrialPace(trials)
+    assert one.left_s(2) is None
+    one.known([("dense0", 10.0)])
+    assert one.left_s(2) == (3 * 10 + 3 * 10) / 2  # nothing sparse has finished
+    clock[0] += 20
+    assert one.ended("dense0", "SUCCEEDED", 10.0) is None
+    assert one.ended("sparse0", "SUCCEEDED", 30.0) is None
+    assert one.left_s() == (2 * 10 + 2 * 30) / (40 / 20)  # two at once, by this driver's own time
+    one.stepped("sparse1", 0.5)
+    assert one.left_s() == (2 * 10 + 1.5 * 30) / 2
+    assert one.ended("dense1", "TIMEOUT", 10.0) is None
+    row = one.ended("dense2", "SUCCEEDED", 10.0)
+    assert row is not None
+    assert (row.label, row.keys) == ("digits mlp dense dense 1", ["dense0", "dense1", "dense2"])
+    assert one.n_measures({"level": "screen"}) == 2
+    assert one.n_measures({"level": "publish", "ops": ["step"], "batch_sizes": [1, 2, 3]}) == 3
+    assert one.n_measures({"level": "none"}) == 0
+
+
+def test_measuring_announces_its_second_round_and_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsefleet.cli import pace
+
+    clock = [0.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
+    one = pace.MeasurePace(20.0)
+    assert one.take({"state": "RUNNING", "done": 0, "total": 2}) == ("measuring 0/2", 40.0, "measuring 2 configurations, one at a time")
+    clock[0] = 10.0
+    told = one.take({"state": "SUCCEEDED", "done": 1, "total": 2, "verdict": "NOT_TRUSTWORTHY"})
+    assert told == ("measuring 1/2, then 1 again", 20.0, "")  # ten seconds each, one left and one again
+    clock[0] = 20.0
+    one.take({"state": "SUCCEEDED", "done": 2, "total": 2, "verdict": "FASTER"})
+    told = one.take({"state": "RUNNING", "done": 0, "total": 1, "again": True})
+    assert told == ("measuring again 0/1", 10.0, "measuring 1 configuration once more: not trustworthy the first time")
+
+
+def test_a_row_is_told_when_its_last_trial_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sparsefleet.cli.events import Feed
+    from sparsefleet.fleet.events import Event
+    from sparsefleet.ledger import SweepLock, open_ledger, read_ledger
+
+    sweep = fill(tmp_path)
+    with open_ledger(tmp_path) as writing, SweepLock(tmp_path, sweep):
+        reading = read_ledger(tmp_path)
+        feed = Feed(tmp_path, reading.sweep(sweep), reading, lambda: None)
+        for n, trial in enumerate(t for t in reading.trials(sweep) if t.arm == "sparse"):
+            writing.commit(trial.key, writing.lease(trial.key, sweep, "n"), {"state": "SUCCEEDED", "accuracy": {"test": 0.5 + n / 10}})
+            feed.take(Event("trial", {"key": trial.key, "state": "SUCCEEDED", "wall_s": 1.0}))
+        feed.take(Event("fleet", {"nodes": [{"node": "a", "slots": 1, "busy": 0, "cpus": 1}], "waiting": [{"why": "asleep", "n": 2}]}))
+        assert "digits mlp set csr 0.1: test 0.550 [0.500, 0.600] (n=2)\n" in capsys.readouterr().err
+        from sparsefleet.cli.sweeps import progress_of
+
+        feed._snapshot._last = -10.0
+        feed.take(Event("note", {"text": "something"}))
+        found = progress_of(reading.sweep(sweep), tmp_path)
+        assert found is not None
+        assert found["waiting"] == [{"why": "asleep", "n": 2}]
+        assert found["finished"] == ["digits mlp set csr 0.1: test 0.550 [0.500, 0.600] (n=2)"]
+        feed.close()
+    assert progress_of(reading.sweep(sweep), tmp_path) is None
