@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RELAYED = "SPARSEFLEET_RELAYED"
 """Is set where a verb runs on a cluster's head for somebody elsewhere: what it starts must outlive it, so drivers are jobs of their own."""
+Row = dict[str, Any]
 _BACKGROUND_GRACE_S = 1.5
 
 
@@ -67,7 +68,8 @@ def drive(session: Session, wanted: Drive) -> int:
             return 0
         _watch(row.sweep)
         return _finish(session, read_ledger(home).sweep(row.sweep), wanted)
-    return _finish(session, foreground(session, row, wanted), wanted)
+    shown: list[Row] = []
+    return _finish(session, foreground(session, row, wanted, lambda ended: shown.extend(_show(session, ended, wanted))), wanted, shown)
 
 
 def has_ended(row: SweepRow) -> bool:
@@ -76,8 +78,12 @@ def has_ended(row: SweepRow) -> bool:
     return row.state in ("DONE", "FAILED") and not told["waiting"] and not told["running"]
 
 
-def foreground(session: Session, row: SweepRow, wanted: Drive) -> SweepRow:
-    """Runs what is left of the sweep here; the sweep as it then stands."""
+def foreground(session: Session, row: SweepRow, wanted: Drive, show: Callable[[SweepRow], None] = lambda _: None) -> SweepRow:
+    """Runs what is left of the sweep here; the sweep as it then stands.
+
+    Args:
+        show: tells what it came to, before anything waits for MLflow.
+    """
     from sparsefleet.ledger import read_ledger
 
     home = session.made_home()
@@ -87,7 +93,15 @@ def foreground(session: Session, row: SweepRow, wanted: Drive) -> SweepRow:
         from sparsefleet.errors import BackendUnreachable
 
         raise BackendUnreachable(f"{error.name} is not installed", fix="pip install sparsefleet") from error
-    feed = Feed(home, row, read_ledger(home), lambda: _publish(session, row.sweep))
+
+    def before_upload() -> None:
+        try:
+            _publish(session, row.sweep)
+        except Exception as error:  # noqa: BLE001  the sweep's result does not depend on MLflow's note
+            say(f"the table is not in MLflow: {type(error).__name__}: {error}")
+        show(read_ledger(home).sweep(row.sweep))
+
+    feed = Feed(home, row, read_ledger(home), before_upload)
     try:
         return submit(home, row.sweep, _settings(session, row, wanted), feed.take)
     finally:
@@ -181,12 +195,8 @@ def _watch(sweep: str) -> None:
         return
 
 
-def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:
-    """The table and where everything lies; 5 if trials failed.
-
-    Raises:
-        NotTrustworthy: it was asked for, and a timing is not; the trials themselves ended well.
-    """
+def _show(session: Session, row: SweepRow, wanted: Drive) -> list[Row]:
+    """Shows the table, and where everything lies; the table's rows."""
     rows, _ = table_rows(session, row.sweep, Source())
     if wanted.as_json:
         emit({**status_json(row, session.home), "rows": rows})
@@ -194,6 +204,16 @@ def _finish(session: Session, row: SweepRow, wanted: Drive) -> int:
         show_table(rows)
         for line in _places(session, row, rows):
             say(line)
+    return rows
+
+
+def _finish(session: Session, row: SweepRow, wanted: Drive, shown: Sequence[Row] = ()) -> int:
+    """The exit code, 5 if trials failed, and what to do next; the table first, unless it was ``shown``.
+
+    Raises:
+        NotTrustworthy: it was asked for, and a timing is not; the trials themselves ended well.
+    """
+    rows = shown or _show(session, row, wanted)
     code = exit_code(row)
     told = figures(row)
     if code == 5:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefleet.cli.pace import MeasurePace, Row, TrialPace
 from sparsefleet.cli.progress import Snapshot, View, screen
 from sparsefleet.cli.sweeps import figures
+from sparsefleet.cli.talk import say
 from sparsefleet.ledger.rows import LIVE_SWEEP, TERMINAL
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ _ROW_EVERY_S = 3.0
 
 
 class Feed:
-    """Shows a sweep while this process drives it. The counts are the ledger's, the steps and losses the events'."""
+    """Shows a sweep while this process drives it. The counts are the ledger's, the steps and losses the events'.
+
+    Args:
+        before_upload: called once, when the sweep has ended and the display with it, before anything waits for MLflow.
+    """
 
     def __init__(self, home: Path, row: SweepRow, ledger: Ledger, before_upload: Callable[[], None]) -> None:
         self._ledger = ledger
@@ -40,11 +45,14 @@ class Feed:
         self._count()
         self._screen = screen()
         self._closed = False
-        self._before_upload: Callable[[], None] | None = before_upload
+        self._before_upload = before_upload
 
     def take(self, event: Event) -> None:
         """One event."""
         data = event.data
+        if self._closed:
+            self._after_the_table(event)
+            return
         urgent = event.kind in ("sweep", "note")
         if event.kind == "progress":
             self._running(data)
@@ -55,9 +63,12 @@ class Feed:
             self._view.phase, self._view.eta_s, line = self._measuring.take(data)
             self._view.finished += [line] if line else []
         elif event.kind == "upload":
-            self._publish()
             self._view.phase = f"uploading {data['waiting']} to MLflow" if data.get("waiting") else ""
             self._view.eta_s = None
+            if self._ledger.sweep(self._view.sweep).state not in LIVE_SWEEP:  # before the timings it is asked to pause too
+                self.close()
+                self._before_upload()
+                return
         elif event.kind == "fleet":
             self._view.nodes, self._view.waiting = data.get("nodes", []), data.get("waiting", [])
         elif event.kind == "note":
@@ -68,16 +79,12 @@ class Feed:
         self._screen.show(self._view, urgent=urgent)
         self._snapshot.save(self._view)
 
-    def _publish(self) -> None:
-        """Once, when the sweep has ended and the uploader is about to be asked to finish; before the timings it is asked to pause too."""
-        if self._ledger.sweep(self._view.sweep).state in LIVE_SWEEP:
-            return
-        publish, self._before_upload = self._before_upload, None
-        try:
-            if publish:
-                publish()
-        except Exception as error:  # noqa: BLE001  the sweep's result does not depend on MLflow's note
-            self._view.failures.append(f"the table is not in MLflow: {type(error).__name__}: {error}")
+    def _after_the_table(self, event: Event) -> None:
+        """How the upload goes on, a line each time: what the sweep came to is on the screen already."""
+        if event.kind == "note":
+            say(event.data.get("text", ""))
+        elif event.kind == "upload" and event.data.get("waiting"):
+            say(f"uploading {event.data['waiting']} to MLflow; Ctrl-C leaves it to the background")
 
     def close(self) -> None:
         """Ends the display."""

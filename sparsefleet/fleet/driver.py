@@ -52,7 +52,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
                     state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"
             finally:
                 ledger.set_sweep_state(sweep, state)
-                uploader.finish(ledger, **({} if state in _ENDED else {"limit_s": 5.0}))
+                uploader.finish(ledger, interrupts, **({} if state in _ENDED else {"limit_s": 5.0}))
             on_event(_sweep_event(ledger, sweep))
             return ledger.sweep(sweep)
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparsefleet.fleet.events import Event
+from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.ledger import Ledger
 
 _FLUSH_S = 60.0
 _SETTLE_S = 10.0
 _POLL_S = 0.25
+_TELL_EVERY_S = 5.0
 _MOST_LOOKED_AT = 10_000
 
 
@@ -42,20 +44,49 @@ class Uploader:
             if left != waiting:
                 waiting, until = left, time.monotonic() + _SETTLE_S
 
-    def finish(self, ledger: Ledger, limit_s: float = _FLUSH_S) -> None:
-        """Ask it to send the rest and end; after ``limit_s`` it goes on by itself."""
+    def finish(self, ledger: Ledger, interrupts: Interrupts, limit_s: float = _FLUSH_S) -> None:
+        """Ask it to send the rest and end, and wait for that; it goes on by itself after ``limit_s``, after Ctrl-C, or if MLflow is away."""
         if self._process is None:
             return
-        from sparsefleet.track.upload import finish
+        from sparsefleet.track.upload import finish, is_away
 
+        n_signals, said = interrupts.n_signals, time.monotonic()
         waiting = _awaited(ledger)
         self._emit(Event("upload", {"waiting": waiting}))
-        if not finish(self._process, limit_s, lambda: not _awaited(ledger)):
+
+        def enough() -> bool:
+            nonlocal said
             left = _awaited(ledger)
-            if left:
-                self._emit(Event("note", {"text": f"{left} of {waiting} items wait for MLflow; they are sent as soon as it answers"}))
-        self._emit(Event("upload", {"waiting": _awaited(ledger)}))
+            if left and time.monotonic() > said + _TELL_EVERY_S:
+                said = time.monotonic()
+                self._emit(Event("upload", {"waiting": left}))
+            return not left or interrupts.n_signals > n_signals or is_away(self._home)
+
+        finish(self._process, limit_s, enough)
+        left = _awaited(ledger)
+        if left:
+            when = "as soon as it answers" if is_away(self._home) or self._process.poll() is not None else "in the background"
+            self._emit(Event("note", {"text": f"{left} of {waiting} items wait for MLflow; they are sent {when}"}))
+        self._emit(Event("upload", {"waiting": left}))
+        self._tell_of_pictures(ledger)
         self._process = None
+
+    def _tell_of_pictures(self, ledger: Ledger) -> None:
+        """Say that something goes on, what, and how not to have it."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        n_left = sum(n_pictured(ledger, item.sweep) for item in ledger.outbox(_MOST_LOOKED_AT) if item.kind == "pictures")
+        if n_left:
+            text = f"drawing the pictures of {n_left} runs for MLflow in the background; SPARSEFLEET_PICTURES=off switches it off"
+            self._emit(Event("note", {"text": text}))
+
+
+def n_pictured(ledger: Ledger, sweep: str) -> int:
+    """How many runs of a sweep get pictures: its own and its first trials'."""
+    from sparsefleet.track.pictures import DRAWN, MOST_TRIALS
+
+    counts = ledger.sweep(sweep).counts
+    return 1 + min(MOST_TRIALS, sum(counts.get(state, 0) for state in DRAWN))
 
 
 def _awaited(ledger: Ledger) -> int:

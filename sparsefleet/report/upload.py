@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ def _beside_measuring(pictures: Iterator[_Picture]) -> Iterator[_Picture]:
     """The same, each drawn under the CPU's lease: the next sweep may be timed by now."""
     from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
 
+    os.nice(19)  # the lowest there is, from now on: nobody waits for pictures
     while True:
         with device_lease("cpu", LEASE_WAIT_S):
             picture = next(pictures, None)

@@ -30,7 +30,8 @@ MOST_BYTES = 2 << 20
 MOST_TRIALS = 64
 """Of one sweep, in the grid's order; ``sparsefleet pictures`` draws the others."""
 _SLICE_S = 5.0
-_DRAWN = ("SUCCEEDED", "DIVERGED")
+DRAWN = ("SUCCEEDED", "DIVERGED")
+"""States of the trials that get some."""
 
 log = logging.getLogger("sparsefleet.track.upload")
 
@@ -61,7 +62,7 @@ class PictureWriter:
         if not self._has_them(parent.info.run_id):
             with tempfile.TemporaryDirectory() as folder:
                 self._log(parent.info.run_id, self._draw.sweep(self._ledger, sweep.sweep, self._store, Path(folder)))
-        drawn = (row for row in self._ledger.trials(sweep.sweep, with_record=False) if row.state in _DRAWN and _owner(row) == sweep.sweep)
+        drawn = (row for row in self._ledger.trials(sweep.sweep, with_record=False) if row.state in DRAWN and _owner(row) == sweep.sweep)
         for row, _ in zip(drawn, range(MOST_TRIALS), strict=False):
             run = self._runs.find_trial(row.key, row.attempt, sweep)
             if run is None or names.PICTURES in run.data.tags:

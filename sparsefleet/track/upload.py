@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 LOG = "uploader.log"
 UNREACHABLE = BackendUnreachable.exit_code
+AWAY = "uploader.away"
+"""A file of the home that is there while MLflow, or the artifact store, is not."""
 LEFT = 1
 """Exit code: the server answers, but did not take some items."""
 _LOG_LIMIT = 4 << 20
@@ -79,10 +81,21 @@ def spawn(home: Path, uri: str | None = None) -> subprocess.Popen[bytes]:
     path = home / LOG
     if path.exists() and path.stat().st_size > _LOG_LIMIT:
         path.unlink()
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as out:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True, cwd=home
-        )
+    held = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGTERM}
+    )  # inherited: whoever asks it to finish before it listens is heard later
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as out:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True, cwd=home
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def is_away(home: Path) -> bool:
+    """True if the last try of an uploader of ``home`` found nobody."""
+    return (home / AWAY).exists()
 
 
 def finish(process: subprocess.Popen[bytes], timeout_s: float | None = None, enough: Callable[[], bool] = lambda: False) -> bool:
@@ -106,19 +119,23 @@ def drain(home: Path, uri: str, following: Following, draw: Draw | None = None) 
     from sparsefleet.ledger.ledger import open_ledger
 
     with open_ledger(home) as ledger, _Turn(home) as turn:
-        uploader = _Uploader(home, uri, ledger, draw)
+        uploader = _Uploader(home, uri, ledger, draw, turn.is_awaited)
         tries = 0
         while True:
             alone = following.alone()  # asked before the pass: what came before the end is seen by the last pass
             wait_s = _POLL_S
             try:
-                if turn.is_mine():
+                if turn.is_mine() or (turn.is_next() and turn.is_mine()):  # asking for the place behind it tells its holder that one waits
                     uploader.pass_on(last=alone)
                     tries = 0
+                    (home / AWAY).unlink(missing_ok=True)
                 if alone and (turn.is_mine() or not ledger.outbox_size()):
-                    return LEFT if ledger.outbox_size() else 0
+                    return LEFT if ledger.outbox_size() and not turn.is_awaited() else 0
+                if alone and not turn.is_next():
+                    return 0  # one works and one waits: they carry it all
             except BackendUnreachable as error:
                 tries += 1
+                (home / AWAY).touch(mode=0o600)
                 log.warning("%s", error)
                 if alone and tries >= _TRIES_WHEN_ALONE:
                     return UNREACHABLE
@@ -129,8 +146,8 @@ def drain(home: Path, uri: str, following: Following, draw: Draw | None = None) 
 class _Uploader:
     """A writer, made when MLflow first answers, and what MLflow refused."""
 
-    def __init__(self, home: Path, uri: str, ledger: Ledger, draw: Draw | None) -> None:
-        self._home, self._uri, self._ledger, self._draw = home, uri, ledger, draw
+    def __init__(self, home: Path, uri: str, ledger: Ledger, draw: Draw | None, is_awaited: Callable[[], bool]) -> None:
+        self._home, self._uri, self._ledger, self._draw, self._is_awaited = home, uri, ledger, draw, is_awaited
         self._writer: Writer | None = None
         self._refused: Counter[int] = Counter()
         self._reconciled = False
@@ -160,17 +177,19 @@ class _Uploader:
             self._reconciled = True
 
     def _waiting(self, tried: set[int], *, pictures: bool) -> list[OutboxItem]:
-        """What may be sent now; pictures only when no driver has work that drawing could disturb."""
-        items = self._ledger.outbox(_BATCH + len(tried) + len(self._refused))
-        return [
+        """What may be sent now; pictures last, one item at a time, and only when no driver has work that drawing could disturb."""
+        items = [
             item
-            for item in items
-            if item.id not in tried and self._refused[item.id] < _TRIES_PER_ITEM and (pictures or item.kind != "pictures")
+            for item in self._ledger.outbox(_BATCH + len(tried) + len(self._refused))
+            if item.id not in tried and self._refused[item.id] < _TRIES_PER_ITEM
         ]
+        others = [item for item in items if item.kind != "pictures"]
+        return others if others or not pictures or self._is_awaited() else items[:1]
 
     def _send(self, writer: Writer, item: OutboxItem) -> None:
         try:
-            run_id = writer.write(item)
+            drawn = item.kind != "pictures" or os.environ.get("SPARSEFLEET_PICTURES") != "off"
+            run_id = writer.write(item) if drawn else ""
         except BackendUnreachable:
             raise
         except Exception as error:
@@ -196,29 +215,51 @@ class _Uploader:
 
 
 class _Turn:
-    """The right to be the home's only uploader; the kernel frees it when its holder dies. Others wait for it."""
+    """The right to be the home's only uploader, and the right to be the next one; the kernel frees both when their holder dies."""
 
     def __init__(self, home: Path) -> None:
         folder = home / "locks"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(folder / "uploader.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._mine = False
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._now, self._next = (os.open(folder / f"uploader.{name}", flags, 0o600) for name in ("lock", "next"))
+        self._mine = self._waiting = False
 
     def is_mine(self) -> bool:
-        """True if this process has it, or gets it now."""
-        if not self._mine:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._mine = True
-            except BlockingIOError:
-                return False
-        return True
+        """True if this process has the turn, or gets it now."""
+        if not self._mine and _taken(self._now):
+            self._mine = True
+            if self._waiting:
+                fcntl.flock(self._next, fcntl.LOCK_UN)
+                self._waiting = False
+        return self._mine
+
+    def is_next(self) -> bool:
+        """True if this process has the turn, or is the one that waits for it."""
+        self._waiting = self._waiting or (not self._mine and _taken(self._next))
+        return self._mine or self._waiting
+
+    def is_awaited(self) -> bool:
+        """True if another process waits for the turn that this one has."""
+        if not _taken(self._next):
+            return True
+        fcntl.flock(self._next, fcntl.LOCK_UN)
+        return False
 
     def __enter__(self) -> _Turn:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        os.close(self._now)
+        os.close(self._next)
+
+
+def _taken(fd: int) -> bool:
+    """True if the lock of the open file is ours now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
@@ -238,6 +279,7 @@ def main(argv: Sequence[str] | None = None, draw: Draw | None = None) -> int:
     os.nice(10)  # training has the cores first
     following = Following(chosen.parent_pid)
     signal.signal(signal.SIGTERM, following.ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     return drain(home, server.tracking_uri(home), following, draw)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 BUCKET = "sparsefleet"
-_START_S = 60.0
+_START_S = 200.0
 
 
 def free_port() -> int:

@@ -119,10 +119,15 @@ def test_a_feed_counts_by_the_ledger_and_steps_by_the_events(tmp_path: Path, cap
         assert published == []  # the timings are still to come
         writing.set_sweep_state(sweep, "DONE")
         feed.take(Event("upload", {"waiting": 1}))
+        assert published == [1]
+        assert "TIMEOUT: killed after 2 s\n" in capsys.readouterr().err  # the display has ended: the table stands below it
+        feed.take(Event("upload", {"waiting": 7}))
+        feed.take(Event("note", {"text": "7 items wait"}))
         feed.take(Event("upload", {"waiting": 0}))
     feed.close()
     assert published == [1]
-    assert "TIMEOUT: killed after 2 s\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "uploading 7 to MLflow; Ctrl-C leaves it to the background\n7 items wait\n"
     assert not list((tmp_path / "logs").glob("*.progress.json"))
 
 
