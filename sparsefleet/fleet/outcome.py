@@ -11,6 +11,7 @@ RESULT = "RESULT"
 LOST_BUDGET = 20
 CRASH_BUDGET = 2
 OOM_BUDGET = 2
+BUSY = "another process still works in the trial's folder"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def classify(over: dict[str, Any], said: dict[str, dict[str, Any]]) -> Outcome:
     if code < 0:
         return ended("CRASHED", f"{signal.Signals(-code).name} (signal {-code})")
     if "b" in said:
-        return ended("LOST", "another process still works in the trial's folder")
+        return ended("LOST", BUSY)
     if "x" in said:
         error = said["x"]
         if error["oom"]:

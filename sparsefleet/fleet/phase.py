@@ -14,7 +14,7 @@ from sparsefleet.fleet.history import Histories
 from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import trial_job
 from sparsefleet.fleet.logs import LOG, log_path
-from sparsefleet.fleet.outcome import Outcome, judge
+from sparsefleet.fleet.outcome import BUSY, Outcome, judge
 from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.queue import TrialQueue, owner_of
@@ -54,6 +54,7 @@ class TrialPhase:
         self._alone = False
         self._histories = Histories(ledger.home)
         self._cut: set[str] = set()
+        self._busy: set[str] = set()
 
     def run(self) -> None:
         """Until every trial is terminal, or someone asked to stop, or the first ones all failed alike."""
@@ -153,7 +154,8 @@ class TrialPhase:
         start = self._ledger.trial(row.depends_on).record if row.depends_on else None
         self.queue.mark(key, "LEASED")
         self._histories.write(key, "leased", attempt, slot.node, sweep=self._sweep)
-        return trial_job(row, attempt, self._settings.data_root, start)
+        job = trial_job(row, attempt, self._settings.data_root, start)
+        return {**job, "folder": f"{key}.{attempt}"} if key in self._busy else job
 
     def _learn(self, key: str) -> None:
         """Another sweep holds it or has ended it."""
@@ -235,6 +237,8 @@ class TrialPhase:
             reason=outcome.reason,
             wall_s=outcome.wall_s,
         )
+        if outcome.reason == BUSY:  # a stopped process may hold the folder, and its checkpoint, for as long as it likes
+            self._busy.add(key)
         if outcome.end == "INTERRUPTED":
             if self._ledger.end_attempt(key, attempt, outcome.end, outcome.reason, requeue=True, final_state=None):
                 self.queue.give_back(key)
@@ -252,7 +256,7 @@ class TrialPhase:
         else:
             stored = self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=False, final_state=verdict.final_state)
         if stored:
-            message.slot.forget.append(key)
+            message.slot.forget += {key, message.job.get("folder", key)}
             self._walls.append(outcome.wall_s)
             reason = verdict.reason or (outcome.record or {}).get("reason") or ""
             self._ended(key, attempt, verdict.final_state, reason, outcome.wall_s, message.slot.node)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -64,6 +65,7 @@ class Supervisor:
         self._server: ForkServer | None = None
         self._turn = threading.Lock()
         HeadWatch(ray.get_runtime_context().gcs_address, _leave).start()
+        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True, name="raylet-watch").start()
 
     def place(self) -> tuple[str, int]:
         """Ray's id of the node, and the process id of the supervisor; at once."""
@@ -125,7 +127,7 @@ class Supervisor:
     def _prepared(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job with this node's paths; the files that it needs are in its work folder."""
         key, attempt = job["key"], job["attempt"]
-        workdir = self._workdir(key)
+        workdir = self._workdir(job.get("folder", key))
         for name, digest in job["fetch"].items():
             self._store.get(digest, workdir / name)
         job = {**job, "workdir": str(workdir), "log": str(log_path(self._root, key, attempt))}
@@ -178,6 +180,13 @@ def _root_on_this_node(home: Path, known: str) -> Path:
     root = Path(tempfile.gettempdir()) / f"sparsefleet-{getpass.getuser()}" / name
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     return root
+
+
+def _leave_with(raylet: int) -> None:
+    """Without its raylet Ray has given this process up, and what it brings is refused: its trial runs elsewhere by now."""
+    while os.getppid() == raylet:
+        time.sleep(0.5)
+    _leave(f"the raylet {raylet} has ended")
 
 
 def _leave(reason: str) -> None:
