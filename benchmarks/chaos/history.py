@@ -26,7 +26,7 @@ from benchmarks.figures import Figure, Run
 from sparsefleet.errors import SparsefleetError
 from sparsefleet.ledger import ArtifactStore, is_held, read_ledger
 
-BUDGETS = {"LOST": 20, "CRASHED": 2, "OOM": 2}
+BUDGETS = {"LOST": 20, "CRASHED": 2, "KILLED": 5, "OOM": 2}
 """Attempts that may end so before the trial does; every other end but INTERRUPTED and DAMAGED is final."""
 FREE = ("INTERRUPTED", "DAMAGED")
 """Ends that cost nothing: a driver stopped, or the record was found altered and set aside."""
@@ -34,7 +34,7 @@ RESULTS = ("SUCCEEDED", "DIVERGED")
 FAILED = ("INCORRECT", "PLUGIN_ERROR", "CRASHED", "POISONED", "TIMEOUT", "OOM", "INVALID", "INFRA_FAILED")
 FINAL = (*RESULTS, *FAILED, "CANCELLED")
 ACTIVE = ("LEASED", "RUNNING")
-_AFTER = {"POISONED": "CRASHED", "INFRA_FAILED": "LOST"}
+_AFTER = {"POISONED": ("CRASHED", "KILLED"), "INFRA_FAILED": ("LOST",)}
 """The last attempt's end, where it is not called as the trial's."""
 _WITHOUT_ATTEMPT = ("INVALID", "CANCELLED")
 
@@ -115,7 +115,7 @@ def _of_attempts(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> Iterator[str]
     for a in attempts[:-1]:
         if a["end"] is None:
             yield f"attempt {a['n']} was never ended, and attempt {a['n'] + 1} began: two leases at once"
-    strange = {end for end in ends if end is not None} - {*FINAL, *FREE, "LOST"}
+    strange = {end for end in ends if end is not None} - {*FINAL, *FREE, *BUDGETS}
     if strange:
         yield f"attempts ended {sorted(strange)}"
     committed = [a["n"] for a in attempts if a["end"] in RESULTS]
@@ -147,13 +147,14 @@ def _of_state(home: Path, db: sqlite3.Connection, row: sqlite3.Row, attempts: li
     current = bool(attempts) and attempts[-1]["n"] > row["budget_from"]
     if state not in ("PENDING", *FINAL):
         yield f"{state} is no state of a trial"
-    elif state == "PENDING" and current and last not in ("LOST", "CRASHED", "OOM", *FREE):
+    elif state == "PENDING" and current and last not in (*BUDGETS, *FREE):
         yield f"PENDING after an attempt that ended {last}"
-    elif state in FINAL and state not in _WITHOUT_ATTEMPT and (not current or last != _AFTER.get(state, state)):
+    elif state in FINAL and state not in _WITHOUT_ATTEMPT and (not current or last not in _AFTER.get(state, (state,))):
         yield f"{state}, and its last attempt ended {last}"
-    full = {"POISONED": "CRASHED", "INFRA_FAILED": "LOST", "OOM": "OOM"}.get(state)
-    if full and sum(a["end"] == full for a in attempts if a["n"] > row["budget_from"]) != BUDGETS[full]:
-        yield f"{state} before {BUDGETS[full]} attempts ended {full}"
+    full = {**_AFTER, "OOM": ("OOM",)}.get(state, ())
+    spent = Counter(a["end"] for a in attempts if a["n"] > row["budget_from"])
+    if full and not any(spent[end] == BUDGETS[end] for end in full):
+        yield f"{state} before {' or '.join(f'{BUDGETS[end]} attempts ended {end}' for end in full)}"
 
 
 def _of_record(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> Iterator[str]:

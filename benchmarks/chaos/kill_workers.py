@@ -1,59 +1,54 @@
-"""RF-01: a random busy worker is killed every few seconds while a sweep runs. Every trial ends with one committed record.
+"""RF-01, RF-02 and RF-23: busy workers are killed while a sweep runs, and its driver too. Every trial ends with one committed record.
 
-A worker is the Ray process that supervises a slot; its trial's process dies with it. The same trials run without kills first.
+A worker is the Ray process that supervises a slot; its trial's process dies with it. The driver is ``sparsefleet resume`` in a process of its own.
 """
 
 from __future__ import annotations
 
-import os
 import random
+import subprocess
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.chaos.history import violations
+from benchmarks.chaos.sweep import Sweep, command_of, gone, processes_below
 from benchmarks.figures import Figure, Run
-from sparsefleet.fleet.driver import DriverSettings, Event, submit
-from sparsefleet.fleet.enqueue import enqueue
-from sparsefleet.grid.load import load_grid
-from sparsefleet.home import artifact_root
-from sparsefleet.ledger import ArtifactStore, TrialRow, open_ledger
-from sparsefleet.registry import catalog
+from sparsefleet.spawn import module_command
 
-GRID = """
-name: chaos
-dataset: digits
-model: {{mlp: {{hidden: [64]}}}}
-optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}
-train: {{epochs: {epochs}, batch_size: 32}}
-seeds: {seeds}
-control_arms: []
-axes:
-  density: [0.1]
-  method: [{{rewirer: set}}]
-measure: {{level: none}}
-"""
+_HELD = 75
+_SOAK_EVERY_S = 2.0
+_MIB = 1 << 20
 
 
 class Killer(threading.Thread):
-    """Kills a busy worker of this process's Ray every ``every_s`` seconds until stopped."""
+    """Kills a busy worker below ``driver`` every ``every_s`` seconds until stopped.
 
-    def __init__(self, every_s: float, seed: int) -> None:
+    Attributes:
+        driver: process id; may change.
+    """
+
+    def __init__(self, every_s: float, driver: int, seed: int = 0) -> None:
         super().__init__(daemon=True)
-        self.kills = 0
+        self.kills, self.driver = 0, driver
         self._every_s, self._random, self._ended = every_s, random.Random(seed), threading.Event()
 
     def run(self) -> None:
         """The thread."""
         while not self._ended.wait(self._every_s):
-            busy = [p for p in psutil.Process().children(recursive=True) if _name(p).startswith("ray::Supervisor.run")]
+            busy = processes_below(self.driver, "ray::Supervisor.run")
             if busy:
-                self._random.choice(busy).kill()
-                self.kills += 1
+                with suppress(psutil.NoSuchProcess):
+                    self._random.choice(busy).kill()
+                    self.kills += 1
 
     def stop(self) -> None:
         """End it."""
@@ -61,87 +56,129 @@ class Killer(threading.Thread):
         self.join()
 
 
-def _name(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def run(home: Path, *, n_trials: int = 200, every_s: float | None = 3.0, seed: int = 0, epochs: int = 3) -> dict[str, Any]:
-    """The figures of one sweep in an empty home; ``every_s`` None kills nobody."""
-    os.environ["SPARSEFLEET_HOME"] = str(home)
-    grid_file = home / "grid.yaml"
-    grid_file.write_text(GRID.format(epochs=epochs, seeds=n_trials // 2))  # and as many twins
-    plugins = catalog()
-    sweep = enqueue(load_grid(str(grid_file), catalog=plugins), plugins, home, home / "data")
-    committed: list[str] = []
-    running: list[float] = []
-
-    def hear(event: Event) -> None:
-        if event.kind == "trial" and event.data["state"] == "RUNNING":
-            running.append(time.monotonic())
-        elif event.kind == "trial" and event.data["state"] != "PENDING":
-            committed.append(event.data["key"])
-
-    killer = Killer(every_s, seed) if every_s else None
-    begun = time.monotonic()
-    if killer:
-        killer.start()
-    try:
-        row = submit(home, sweep, DriverSettings(data_root=home / "data"), hear)
-    finally:
-        if killer:
-            killer.stop()
-    wall_s = time.monotonic() - begun
-    with open_ledger(home) as ledger:
-        rows = list(ledger.trials(sweep))
+def told(sweep: Sweep) -> dict[str, Any]:
+    """What became of a sweep's trials."""
+    rows = sweep.rows()
+    attempts = [attempt for row in rows for attempt in row.attempts]
+    times = [datetime.fromisoformat(a[name]) for a in attempts for name in ("started", "ended") if a[name]]
+    committed = [sum(a["end"] == "SUCCEEDED" for a in row.attempts) for row in rows]
     return {
-        "state": row.state,
-        "trials": row.counts["total"],
-        "succeeded": row.counts.get("SUCCEEDED", 0),
-        "lost": row.counts["total"] - len({key for key in committed if key}),
-        "committed_twice": len(committed) - len(set(committed)),
-        "problems": [problem for trial in rows for problem in problems(trial)],
-        "kills": killer.kills if killer else 0,
-        "ends": dict(Counter(a["end"] for trial in rows for a in trial.attempts)),
-        "wall_s": round(wall_s, 1),
-        "running_s": round(time.monotonic() - running[0], 1),
-        "trial_s": round(sum((t.record or {}).get("wall_s", 0.0) for t in rows) / len(rows), 3),
+        "trials": len(rows),
+        "succeeded": sum(row.state == "SUCCEEDED" and row.record is not None for row in rows),
+        "lost": committed.count(0),
+        "committed_twice": sum(n > 1 for n in committed),
+        "violations": violations(sweep.home, sweep.id),
+        "ends": dict(Counter(str(a["end"]) for a in attempts)),
+        "running_s": (max(times) - min(times)).total_seconds(),
     }
 
 
-def problems(row: TrialRow) -> list[str]:
-    """What is wrong with the history of one trial; nothing, if the contract holds."""
-    found = []
-    ends = [a["end"] for a in row.attempts]
-    if ends.count("SUCCEEDED") != 1 or ends[-1] != "SUCCEEDED":
-        found.append(f"{row.spec_id}: attempts ended {ends}")
-    if row.record is None or row.record["attempt"] != row.attempt:
-        found.append(f"{row.spec_id}: the record is of another attempt")
-    store = ArtifactStore(artifact_root())
-    with tempfile.TemporaryDirectory() as folder:
-        for ref in (row.record or {}).get("artifacts", []):
-            store.get(ref["sha256"], Path(folder) / "file")  # raises if it is absent or altered
-    return found
+def contract(found: dict[str, Any], n_trials: int, asked: Run, note: str) -> list[Figure]:
+    """The figures that every sweep under kills must keep."""
+    wrong = found["violations"]
+    return [
+        Figure("results", "trials", found["succeeded"], target=n_trials, note=asked.note(note)),
+        Figure("results lost", "trials", found["lost"], target=0, at_least=False, note=asked.note()),
+        Figure("results committed twice", "trials", found["committed_twice"], target=0, at_least=False, note=asked.note()),
+        Figure("violations of the contract", "violations", len(wrong), target=0, at_least=False, note=asked.note("; ".join(wrong[:3]))),
+    ]
 
 
 def figures(asked: Run) -> list[Figure]:
-    """What a sweep of 200 trials lost to a kill every 3 s, and how much longer it took than without."""
+    """RF-01: what a sweep of 200 trials lost to a kill every 3 s, and how much longer it took than without."""
     n_trials = asked.pick(200, 20)
     result: dict[str, Any] = {}
     for name, every_s in [("baseline", None), ("chaos", 3.0)]:
-        with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-") as folder:
+        with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-", ignore_cleanup_errors=True) as folder:
             asked.say(f"{name}: {n_trials} trials")
-            result[name] = run(Path(folder), n_trials=n_trials, every_s=every_s)
+            sweep = Sweep(Path(folder), n_trials // 2)
+            driver = sweep.driver()
+            killer = Killer(every_s, driver.pid) if every_s else None
+            if killer:
+                killer.start()
+            driver.wait(900)
+            if killer:
+                killer.stop()
+            result[name] = {**told(sweep), "kills": killer.kills if killer else 0}
     asked.keep(result)
-    chaos, quick = result["chaos"], asked.note()
+    chaos = result["chaos"]
     slower = chaos["running_s"] / result["baseline"]["running_s"]
     return [
-        Figure("results", "trials", chaos["succeeded"], target=n_trials, note=asked.note(f"{chaos['kills']} workers killed")),
-        Figure("results lost", "trials", chaos["lost"], target=0, at_least=False, note=quick),
-        Figure("results committed twice", "trials", chaos["committed_twice"], target=0, at_least=False, note=quick),
-        Figure("trials with a wrong history", "trials", len(chaos["problems"]), target=0, at_least=False, note=quick),
-        Figure("time under kills", "s", chaos["running_s"], note=quick),
-        Figure("time under kills over time without", "times", slower, target=2.0, at_least=False, note=quick),
+        *contract(chaos, n_trials, asked, f"{chaos['kills']} workers killed"),
+        Figure("workers killed", "workers", chaos["kills"], target=1, note=asked.note()),
+        Figure("time under kills", "s", chaos["running_s"], note=asked.note()),
+        Figure("time under kills over time without", "times", slower, target=2.0, at_least=False, note=asked.note()),
     ]
+
+
+def second_submit(sweep: Sweep) -> tuple[int, str]:
+    """What a second ``submit`` of a sweep that is being driven ends with and says."""
+    command = module_command("sparsefleet.cli", "submit", "grid", str(sweep.grid))
+    done = subprocess.run(command, env=sweep.environment, cwd=sweep.home, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stderr
+
+
+def storm(asked: Run) -> list[Figure]:
+    """RF-02: a kill every second, the driver killed four times as well, and a second submit while the first runs."""
+    n_trials, shares = asked.pick(200, 24), (0.15, 0.35, 0.55, 0.75)
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-", ignore_cleanup_errors=True) as folder:
+        sweep = Sweep(Path(folder), n_trials // 2)
+        driver = sweep.driver()
+        killer = Killer(1.0, driver.pid)
+        killer.start()
+        sweep.wait_for(1, driver)
+        code, said = second_submit(sweep)
+        n_driver_kills = 0
+        for share in shares:
+            sweep.wait_for(round(share * n_trials), driver, limit_s=300)
+            if driver.poll() is None:
+                driver.kill()
+                n_driver_kills += 1
+            driver.wait()
+            driver = sweep.driver()
+            killer.driver = driver.pid
+        end = driver.wait(900)
+        killer.stop()
+        found, left = told(sweep), [command_of(process) for process in gone(sweep.home, 20.0)]
+    asked.keep({**found, "kills": killer.kills, "second": [code, said], "left": left, "exit": end})
+    named = f"sparsefleet watch {sweep.id}" in said
+    return [
+        *contract(found, n_trials, asked, f"{killer.kills} workers and {n_driver_kills} drivers killed"),
+        Figure("drivers killed", "drivers", n_driver_kills, target=len(shares), note=asked.note()),
+        Figure("the second submit's exit code", "", code, target=_HELD, most=_HELD, note=asked.note()),
+        Figure("it names the command that watches the first", "(1: yes)", int(named), target=1, note=asked.note()),
+        Figure("the last driver's exit code", "", end, target=0, most=0, note=asked.note()),
+        Figure("processes left", "processes", len(left), target=0, at_least=False, note=asked.note("; ".join(left[:3]))),
+    ]
+
+
+def soak(asked: Run) -> list[Figure]:
+    """RF-23: many tiny trials with a kill every 2 s; what the driver and its ledger have grown by."""
+    n_trials = asked.pick(2000, 200)
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-", ignore_cleanup_errors=True) as folder:
+        sweep = Sweep(Path(folder), n_trials // 2, epochs=0)
+        driver = sweep.driver()
+        killer = Killer(_SOAK_EVERY_S, driver.pid)
+        killer.start()
+        sizes: list[tuple[int, float]] = []
+        while driver.poll() is None:
+            time.sleep(1.0)
+            with suppress(psutil.NoSuchProcess):
+                sizes.append((sweep.row().counts.get("SUCCEEDED", 0), psutil.Process(driver.pid).memory_info().rss / _MIB))
+        killer.stop()
+        found = told(sweep)
+        ledger_mb = sum(path.stat().st_size for path in sweep.home.glob("ledger.db*")) / 1e6
+    grown = growth(sizes, n_trials)
+    asked.keep({**found, "kills": killer.kills, "rss": sizes, "ledger_mb": ledger_mb, "exit": driver.returncode})
+    return [
+        *contract(found, n_trials, asked, f"{killer.kills} workers killed"),
+        Figure("the driver's resident memory, from a twentieth of the trials to the end", "MB", grown, target=50, at_least=False),
+        Figure("the ledger, with its log", "MB", ledger_mb, target=5, at_least=False, note=asked.note()),
+        Figure("trials per second under kills", "trials/s", n_trials / found["running_s"], note=asked.note()),
+    ]
+
+
+def growth(sizes: Sequence[tuple[int, float]], n_trials: int) -> float:
+    """Megabytes between the first sample with a twentieth of the trials done and the largest one after it."""
+    after = [mib for n_done, mib in sizes if n_done >= n_trials / 20]
+    return (max(after) - after[0]) * _MIB / 1e6

@@ -26,7 +26,7 @@ control_arms: []
 axes:
   density: [0.1]
   method: [{methods}]
-measure: {{level: none}}
+{measure}
 {more}
 """
 
@@ -38,6 +38,7 @@ class Sweep:
         n_seeds: of every method and of the dense twin, so that one method makes ``2 n_seeds`` trials.
         methods: YAML of one or more methods, separated by commas.
         more: further lines of the grid, such as ``resources: {cpus: 1}``.
+        measure: the grid's line that says what is timed.
         plugins: one-file plugins that the sweep uses.
         environment: on top of this process's, for whatever is run here.
     """
@@ -50,6 +51,7 @@ class Sweep:
         epochs: int = 3,
         methods: str = "{rewirer: set}",
         more: str = "",
+        measure: str = "measure: {level: none}",
         plugins: Sequence[Path] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -58,7 +60,7 @@ class Sweep:
         own = {"SPARSEFLEET_HOME": str(home), "SPARSEFLEET_DATA": str(home / "data"), "SPARSEFLEET_PICTURES": "off"}
         self.environment = {**os.environ, **own, **named, **(environment or {})}
         self.grid = home / "grid.yaml"
-        self.grid.write_text(GRID.format(epochs=epochs, seeds=n_seeds, methods=methods, more=more))
+        self.grid.write_text(GRID.format(epochs=epochs, seeds=n_seeds, methods=methods, more=more, measure=measure))
         self.id = self._enqueued()
 
     def _enqueued(self) -> str:
@@ -133,3 +135,21 @@ def left_behind(home: Path) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
+
+
+def gone(home: Path, within_s: float = 5.0) -> list[psutil.Process]:
+    """Processes of this home that still live after some seconds; those of MLflow's upload are not counted."""
+    until = time.monotonic() + within_s
+    while True:
+        found = [p for p in left_behind(home) if "upload" not in command_of(p)]
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; nothing if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""

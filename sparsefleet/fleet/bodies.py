@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefleet.errors import BackendUnreachable
+from sparsefleet.fleet.leftovers import Held
 from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
 from sparsefleet.trial import files
 from sparsefleet.trial.request import TrialRequest
@@ -20,7 +21,9 @@ def trial(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> di
 
     request = TrialRequest.model_validate(job["request"])
     torch.set_num_threads(request.threads)
-    return run_trial(request, progress).to_json()
+    held = Held()
+    record = run_trial(request, progress).to_json()
+    return {**record, "warnings": [*record["warnings"], *held.warnings()]}
 
 
 def measure(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sparsefleet.fleet.processes import die_with_parent
+from sparsefleet.fleet.processes import die_with_parent, shared_files
 from sparsefleet.redact import redacted, redacted_json
 from sparsefleet.trial.record import WITHOUT_SECRETS
 
@@ -37,6 +38,7 @@ def main(job: dict[str, Any], out: int, log: int, parent: int) -> NoReturn:
         if os.getpid() == own_pid:  # a body that forked must not answer twice
             _write(out, message)
             code = 0
+            _tell_shared(out)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
     except BaseException:  # noqa: BLE001 - whatever it is, it ends this process only
@@ -84,7 +86,8 @@ def _body(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> by
     lock = _enter(Path(job["workdir"]))
     if lock is None:
         return b"b{}"
-    _limit_memory(job.get("memory_mib"))
+    if job.get("limits_address_space", True):
+        _limit_memory(job.get("memory_mib"))
     module, _, function = job["body"].partition(":")
     try:
         answer = redacted_json(getattr(import_module(module), function)(job, progress), leave=WITHOUT_SECRETS)
@@ -137,6 +140,12 @@ def _write(fd: int, message: bytes) -> None:
     view = memoryview(message + b"\n")
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _tell_shared(out: int) -> None:
+    """Names in shared memory that only this process knows: once it has ended nobody can tell whose they were."""
+    with suppress(BaseException):  # a plugin may have left nothing to do this with; its result is told already
+        _write(out, b"f" + json.dumps(sorted(shared_files([os.getpid()]))).encode())
 
 
 def _flush() -> None:

@@ -24,8 +24,10 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
 
     Its state afterwards: DONE; FAILED if a trial failed, or if the first ones all failed alike and the rest waits; INTERRUPTED after Ctrl-C;
     CANCELLED. All but the first can be taken up again by calling this once more. A sweep with nothing left imports neither ray nor torch.
+    After a Ctrl-C this process ends within 10 s, after a second one within 2 s, whatever Ray is doing; see ``Interrupts``.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C came when everything had run and only the upload was left; that goes on by itself.
         SweepLocked: another process drives it.
         PluginError: a node runs other code than the sweep was submitted with; nothing was queued.
         BackendUnreachable: Ray cannot be reached, or loses one supervisor after the other.
@@ -33,7 +35,8 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
     keep_private()
     with open_ledger(home) as ledger:
         sweep = ledger.sweep(sweep).sweep
-        with SweepLock(home, sweep), Interrupts(home, sweep) as interrupts:
+        uploader = Uploader(home, settings.mlflow_uri, on_event)
+        with SweepLock(home, sweep), Interrupts(home, sweep, uploader.pids) as interrupts:
             ledger.recover(sweep)
             if settings.only_failed:
                 ledger.retry_failed(sweep)
@@ -41,7 +44,6 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure:
                 return row
             ledger.set_sweep_state(sweep, "RUNNING")
-            uploader = Uploader(home, settings.mlflow_uri, on_event)
             uploader.start()
             state = "INTERRUPTED"
             try:
@@ -52,8 +54,10 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
                     state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"
             finally:
                 ledger.set_sweep_state(sweep, state)
-                uploader.finish(ledger, interrupts, **({} if state in _ENDED else {"limit_s": 5.0}))
+                uploader.finish(ledger, interrupts, **({} if state in _ENDED else {"limit_s": 2.0}))
             on_event(_sweep_event(ledger, sweep))
+            if interrupts.n_signals and state in _ENDED:
+                raise KeyboardInterrupt
             return ledger.sweep(sweep)
 
 
@@ -87,6 +91,7 @@ def _run(
     node_server = NodeServer(folder)  # imports torch while Ray starts
     try:
         with Cluster(settings.address, settings.cpus, sweep) as cluster:
+            interrupts.take_signals()
             setup = Setup(str(ledger.home), artifact_root(), cluster.own_node, node_server.path, bundle, home_id(ledger.home))
             pool = Pool(cluster, setup, settings.max_parallel)
             try:
@@ -100,7 +105,7 @@ def _run(
                     return "FAILED"
                 ledger.set_sweep_state(sweep, "MEASURING")
                 emit(_sweep_event(ledger, sweep))
-                uploader.settle(ledger)
+                uploader.settle(ledger, lambda: interrupts.stopping)
                 MeasurePhase(ledger, sweep, pool, settings, interrupts, emit).run()
                 if interrupts.cancelled:
                     return "CANCELLED"

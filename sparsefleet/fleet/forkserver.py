@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsefleet.fleet import child
+from sparsefleet.fleet.leftovers import SharedMemory
 from sparsefleet.fleet.log_pipe import LogPipe
-from sparsefleet.fleet.processes import adopt_orphans, descendants, join_pages, kill_descendants
+from sparsefleet.fleet.processes import adopt_orphans, descendants, join_pages, kill_descendants, resident_mib
 
 PRELOAD = (
     "torch",
@@ -167,18 +168,26 @@ class Server:
         os.set_blocking(read, False)
         try:
             self._send(b"s", {"pid": pid})
-            end = self._watch(pid, read, wake, log, begun + (job.get("timeout_s") or math.inf))
+            end = self._watch(pid, read, wake, log, job)
         finally:
             os.close(read)
             log.close()
         end["wall_s"] = time.monotonic() - begun
+        end["memory_mib"] = job.get("memory_mib")
         end["oom_kill"] = _oom_kills() > oom_before
         self._send(b"o", end)
 
-    def _watch(self, pid: int, read: int, wake: int, log: LogPipe, deadline: float) -> dict[str, Any]:
-        """Until the child has ended by itself or by our hand; forwards what it says. The child's descendants are gone afterwards."""
+    def _watch(self, pid: int, read: int, wake: int, log: LogPipe, job: dict[str, Any]) -> dict[str, Any]:
+        """Until the child has ended by itself or by our hand; forwards what it says. The child's descendants are gone afterwards.
+
+        ``memory_mib`` of the job is what the trial's processes may hold together, beyond what they share with this one. A limit of the address
+        space, where the child has one, is met earlier and ends in Python; on CUDA and over several processes there is only this one.
+        """
+        deadline = time.monotonic() + (job.get("timeout_s") or math.inf)
+        most_mib, own_mib = job.get("memory_mib") or math.inf, resident_mib([os.getpid()])
         end: dict[str, Any] = {"timed_out": False, "n_processes": 0}
-        inbox = _Inbox(self._conn)
+        shared = SharedMemory()
+        inbox = _Inbox(self._conn, shared)
         look_at = time.monotonic() + _LOOK_EVERY_S
         with selectors.DefaultSelector() as selector:
             for fd in (self._conn.fileno(), read, wake, log.read):
@@ -201,17 +210,23 @@ class Server:
                 now = time.monotonic()
                 if now >= look_at:
                     look_at = now + _LOOK_EVERY_S
-                    end["n_processes"] = len(descendants(os.getpid()))
-                if now >= deadline or end["n_processes"] > MAX_PROCESSES or inbox.size > _MAX_RESULT_BYTES:
+                    below = descendants(os.getpid())
+                    end["n_processes"] = len(below)
+                    end["over_memory"] = resident_mib(below) - len(below) * own_mib > most_mib
+                    shared.look(below)
+                is_too_much = end["n_processes"] > MAX_PROCESSES or inbox.size > _MAX_RESULT_BYTES or end.get("over_memory")
+                if now >= deadline or is_too_much:
                     end["timed_out"] = now >= deadline
+                    shared.look([pid])
                     with suppress(ProcessLookupError):
                         os.killpg(pid, signal.SIGKILL)
                     os.kill(pid, signal.SIGKILL)  # it may not have become a group leader yet
                     ended = os.wait4(pid, 0)
                     end["killed"] = True
                     break
-        end["n_leftover"] = kill_descendants()
+        end["n_leftover"] = kill_descendants(shared.look)
         inbox.take(read)
+        end["n_shared"] = shared.remove()
         end["code"] = os.waitstatus_to_exitcode(ended[1])  # negative: minus the signal
         end["peak_mib"] = ended[2].ru_maxrss / 1024
         return end
@@ -220,8 +235,8 @@ class Server:
 class _Inbox:
     """Lines from the child: progress goes on at once, anything else when it is complete. A half line never blocks."""
 
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
+    def __init__(self, conn: Connection, shared: SharedMemory) -> None:
+        self._conn, self._shared = conn, shared
         self._rest = bytearray()
 
     @property
@@ -243,6 +258,8 @@ class _Inbox:
             for line in lines:
                 if line[:1] in _FROM_CHILD:
                     self._conn.send_bytes(bytes(line))
+                elif line[:1] == b"f":
+                    self._shared.take(bytes(line[1:]))
 
 
 def _oom_kills() -> int:

@@ -45,7 +45,8 @@ def trial_job(row: TrialRow, attempt: int, data_root: Path, start: dict[str, Any
         "body": TRIAL,
         "request": request,
         "timeout_s": limits.get("timeout_s"),
-        "memory_mib": limits.get("memory_mib") if device == "cpu" else None,  # CUDA reserves far more address space than memory
+        "memory_mib": limits.get("memory_mib"),
+        "limits_address_space": device == "cpu",  # CUDA reserves far more of it than memory
         "fetch": {f"{START}/{name}": sha for name, sha in _network(start).items()} if start else {},
     }
 

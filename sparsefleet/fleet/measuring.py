@@ -119,7 +119,7 @@ class MeasurePhase:
             message = self._attempt(shape, sent)
             if message is None:
                 return None
-            if message.kind == "ended" and message.body["end"] != "LOST":
+            if message.kind == "ended" and message.body["end"] not in ("LOST", "KILLED"):
                 body = message.body
                 if body["end"] == RESULT:
                     return PassResult.model_validate(body["record"])

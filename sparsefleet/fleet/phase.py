@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +23,7 @@ from sparsefleet.fleet.waiting import reasons
 from sparsefleet.ledger import TERMINAL, Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE, FAILED
 
-DRAIN_S = 10.0
+DRAIN_S = 5.0
 _WAIT_S = 0.2
 _ELSEWHERE_S = 1.0
 _BREAKER = 10
@@ -46,6 +46,8 @@ class TrialPhase:
         self.queue = TrialQueue(ledger.trials(sweep, with_record=False))
         self.tripped: str | None = None
         self._first_ends: list[str | None] = []
+        before = Counter(_brief(row.state, row.reason or "") for row in self.queue.rows.values())
+        self._accepted = {end for end, n in before.items() if end is not None and n >= _BREAKER}
         self._walls: deque[float] = deque(maxlen=20)
         self._begun = time.monotonic()
         self._n_done = 0
@@ -263,14 +265,16 @@ class TrialPhase:
             self._judge_first(verdict.final_state, reason)
 
     def _judge_first(self, state: str, reason: str) -> None:
-        """If the first trials all fail with one error, the rest would too."""
+        """If the first trials all fail with one error, the rest would too. Who resumes a sweep that was paused for an error has been asked."""
         if len(self._first_ends) < _BREAKER:
-            lines = reason.strip().splitlines()
-            self._first_ends.append(f"{state}: {lines[0] if lines else ''}" if state in FAILED else None)
+            self._first_ends.append(_brief(state, reason))
             first = self._first_ends[0]
-            if len(self._first_ends) == _BREAKER and first is not None and len(set(self._first_ends)) == 1 and self.queue.n_open:
+            alike = first is not None and len(set(self._first_ends)) == 1
+            if len(self._first_ends) == _BREAKER and alike and first not in self._accepted and self.queue.n_open:
                 self.tripped = first
-                self._emit(Event("note", {"text": f"paused: the first {_BREAKER} trials all ended with {first}"}))
+                again = f"sparsefleet resume {self._sweep}"
+                text = f"paused, {self.queue.n_open} trials wait: the first {_BREAKER} all ended with {first}"
+                self._emit(Event("note", {"text": f"{text}; once that is mended: {again} --failed; to run the rest all the same: {again}"}))
 
     def _ended(self, key: str, attempt: int, state: str, reason: str, wall_s: float, node: str = "") -> None:
         self.queue.done(key, state)
@@ -321,3 +325,8 @@ class TrialPhase:
 
 def _outcome(message: Message) -> Outcome:
     return Outcome(**{name: message.body[name] for name in ("end", "reason", "record", "wall_s", "peak_mib")})
+
+
+def _brief(state: str, reason: str) -> str | None:
+    """How a failed trial ended, in a line; None for any other."""
+    return f"{state}: {(reason.strip().splitlines() or [''])[0]}" if state in FAILED else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +15,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MADV_COLLAPSE = 25
 _HUGE = 2 << 20
+SHARED = "/dev/shm/"
 
 
 def _prctl(option: int, value: int) -> None:
@@ -68,6 +71,48 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def shared_files(pids: Iterable[int]) -> set[str]:
+    """Paths of files in shared memory that these processes of ours have mapped or open, and that still have a name."""
+    found: set[str] = set()
+    for pid in pids:
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+            found |= {line[line.index(SHARED) :] for line in lines if SHARED in line}
+        with suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return {path for path in found if path.startswith(SHARED) and not path.endswith(" (deleted)")}
+
+
+def remove_unused(paths: Iterable[str], since: float) -> int:
+    """Remove those of the paths in shared memory that were made after ``since`` (seconds of the epoch) and that no living process uses.
+
+    Returns:
+        How many there were.
+    """
+    named = set(paths)
+    if not named:
+        return 0
+    used = shared_files(int(name) for name in os.listdir("/proc") if name.isdecimal())
+    n_removed = 0
+    for path in named - used:
+        with suppress(OSError):
+            if os.stat(path).st_ctime >= since:
+                os.unlink(path)
+                n_removed += 1
+    return n_removed
+
+
+def resident_mib(pids: Iterable[int]) -> float:
+    """MiB that these processes hold together; pages that they share count in each."""
+    n_pages = 0
+    for pid in pids:
+        with suppress(OSError, IndexError):
+            n_pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return n_pages * resource.getpagesize() / (1 << 20)
+
+
 def reap() -> bool:
     """Collect every ended child; True if living or ended children remain."""
     while True:
@@ -79,8 +124,8 @@ def reap() -> bool:
             return True
 
 
-def kill_descendants() -> int:
-    """SIGKILL every descendant of this process and collect them. Returns how many there were.
+def kill_descendants(look: Callable[[set[int]], None] = lambda _: None) -> int:
+    """SIGKILL every descendant of this process and collect them. Returns how many there were; ``look`` sees them stopped, before.
 
     All are stopped before any is killed: a process that forks as fast as it dies would otherwise win.
     """
@@ -90,6 +135,7 @@ def kill_descendants() -> int:
         while fresh := set(descendants(os.getpid())) - stopped:
             _signal_all(fresh, signal.SIGSTOP)
             stopped |= fresh
+        look(stopped)
         _signal_all(stopped, signal.SIGKILL)
         killed |= stopped
         time.sleep(0.001)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparsefleet.fleet.events import Event
@@ -34,10 +34,15 @@ class Uploader:
         except (ImportError, OSError) as error:
             self._emit(Event("note", {"text": f"nothing is uploaded to MLflow: {error}"}))
 
-    def settle(self, ledger: Ledger) -> None:
+    def pids(self) -> Sequence[int]:
+        """Of its process, while there is one: nobody needs to end it."""
+        process = self._process
+        return () if process is None else (process.pid,)
+
+    def settle(self, ledger: Ledger, stopping: Callable[[], bool]) -> None:
         """Wait until it has nothing to do, as long as it gets on: its work would disturb a timing."""
         waiting, until = ledger.outbox_size(), time.monotonic() + _SETTLE_S
-        while self._process is not None and self._process.poll() is None and waiting and time.monotonic() < until:
+        while self._process is not None and self._process.poll() is None and waiting and time.monotonic() < until and not stopping():
             self._emit(Event("upload", {"waiting": waiting}))
             time.sleep(_POLL_S)
             left = ledger.outbox_size()

@@ -52,6 +52,12 @@ class Limits(ts.Frozen):
 
     timeout_s: float = Field(3600.0, gt=0)
     checkpoint_every_s: float = Field(60.0, gt=0)
+    memory_mib: int | None = Field(
+        None,
+        ge=1,
+        le=2**40,
+        description="beyond what its code takes; a trial that holds more ends OOM, after one more try with nothing beside it",
+    )
 
 
 class Measure(ts.Frozen):

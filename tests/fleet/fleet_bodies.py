@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import sys
@@ -119,3 +120,20 @@ def look(job, progress):
     import torch
 
     return {"dtype": str(torch.get_default_dtype()), "poison": os.environ.get("POISON"), "forward": torch.nn.Linear.forward is not None}
+
+
+def share_memory(job, progress):
+    with open(job["shared"], "w+b") as file:
+        file.truncate(1 << 16)
+        job["kept"] = mmap.mmap(file.fileno(), 1 << 16)
+    if job.get("then") == "crash":
+        time.sleep(1.0)  # long enough to be seen
+        ctypes.string_at(0)
+    return {"warnings": []}
+
+
+def hold_memory(job, progress):
+    kept = [bytearray(os.urandom(1 << 20)) * 64]
+    if os.fork() == 0:
+        kept.append(bytearray(os.urandom(1 << 20)) * 400)
+    time.sleep(60)

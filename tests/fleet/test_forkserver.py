@@ -55,7 +55,7 @@ def run(server: ForkServer, body: str, folder: Path, **job: object) -> Outcome:
         ("os_exit", "CRASHED", "exit code 0"),
         ("segfault", "CRASHED", "SIGSEGV"),
         ("abort", "CRASHED", "SIGABRT"),
-        ("kill_self", "LOST", "killed from outside"),
+        ("kill_self", "KILLED", "SIGKILL"),
         ("close_files", "CRASHED", "without a result"),
     ],
 )
@@ -110,6 +110,29 @@ def test_a_memory_limit_is_a_clean_end(server: ForkServer, tmp_path: Path) -> No
     outcome = run(server, "allocate", tmp_path, memory_mib=128)
     assert outcome.end in ("OOM", "PLUGIN_ERROR")
     assert "memory" in outcome.reason
+
+
+def test_processes_that_hold_too_much_together_are_ended(server: ForkServer, tmp_path: Path) -> None:
+    outcome = run(server, "hold_memory", tmp_path, memory_mib=256, limits_address_space=False)
+    assert (outcome.end, outcome.record) == ("OOM", None)
+    assert "limit 256 MiB" in outcome.reason
+    assert descendants(server.describe()["pid"]) == []
+
+
+@pytest.mark.parametrize("then", ["return", "crash"])
+def test_shared_memory_does_not_outlive_its_trial(server: ForkServer, tmp_path: Path, then: str) -> None:
+    foreign, left = (Path("/dev/shm") / f"sparsefleet-test-{os.getpid()}-{name}" for name in ("foreign", "left"))
+    foreign.write_bytes(b"x")
+    try:
+        outcome = run(server, "share_memory", tmp_path, shared=str(left), then=then)
+        assert not left.exists()
+        assert foreign.exists()
+    finally:
+        foreign.unlink()
+        left.unlink(missing_ok=True)
+    assert outcome.end == ("RESULT" if then == "return" else "CRASHED")
+    if then == "return":
+        assert outcome.record["warnings"] == ["1 files in shared memory left behind, and removed"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def test_a_record_counts_only_with_exit_0() -> None:
 
 
 def test_a_kill_for_memory_is_not_a_kill_from_outside() -> None:
-    assert classify(over(-9), {}).end == "LOST"
+    assert classify(over(-9), {}).end == "KILLED"
     assert classify(over(-9, oom_kill=True), {}).end == "OOM"
 
 
@@ -34,6 +34,8 @@ def test_a_kill_for_memory_is_not_a_kill_from_outside() -> None:
         ("CRASHED", [], None, False),
         ("CRASHED", ["LOST"] * 9, None, False),
         ("CRASHED", ["CRASHED"], "POISONED", False),
+        ("KILLED", ["KILLED"] * 3 + ["LOST"] * 9, None, False),
+        ("KILLED", ["KILLED"] * 4, "POISONED", False),
         ("OOM", [], None, True),
         ("OOM", ["OOM"], "OOM", False),
         ("TIMEOUT", [], "TIMEOUT", False),
@@ -54,3 +56,13 @@ def test_a_recorded_failure_has_its_budget_too() -> None:
     assert judge(recorded("DIVERGED"), []).final_state == "DIVERGED"
     assert judge(recorded("OOM"), []).alone
     assert judge(recorded("OOM"), ["OOM"]).final_state == "OOM"
+
+
+def test_an_end_for_memory_names_the_peak_and_the_limit() -> None:
+    recorded = {"state": "OOM", "reason": "RuntimeError: no memory\ntrace", "warnings": []}
+    assert (
+        classify(over(0, memory_mib=64.0), {"r": recorded}).record["reason"] == "RuntimeError: no memory; peak 100 MiB, limit 64 MiB\ntrace"
+    )
+    raised = {"type": "OutOfMemoryError", "message": "CUDA out of memory", "trace": "", "oom": True}
+    assert classify(over(0), {"x": raised}).reason == "OutOfMemoryError: CUDA out of memory; peak 100 MiB, no limit asked"
+    assert classify(over(-9, killed=True, over_memory=True, memory_mib=8), {}).end == "OOM"
