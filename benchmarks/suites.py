@@ -42,7 +42,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("RF-11", "a hundred trials that leave everything behind", "benchmarks.chaos.leaks:leaks", 2),
         Part("RF-16", "NaN at a known step", "benchmarks.chaos.bad_plugins:not_a_number", 0.7, daily=True),
         Part("RF-17", "trials that want too much memory", "benchmarks.chaos.leaks:memory", 1),
-        Part("RF-21", "Ctrl-C once and twice at twenty moments", "benchmarks.chaos.ctrl_c:figures", 15),
+        Part("RF-21", "Ctrl-C at twenty moments, once and twice", "benchmarks.chaos.ctrl_c:figures", 10),
         Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),
         Part("RF-23", "2,000 tiny trials under kills", "benchmarks.chaos.kill_workers:soak", 6),
         Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),

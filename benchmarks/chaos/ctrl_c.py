@@ -88,7 +88,7 @@ def undisturbed_s() -> float:
 
 def figures(asked: Run) -> list[Figure]:
     """Seconds to the end, exit codes, processes left and what ``resume`` made of it, over all moments."""
-    n_moments = asked.pick(20, 3)
+    n_moments = asked.pick(10, 3)  # each once and twice
     whole_s = undisturbed_s()
     asked.say(f"undisturbed: {whole_s:.1f} s")
     draw = random.Random(0)

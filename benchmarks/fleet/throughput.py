@@ -57,6 +57,7 @@ def figures_of(rounds: Rounds) -> list[Figure]:
         found.append(middle(f"{side}: throughput", "trials/s", [r["trials_per_s"] for r in runs], target=target, note=n))
         found.append(middle(f"{side}: overhead per trial", "ms", [r["overhead_ms"] for r in runs]))
         found.append(middle(f"{side}: from the call to the first trial's start", "s", [r["first_start_s"] for r in runs]))
+        found.append(middle(f"{side}: from the process's start to the first trial's", "s", [r["process_to_first_start_s"] for r in runs]))
     for side, target in (("tune", 30.0), ("tune-empty", 30.0), ("tune-reuse", 1.5), ("tune-reuse-empty", 1.5)):
         ratios = [a["trials_per_s"] / b["trials_per_s"] for a, b in zip(rounds["ours"], rounds[side], strict=True)]
         found.append(middle(f"ours over {side}", "times", ratios, target=target))
