@@ -61,8 +61,15 @@ def good(number: int) -> str:
 
 
 def driven(sweep: Sweep, *flags: str, limit_s: float = 400.0) -> int:
-    """The exit code of a driver that runs the sweep to its end."""
-    return sweep.driver(*flags).wait(limit_s)
+    """The exit code of a driver that runs the sweep to its end.
+
+    Raises:
+        RuntimeError: it could not: Ray did not start, or the driver itself is broken.
+    """
+    code = sweep.driver(*flags).wait(limit_s)
+    if code not in (0, 5):
+        raise RuntimeError(f"the driver ended with {code}:\n{sweep.log[-2000:]}")
+    return code
 
 
 def how_of(row: TrialRow) -> str:
