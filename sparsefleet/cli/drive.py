@@ -19,6 +19,7 @@ from sparsefleet.cli.settings import said_again
 from sparsefleet.cli.sweeps import exit_code, figures, is_measured, status_json
 from sparsefleet.cli.talk import emit, log_folder, next_command, say
 from sparsefleet.cli.trustworthy import require_trustworthy
+from sparsefleet.errors import UserError
 from sparsefleet.spawn import module_command
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ def foreground(session: Session, row: SweepRow, wanted: Drive, show: Callable[[S
     """
     from sparsefleet.ledger import read_ledger
 
+    if session.cluster_url:
+        raise UserError(
+            f"this command drives the sweep itself, and {session.cluster_url} is an address to be asked from elsewhere",
+            fix="--address local, or HOST:PORT on a node of the cluster; or submit grid, which the cluster drives",
+        )
     home = session.made_home()
     try:
         from sparsefleet.fleet.driver import submit

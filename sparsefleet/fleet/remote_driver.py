@@ -16,9 +16,10 @@ import ray
 
 from sparsefleet.errors import BackendUnreachable, SweepLocked
 from sparsefleet.fleet.remote import ENDED, JobExists, JobServer
-from sparsefleet.ledger import is_held
+from sparsefleet.ledger import is_held, read_ledger
+from sparsefleet.ledger.rows import LIVE_SWEEP
 
-_START_LIMIT_S = 60.0
+_START_LIMIT_S = 180.0
 _LOOK_EVERY_S = 0.1
 
 
@@ -73,13 +74,20 @@ def _dashboard(address: str) -> str:
 
 
 def _wait(server: JobServer, job: str, home: Path, sweep: str, log: Path, size: int) -> None:
-    """Until the driver holds the sweep or has ended."""
+    """Until the driver has begun or has ended."""
     end = time.monotonic() + _START_LIMIT_S
-    state = "PENDING"
-    while time.monotonic() < end and not is_held(home, sweep):
-        state = server.state(job)
-        if state in ENDED:
-            break
-        time.sleep(_LOOK_EVERY_S)
-    if state == "FAILED" and log.stat().st_size == size:  # it never came to say why
-        raise BackendUnreachable(f"job {job} ended before the driver began", cause=server.log(job).strip()[-300:], fix="sparsefleet doctor")
+    with read_ledger(home) as ledger:
+        while not (is_held(home, sweep) and ledger.sweep(sweep).state in LIVE_SWEEP):
+            state = server.state(job)
+            if state == "FAILED" and log.stat().st_size == size:  # it never came to say why
+                raise BackendUnreachable(
+                    f"job {job} ended before the driver began", cause=server.log(job).strip()[-300:], fix="sparsefleet doctor"
+                )
+            if state in ENDED:
+                return
+            if time.monotonic() > end:
+                raise BackendUnreachable(
+                    f"job {job} has not begun to drive the sweep within {_START_LIMIT_S:.0f} s, and may yet",
+                    fix=f"sparsefleet status {sweep}",
+                )
+            time.sleep(_LOOK_EVERY_S)

@@ -57,7 +57,12 @@ def environment(home, **more):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSEFLEET_", "MLFLOW_", "RAY_"))}
     (home / "token").write_text(TOKEN)
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-    ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",
+    }
     return {**kept, **ray, "HOME": str(home), "PATH": path, "SPARSEFLEET_CACHE": os.environ["SPARSEFLEET_CACHE"], **more}
 
 
