@@ -40,6 +40,8 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("RF-09", "twelve kinds of bad plugins among good trials", "benchmarks.chaos.bad_plugins:mixed", 1, daily=True),
         Part("RF-10", "a poisonous trial before every good one", "benchmarks.chaos.bad_plugins:poison", 1),
         Part("RF-11", "a hundred trials that leave everything behind", "benchmarks.chaos.leaks:leaks", 2),
+        Part("RF-12", "MLflow is away for a whole grid", "benchmarks.chaos.mlflow_away:away", 4),
+        Part("RF-13", "MLflow is killed five times in the upload", "benchmarks.chaos.mlflow_away:killed", 4),
         Part("RF-16", "NaN at a known step", "benchmarks.chaos.bad_plugins:not_a_number", 0.7, daily=True),
         Part("RF-17", "trials that want too much memory", "benchmarks.chaos.leaks:memory", 1),
         Part("RF-21", "Ctrl-C at twenty moments, once and twice", "benchmarks.chaos.ctrl_c:figures", 10),

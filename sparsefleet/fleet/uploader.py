@@ -56,8 +56,7 @@ class Uploader:
         from sparsefleet.track.upload import finish, is_away
 
         n_signals, said = interrupts.n_signals, time.monotonic()
-        waiting = _awaited(ledger)
-        self._emit(Event("upload", {"waiting": waiting}))
+        self._emit(Event("upload", {"waiting": _awaited(ledger)}))
 
         def enough() -> bool:
             nonlocal said
@@ -71,8 +70,9 @@ class Uploader:
         left = _awaited(ledger)
         if left:
             when = "as soon as it answers" if is_away(self._home) or self._process.poll() is not None else "in the background"
-            self._emit(Event("note", {"text": f"{left} of {waiting} items wait for MLflow; they are sent {when}"}))
-        self._emit(Event("upload", {"waiting": left}))
+            self._emit(Event("note", {"text": f"{left} items wait for MLflow; they are sent {when}"}))
+        else:
+            self._emit(Event("upload", {"waiting": 0}))
         self._tell_of_pictures(ledger)
         self._process = None
 

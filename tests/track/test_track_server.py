@@ -21,7 +21,7 @@ from track_state import trial_runs
 from sparsefleet.errors import UserError
 from sparsefleet.ledger import open_ledger
 from sparsefleet.track import names, read, server, ui
-from sparsefleet.track.upload import UNREACHABLE, Following, drain, finish, spawn
+from sparsefleet.track.upload import UNREACHABLE, Following, drain
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
@@ -87,32 +87,6 @@ def test_what_was_left_while_the_server_was_away_is_uploaded_later_once(home: Pa
         rows, _ = read.rows("quick", address)
         with open_ledger(home) as ledger:
             assert [row.record for row in rows] == [row.record for row in ledger.trials("quick-12345678")]
-
-
-def test_a_server_that_is_killed_twice_in_the_middle_loses_and_doubles_nothing(home: Path, server_home: Path) -> None:
-    trials = filled_home(home, 12)
-    port = free_port()
-    process, address = ui.start(server_home, port)
-    uploader = spawn(home, address)
-    client = server.connect(server.local_uri(server_home))
-    for wanted in (3, 7):
-        end = time.monotonic() + 90
-        while len(trial_runs(client)) < wanted:
-            assert time.monotonic() < end, (home / "uploader.log").read_text()
-            time.sleep(0.02)
-        _kill(process)
-        process, address = ui.start(server_home, port)
-    try:
-        assert finish(uploader, 120), (home / "uploader.log").read_text()
-    finally:
-        _kill(process)
-    runs = trial_runs(client)
-    assert sorted(run.data.tags[names.TRIAL_KEY] for run in runs) == sorted(trial.key for trial in trials)
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        assert run.data.metrics[names.ACCURACY] == next(0.9 + t.ordinal / 1000 for t in trials if t.key == run.data.tags[names.TRIAL_KEY])
-        assert len(client.get_metric_history(run.info.run_id, "curve/lr")) == 30
-        assert len(client.get_run(run.info.run_id).outputs.model_outputs) == 1
 
 
 def test_the_ui_listens_on_the_loopback_only_and_refuses_other_hosts(home: Path) -> None:
