@@ -62,7 +62,7 @@ def relay(session: Session, url: str, ctx: click.Context) -> int:
 
 def said_again(session: Session, ctx: click.Context) -> tuple[list[str], list[str]]:
     """The command line said again, without what concerns this machine only: verb and options, then arguments."""
-    verb, options, arguments = ctx.command_path.split()[1:], [], []
+    verb, options, arguments = _names(ctx), [], []
     for parameter in ctx.command.params:
         if (
             parameter.name is None
@@ -83,6 +83,11 @@ def said_again(session: Session, ctx: click.Context) -> tuple[list[str], list[st
         if not word.isprintable():
             raise UserError(f"{word!r} cannot be sent to a cluster", cause="it holds characters that are not printable")
     return [*verb, *options], arguments
+
+
+def _names(ctx: click.Context) -> list[str]:
+    """The command's name after those of its groups; the program's own may be several words, as in ``python -m sparsefleet.cli``."""
+    return [*_names(ctx.parent), str(ctx.info_name)] if ctx.parent is not None else []
 
 
 def entrypoint(options: Sequence[str], arguments: Sequence[str], *, has_parcel: bool, flag: str) -> str:

@@ -38,7 +38,7 @@ def heard(*words):
     from sparsefleet.cli.session import Session
 
     session, command, context = Session(), cli, None
-    context = cli.make_context("sparsefleet", list(words), obj=session)
+    context = cli.make_context("python -m sparsefleet.cli", list(words), obj=session)
     while isinstance(command, click.Group):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         context = command.make_context(name, rest, parent=context)
