@@ -18,7 +18,7 @@ from sparsefleet.fleet.processes import descendants
 from sparsefleet.ledger.lock import lock_path
 
 _POLL_S = 0.25
-_SOON_S = 8.5
+_SOON_S = 7.0
 _NOW_S = 1.2
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _EXIT_CODE = 130

@@ -23,7 +23,7 @@ from sparsefleet.fleet.waiting import reasons
 from sparsefleet.ledger import TERMINAL, Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE, FAILED
 
-DRAIN_S = 5.0
+DRAIN_S = 4.0
 _WAIT_S = 0.2
 _ELSEWHERE_S = 1.0
 _BREAKER = 10
@@ -248,7 +248,7 @@ class TrialPhase:
         verdict = judge(outcome, self._ledger.ends(key))
         if verdict.final_state is None:
             if self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=True, final_state=None):
-                self.queue.give_back(key, alone=verdict.alone)
+                self.queue.give_back(key, alone=verdict.alone, last=True)
                 self._tell(key, attempt, "PENDING", message.slot.node, reason=f"{verdict.end}: {verdict.reason}")
             return
         if outcome.record is not None:

@@ -62,13 +62,17 @@ class TrialQueue:
         keys = self._ready.get(shape)
         return keys.popleft() if keys else None
 
-    def give_back(self, key: str, *, alone: bool = False) -> None:
-        """It did not run, or has to run again; ``alone``: with nothing beside it."""
+    def give_back(self, key: str, *, alone: bool = False, last: bool = False) -> None:
+        """It did not run, or has to run again; ``alone``: with nothing beside it; ``last``: after the others.
+
+        What was lost waits its turn: at the front, one trial alone would spend its whole budget in a storm of losses.
+        """
         self.mark(key, "PENDING")
         if alone:
             self.alone.append(key)
         else:
-            self._ready.setdefault(Shape.of(self.rows[key].resources), deque()).appendleft(key)
+            ready = self._ready.setdefault(Shape.of(self.rows[key].resources), deque())
+            (ready.append if last else ready.appendleft)(key)
 
     def done(self, key: str, state: str) -> None:
         """It reached a terminal state: what waited for it is ready."""

@@ -35,7 +35,7 @@ def test_shapes_have_queues_of_their_own() -> None:
     assert (queue.n_ready(), queue.n_open) == (0, 2)
 
 
-def test_a_trial_that_was_lost_goes_first_and_one_out_of_memory_goes_alone() -> None:
+def test_a_trial_that_did_not_run_goes_first_and_one_out_of_memory_goes_alone() -> None:
     queue = TrialQueue([row("a"), row("b"), row("c")])
     first = queue.take(CPU)
     queue.give_back(first)
@@ -55,3 +55,11 @@ def test_what_another_sweep_runs_is_waited_for() -> None:
 def test_a_circle_is_noticed() -> None:
     assert TrialQueue([row("a", needs="b"), row("b", needs="a")]).stuck
     assert not TrialQueue([row("a", "SUCCEEDED")]).stuck
+
+
+def test_what_was_lost_waits_behind_the_others() -> None:
+    queue = TrialQueue([row("a"), row("b")])
+    shape = queue.shapes()[0]
+    first = queue.take(shape)
+    queue.give_back(first, last=True)
+    assert [queue.take(shape), queue.take(shape)] == ["b", "a"]
