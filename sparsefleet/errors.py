@@ -8,6 +8,7 @@ SparsefleetError            1
 ├── PluginError             3   a known plugin that is broken, mismatched or raised
 │   └── VersionSkew         3   nodes run other code than a sweep was submitted with
 ├── BackendUnreachable      4   Ray, MLflow or a store did not answer
+│   └── NoSpace             4   a disk is full
 ├── TrialsFailed            5   the sweep ended with failed trials
 ├── NotTrustworthy          6   a figure failed its gates
 ├── SweepLocked             75  another driver holds this sweep
@@ -88,7 +89,8 @@ class VersionSkew(PluginError):
         nodes = sorted({node for _, there in differences.values() for node in there})
         super().__init__(
             f"{', '.join(nodes)} {'runs' if len(nodes) == 1 else 'run'} other code than the sweep was submitted with: {', '.join(differences)}",
-            fix="install the same versions on every node; or submit the grid again: only what depends on the changed code gets new trials",
+            fix="install those versions on every node; or go on with what is installed, where only what depends on it gets new trials:"
+            " sparsefleet resume SWEEP --accept-new-code",
         )
 
 
@@ -96,6 +98,10 @@ class BackendUnreachable(SparsefleetError):
     """Ray, MLflow or an artifact store did not answer."""
 
     exit_code = 4
+
+
+class NoSpace(BackendUnreachable):
+    """A disk is full, or nearly so."""
 
 
 class TrialsFailed(SparsefleetError):

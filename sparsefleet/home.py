@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from sparsefleet.errors import UserError
 
@@ -47,6 +48,12 @@ def data_root() -> Path:
     """Where data sets lie: ``SPARSEFLEET_DATA``, else ``data`` in the user's cache folder."""
     named = os.environ.get("SPARSEFLEET_DATA")
     return Path(named).expanduser().absolute() if named else cache_dir() / "data"
+
+
+def local_store() -> list[Path]:
+    """The folder of the artifact store in a list, if it is a folder of this machine."""
+    parts = urlsplit(artifact_root())
+    return [Path(unquote(parts.path)) if parts.scheme == "file" else Path(artifact_root())] if parts.scheme in ("", "file") else []
 
 
 def artifact_root() -> str:

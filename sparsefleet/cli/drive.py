@@ -50,8 +50,8 @@ def drive(session: Session, wanted: Drive) -> int:
 
     home = session.made_home()
     row = read_ledger(home).sweep(wanted.sweep)
-    if has_ended(row) and not (wanted.only_failed or wanted.remeasure):
-        say(f"{row.sweep}: all {row.counts.get('total', 0)} trials have ended before; nothing to run")
+    if has_ended(row) and not (wanted.only_failed or wanted.remeasure) and not _damaged(home, row.sweep):
+        say(f"already complete: {row.counts.get('total', 0)} cached, 0 to run")
         return _finish(session, row, wanted)
     told = figures(row)
     again = told["failed"] if wanted.only_failed else 0
@@ -71,6 +71,16 @@ def drive(session: Session, wanted: Drive) -> int:
         return _finish(session, read_ledger(home).sweep(row.sweep), wanted)
     shown: list[Row] = []
     return _finish(session, foreground(session, row, wanted, lambda ended: shown.extend(_show(session, ended, wanted))), wanted, shown)
+
+
+def _damaged(home: Path, sweep: str) -> bool:
+    """True if a committed trial is not what it was: the driver sets it aside and runs it again."""
+    from sparsefleet.home import artifact_root
+    from sparsefleet.ledger import read_ledger
+    from sparsefleet.ledger.spool import store_of
+
+    with read_ledger(home) as ledger:
+        return bool(ledger.damaged(sweep, store_of(artifact_root(), home)))
 
 
 def has_ended(row: SweepRow) -> bool:

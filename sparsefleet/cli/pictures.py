@@ -101,25 +101,25 @@ def _of_ledger(
 def _of_trial(row: TrialRow, kinds: tuple[str, ...], layer: str | None, scratch: Path) -> Iterator[tuple[str, bytes]]:
     from sparsefleet.cli.labels import trial_label
     from sparsefleet.errors import UserError
-    from sparsefleet.home import artifact_root
-    from sparsefleet.ledger.store import ArtifactStore
+    from sparsefleet.home import artifact_root, home
+    from sparsefleet.ledger.spool import store_of
     from sparsefleet.report.pictures.draw import trial_pictures
     from sparsefleet.report.pictures.fetch import fetched
 
     if row.state not in _ENDED:
         raise UserError(f"{row.spec_id} is {row.state}", fix="only a trial that ended left something to draw")
-    trial = fetched(row, ArtifactStore(artifact_root()), scratch, trial_label(row.spec), kinds or _KINDS)
+    trial = fetched(row, store_of(artifact_root(), home()), scratch, trial_label(row.spec), kinds or _KINDS)
     return ((f"{row.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds or _KINDS, layer))
 
 
 def _of_sweep(ledger: Ledger, sweep: SweepRow, kinds: tuple[str, ...], layer: str | None, scratch: Path) -> Iterator[tuple[str, bytes]]:
-    from sparsefleet.home import artifact_root
-    from sparsefleet.ledger.store import ArtifactStore
+    from sparsefleet.home import artifact_root, home
+    from sparsefleet.ledger.spool import store_of
     from sparsefleet.report.compare import rows
     from sparsefleet.report.pictures.draw import OF_SWEEP
     from sparsefleet.report.pictures.sweep import pictures_of_sweep
 
-    found = pictures_of_sweep(ledger, sweep.sweep, ArtifactStore(artifact_root()), scratch, kinds or OF_SWEEP)
+    found = pictures_of_sweep(ledger, sweep.sweep, store_of(artifact_root(), home()), scratch, kinds or OF_SWEEP)
     yield from ((f"{sweep.sweep}/{name}", png) for name, png in found)
     single = tuple(kind for kind in kinds if kind not in OF_SWEEP)
     if not single:

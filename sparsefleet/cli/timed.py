@@ -98,14 +98,14 @@ def _of_ledger(session: Session, name: str, folder: Path) -> Timed:
     from sparsefleet.cli.sweeps import reading
     from sparsefleet.errors import UserError
     from sparsefleet.home import artifact_root
-    from sparsefleet.ledger.store import ArtifactStore
+    from sparsefleet.ledger.spool import store_of
 
     if "/" in name:
         raise UserError(f"there is no folder {name}")
     ledger = reading(session)
     trial = ledger.trial(name)
     record = _usable(trial.record, trial.spec_id, trial.state)
-    store = ArtifactStore(artifact_root())
+    store = store_of(artifact_root(), session.home)
     names = {ref["name"]: ref["sha256"] for ref in record["artifacts"] if ref["name"] in (files.MODEL, *_MASK_FILES)}
     if files.MODEL not in names:
         raise UserError(f"{trial.spec_id} kept no {files.MODEL}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparsefleet.crash_points import passing
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.leftovers import Held
 from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
@@ -22,7 +23,9 @@ def trial(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> di
     request = TrialRequest.model_validate(job["request"])
     torch.set_num_threads(request.threads)
     held = Held()
+    passing("child-begin")
     record = run_trial(request, progress).to_json()
+    passing("child-end")
     return {**record, "warnings": [*record["warnings"], *held.warnings()]}
 
 

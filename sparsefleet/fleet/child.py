@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from sparsefleet.fleet.processes import die_with_parent, shared_files
 from sparsefleet.redact import redacted, redacted_json
+from sparsefleet.space import means_no_space
 from sparsefleet.trial.record import WITHOUT_SECRETS
 
 _PROGRESS_EVERY_S = 0.25
@@ -41,7 +42,13 @@ def main(job: dict[str, Any], out: int, log: int, parent: int) -> NoReturn:
             _tell_shared(out)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends this process only
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this process only
+        if means_no_space(error):
+            _write(
+                out,
+                b"x"
+                + json.dumps({"type": type(error).__name__, "message": str(error), "trace": "", "oom": False, "no_space": True}).encode(),
+            )
         traceback.print_exc()
     finally:
         _flush()
@@ -96,7 +103,18 @@ def _body(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> by
         raise
     except BaseException as error:  # noqa: BLE001 - a plugin's KeyboardInterrupt is the plugin's
         out_of_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-        return b"x" + json.dumps({"type": type(error).__name__, "message": _text(error), "trace": _trace(), "oom": out_of_memory}).encode()
+        return (
+            b"x"
+            + json.dumps(
+                {
+                    "type": type(error).__name__,
+                    "message": _text(error),
+                    "trace": _trace(),
+                    "oom": out_of_memory,
+                    "no_space": means_no_space(error),
+                }
+            ).encode()
+        )
 
 
 def _enter(workdir: Path) -> int | None:

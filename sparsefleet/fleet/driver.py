@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sparsefleet.crash_points import refuse_typos
+from sparsefleet.errors import BackendUnreachable, NoSpace
 from sparsefleet.fleet.events import DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts, cancel_path
 from sparsefleet.fleet.untimed import untimed
@@ -12,7 +14,9 @@ from sparsefleet.fleet.uploader import Uploader
 from sparsefleet.home import artifact_root, keep_private
 from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
 from sparsefleet.ledger.rows import FAILED, TERMINAL
+from sparsefleet.ledger.spool import flush, pending, store_of
 from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.trial import files
 
 __all__ = ["DriverSettings", "Event", "cancel", "submit"]
 
@@ -31,8 +35,10 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
         SweepLocked: another process drives it.
         PluginError: a node runs other code than the sweep was submitted with; nothing was queued.
         BackendUnreachable: Ray cannot be reached, or loses one supervisor after the other.
+        NoSpace: a disk is full; what is committed stays, and what ran runs again.
     """
     keep_private()
+    refuse_typos()
     with open_ledger(home) as ledger:
         sweep = ledger.sweep(sweep).sweep
         uploader = Uploader(home, settings.mlflow_uri, on_event)
@@ -40,6 +46,9 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             ledger.recover(sweep)
             if settings.only_failed:
                 ledger.retry_failed(sweep)
+            store = store_of(artifact_root(), home)
+            _set_aside(ledger, ledger.damaged(sweep, store), on_event)
+            _empty_spool(store, on_event)
             row = ledger.sweep(sweep)
             if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure:
                 return row
@@ -53,7 +62,8 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
                 else:  # other sweeps did all of it: nothing to start Ray for
                     state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"
             finally:
-                ledger.set_sweep_state(sweep, state)
+                _empty_spool(store, on_event, last=True)
+                _note_state(ledger, sweep, state, on_event)
                 uploader.finish(ledger, interrupts, **({} if state in _ENDED else {"limit_s": 2.0}))
             on_event(_sweep_event(ledger, sweep))
             if interrupts.n_signals and state in _ENDED:
@@ -97,6 +107,12 @@ def _run(
             try:
                 trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
                 trials.run()
+                if settings.measure.get("level", "none") != "none" and not interrupts.stopping and not trials.tripped:
+                    broken = _broken_networks(ledger, sweep, store_of(artifact_root(), ledger.home))
+                    if broken:
+                        _set_aside(ledger, broken, emit)
+                        trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
+                        trials.run()
                 if interrupts.cancelled:
                     return "CANCELLED"
                 if interrupts.n_signals:
@@ -114,6 +130,42 @@ def _run(
                 pool.close()
     finally:
         node_server.close()
+
+
+def _set_aside(ledger: Ledger, damaged: dict[str, str], emit: Callable[[Event], None]) -> None:
+    """Trials that were committed and are not what they were go back into the queue."""
+    for key, reason in damaged.items():
+        path = ledger.set_aside(key, reason)
+        emit(Event("note", {"text": f"{reason}: it runs again; its record was moved to {path}"}))
+
+
+def _broken_networks(ledger: Ledger, sweep: str, store: ArtifactStore) -> dict[str, str]:
+    """Trained networks that are about to be timed and are not as they were stored, by trial key."""
+    found = {}
+    for row in ledger.trials(sweep):
+        for ref in (row.record or {}).get("artifacts", []):
+            if ref["name"] in (files.MODEL, files.MASKS, files.MANIFEST) and not store.is_whole(ref["sha256"]):
+                found[row.key] = f"{ref['name']} of {row.spec_id} does not match its digest"
+    return found
+
+
+def _empty_spool(store: ArtifactStore, emit: Callable[[Event], None], *, last: bool = False) -> None:
+    """Hands over what waits for the store; a store that is away is only told of."""
+    try:
+        flush(store)
+    except BackendUnreachable as error:
+        n = len(pending(store.spool)) if store.spool else 0
+        if last and n:
+            text = f"{n} files wait in {store.spool} for the artifact store: {error.what}; they are sent as soon as it answers"
+            emit(Event("note", {"text": text}))
+
+
+def _note_state(ledger: Ledger, sweep: str, state: str, emit: Callable[[Event], None]) -> None:
+    """Writes how the sweep ended. On a full disk it cannot, and the sweep reads as interrupted, which it is."""
+    try:
+        ledger.set_sweep_state(sweep, state)
+    except NoSpace as error:
+        emit(Event("note", {"text": error.what}))
 
 
 def _n_open(row: SweepRow) -> int:

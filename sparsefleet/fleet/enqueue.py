@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsefleet.crash_points import refuse_typos
 from sparsefleet.errors import UserError
 from sparsefleet.fleet.bundle import make_bundle
 from sparsefleet.grid.expand import Point, expand
@@ -29,6 +30,7 @@ def enqueue(grid: Grid, catalog: Catalog, home: Path, data_root: Path, *, keep: 
         UserError: a data set is not there, or no point is kept.
         SweepLocked: a driver is running the sweep with other trials.
     """
+    refuse_typos()
     trials = list(sweep_trials(grid, catalog, data_root, keep=keep))
     bundle = make_bundle(catalog, {name for trial in trials for name in trial.request["code"]}, ArtifactStore(artifact_root()))
     settings = {
@@ -65,7 +67,7 @@ def sweep_trials(grid: Grid, catalog: Catalog, data_root: Path, *, keep: Callabl
             resources=point.resources,
             limits=point.limits,
             request={
-                **keys.request(point.spec, *_place(point.resources)),
+                **keys.request(point.spec, *place_of(point.resources)),
                 **({"dense_infeasible": point.dense_infeasible} if point.dense_infeasible else {}),
                 **({"no_rival": point.no_rival} if point.no_rival else {}),
                 **({"tuning": tuning[spec_id]} if spec_id in tuning else {}),
@@ -81,12 +83,12 @@ def point_key(keys: Keys, point: Point, known: dict[str, str]) -> str:
     """
     if point.start and point.start.spec_id not in known:
         raise UserError(f"trial {point.spec.spec_id} starts from {point.start.spec_id}, which has no key")
-    key = keys.key(point.spec, *_place(point.resources), known[point.start.spec_id] if point.start else None)
+    key = keys.key(point.spec, *place_of(point.resources), known[point.start.spec_id] if point.start else None)
     known[point.spec.spec_id] = key
     return key
 
 
-def _place(resources: dict[str, Any]) -> tuple[int, str]:
+def place_of(resources: dict[str, Any]) -> tuple[int, str]:
     """Threads and device that the resources of a trial give it."""
     return int(resources.get("cpus", 1)), "cuda" if resources.get("gpus", 0) else "cpu"
 

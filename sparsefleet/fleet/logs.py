@@ -13,7 +13,7 @@ from sparsefleet.errors import UserError
 from sparsefleet.home import artifact_root
 from sparsefleet.ledger import Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE
-from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.ledger.spool import store_of
 
 LOG = "log.txt"
 """Name of the artifact that holds the log of the committed attempt, where it printed anything."""
@@ -54,7 +54,7 @@ def read_log(home: Path, row: TrialRow, attempt: int | None = None) -> str:
         return path.read_text(encoding="utf-8", errors="backslashreplace")
     kept = [a for a in (row.record or {}).get("artifacts", []) if a["name"] == LOG]
     if kept and attempt == row.attempt:
-        return ArtifactStore(artifact_root()).get(kept[0]["sha256"], path).read_text(encoding="utf-8", errors="backslashreplace")
+        return store_of(artifact_root(), home).get(kept[0]["sha256"], path).read_text(encoding="utf-8", errors="backslashreplace")
     if row.record is not None:
         return ""
     raise UserError(f"trial {row.spec_id} has no log of attempt {attempt}", cause=f"it is {row.state}, {row.attempt} attempts so far")

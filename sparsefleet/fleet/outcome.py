@@ -14,13 +14,17 @@ KILL_BUDGET = 5
 """SIGKILL of the trial's process alone: from outside it says nothing of the trial; again and again, and only here, it does."""
 OOM_BUDGET = 2
 BUSY = "another process still works in the trial's folder"
+WAITS = "WAITS"
+"""The node cannot run the trial now, for no fault of the trial: its disk is full, or the artifact store is away. Costs nothing."""
+DAMAGED = "DAMAGED"
+"""A file that the trial needs is not what was stored. Costs it nothing; the trial that made the file runs again."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The end of one attempt, as its supervisor saw it.
 
-    ``end`` is RESULT (``record`` is there), or CRASHED, KILLED, TIMEOUT, LOST, OOM or PLUGIN_ERROR with a ``reason``.
+    ``end`` is RESULT (``record`` is there), or CRASHED, KILLED, TIMEOUT, LOST, OOM, PLUGIN_ERROR, WAITS or DAMAGED with a ``reason``.
     """
 
     end: str
@@ -63,6 +67,8 @@ def classify(over: dict[str, Any], said: dict[str, dict[str, Any]]) -> Outcome:
         return ended("LOST", BUSY)
     if "x" in said:
         error = said["x"]
+        if error.get("no_space"):
+            return ended(WAITS, f"{error['type']}: {error['message']}")
         if error["oom"]:
             return ended("OOM", f"{error['type']}: {error['message']}; {_memory(over)}")
         return ended("PLUGIN_ERROR", f"{error['type']}: {error['message']}\n{error['trace']}")

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
+from sparsefleet.crash_points import passing
 from sparsefleet.errors import SparsefleetError
 from sparsefleet.fleet.events import FLEET_EVERY_S, DriverSettings, Event
 from sparsefleet.fleet.forward import append
@@ -14,12 +15,14 @@ from sparsefleet.fleet.history import Histories
 from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import trial_job
 from sparsefleet.fleet.logs import LOG, log_path
-from sparsefleet.fleet.outcome import BUSY, Outcome, judge
+from sparsefleet.fleet.outcome import BUSY, DAMAGED, WAITS, Outcome, judge
 from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.queue import TrialQueue, owner_of
+from sparsefleet.fleet.room import Room
 from sparsefleet.fleet.slots import Message, Slot
 from sparsefleet.fleet.waiting import reasons
+from sparsefleet.home import local_store
 from sparsefleet.ledger import TERMINAL, Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE, FAILED
 
@@ -45,6 +48,7 @@ class TrialPhase:
         self._settings, self._interrupts, self._emit = settings, interrupts, emit
         self.queue = TrialQueue(ledger.trials(sweep, with_record=False))
         self.tripped: str | None = None
+        self._room = Room([ledger.home, *local_store()], emit)
         self._first_ends: list[str | None] = []
         before = Counter(_brief(row.state, row.reason or "") for row in self.queue.rows.values())
         self._accepted = {end for end, n in before.items() if end is not None and n >= _BREAKER}
@@ -65,7 +69,10 @@ class TrialPhase:
         while self.queue.n_open and not self._interrupts.stopping and not self.tripped:
             self._pool.adjust(self._needs())
             self._greet()
-            self._feed()
+            if not self._room.closed():
+                self._feed()
+            elif self._room.error and not self._pool.n_busy:
+                raise self._room.error
             self._take(self._pool.hear(_WAIT_S))
             self._look_elsewhere()
             self._tell_fleet()
@@ -118,6 +125,8 @@ class TrialPhase:
                     job = self._next(slot)
                     if job:
                         chosen.append((slot, job))
+        if chosen:
+            passing("lease-after")
         for slot, job in chosen:  # durable before it runs
             self._pool.send(slot, job)
 
@@ -241,9 +250,13 @@ class TrialPhase:
         )
         if outcome.reason == BUSY:  # a stopped process may hold the folder, and its checkpoint, for as long as it likes
             self._busy.add(key)
-        if outcome.end == "INTERRUPTED":
-            if self._ledger.end_attempt(key, attempt, outcome.end, outcome.reason, requeue=True, final_state=None):
+        if outcome.end in ("INTERRUPTED", WAITS, DAMAGED):
+            if self._ledger.end_attempt(key, attempt, "INTERRUPTED", outcome.reason, requeue=True, final_state=None):
                 self.queue.give_back(key)
+                if outcome.end == DAMAGED:
+                    self._make_again(key, outcome.reason)
+                elif outcome.end == WAITS:
+                    self._room.refused(outcome.reason)
             return
         verdict = judge(outcome, self._ledger.ends(key))
         if verdict.final_state is None:
@@ -258,11 +271,20 @@ class TrialPhase:
         else:
             stored = self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=False, final_state=verdict.final_state)
         if stored:
+            self._room.fine()
             message.slot.forget += {key, message.job.get("folder", key)}
             self._walls.append(outcome.wall_s)
             reason = verdict.reason or (outcome.record or {}).get("reason") or ""
             self._ended(key, attempt, verdict.final_state, reason, outcome.wall_s, message.slot.node)
             self._judge_first(verdict.final_state, reason)
+
+    def _make_again(self, key: str, reason: str) -> None:
+        """A file of the trial that this one starts from was altered: that one runs again first."""
+        start = self.queue.rows[key].depends_on
+        if start is not None:
+            aside = self._ledger.set_aside(start, reason)
+            self.queue.reopen(start)
+            self._emit(Event("note", {"text": f"{self.queue.rows[start].spec_id} runs again: {reason.splitlines()[0]}; record in {aside}"}))
 
     def _judge_first(self, state: str, reason: str) -> None:
         """If the first trials all fail with one error, the rest would too. Who resumes a sweep that was paused for an error has been asked."""

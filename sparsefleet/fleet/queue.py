@@ -74,6 +74,16 @@ class TrialQueue:
             ready = self._ready.setdefault(Shape.of(self.rows[key].resources), deque())
             (ready.append if last else ready.appendleft)(key)
 
+    def reopen(self, key: str) -> None:
+        """A trial that was done has to run again; what starts from it and is ready waits for it."""
+        self.mark(key, "PENDING")
+        for keys in self._ready.values():
+            waiting = [other for other in keys if self.rows[other].depends_on == key]
+            for other in waiting:
+                keys.remove(other)
+                self._place(other)
+        self._place(key)
+
     def done(self, key: str, state: str) -> None:
         """It reached a terminal state: what waited for it is ready."""
         self.mark(key, state)

@@ -21,15 +21,16 @@ from typing import Any, TypeVar
 import ray
 
 from sparsefleet import home as places
-from sparsefleet.errors import BackendUnreachable, SparsefleetError
+from sparsefleet.errors import BackendUnreachable, IntegrityError, NoSpace, SparsefleetError
 from sparsefleet.fleet.bundle import unpacked
 from sparsefleet.fleet.forward import Printed
 from sparsefleet.fleet.head import HeadWatch
 from sparsefleet.fleet.jobs import START
 from sparsefleet.fleet.logs import LOG, is_home, log_path
-from sparsefleet.fleet.outcome import RESULT, Outcome, classify
+from sparsefleet.fleet.outcome import DAMAGED, RESULT, WAITS, Outcome, classify
 from sparsefleet.fleet.server import ForkServer, ServerLost
-from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.ledger.spool import flush, keep, store_of
+from sparsefleet.space import means_no_space, min_free_mib, no_space
 from sparsefleet.trial import files
 
 BEAT_S = 2.0
@@ -53,6 +54,10 @@ class Setup:
     home_id: str = ""
 
 
+class _StoreAway(Exception):
+    """What a trial needs cannot be fetched now."""
+
+
 class Supervisor:
     """Runs one child at a time. A second job may be sent behind the first: its child starts when the first one's has ended."""
 
@@ -61,7 +66,7 @@ class Supervisor:
         self._setup = setup
         self._root = _root_on_this_node(Path(setup.home), setup.home_id)
         self._forwards = self._root != Path(setup.home)
-        self._store = ArtifactStore(setup.store)
+        self._store = store_of(setup.store, self._root)
         self._server: ForkServer | None = None
         self._turn = threading.Lock()
         HeadWatch(ray.get_runtime_context().gcs_address, _leave).start()
@@ -94,8 +99,18 @@ class Supervisor:
             with self._turn:  # the next job's child may run while this one's files are stored
                 said = yield from self._child(job)
             outcome = yield from _beating(lambda: self._stored(job, classify(said["o"], said)))
+        except NoSpace as error:
+            outcome = Outcome(WAITS, str(error))
+        except IntegrityError as error:
+            outcome = Outcome(DAMAGED, str(error))
         except SparsefleetError as error:
             outcome = Outcome("LOST", str(error))
+        except _StoreAway as error:
+            outcome = Outcome(WAITS, str(error))
+        except OSError as error:
+            if not means_no_space(error):
+                raise
+            outcome = Outcome(WAITS, str(no_space(self._root, min_free_mib())))
         yield {"kind": "ended", **vars(outcome)}
 
     def _child(self, job: dict[str, Any]) -> Generator[dict[str, Any], None, dict[str, Any]]:
@@ -128,8 +143,13 @@ class Supervisor:
         """The job with this node's paths; the files that it needs are in its work folder."""
         key, attempt = job["key"], job["attempt"]
         workdir = self._workdir(job.get("folder", key))
-        for name, digest in job["fetch"].items():
-            self._store.get(digest, workdir / name)
+        try:
+            for name, digest in job["fetch"].items():
+                self._store.get(digest, workdir / name)
+        except NoSpace:
+            raise
+        except BackendUnreachable as error:
+            raise _StoreAway(str(error)) from error
         job = {**job, "workdir": str(workdir), "log": str(log_path(self._root, key, attempt))}
         if "request" in job:
             here = {
@@ -156,11 +176,12 @@ class Supervisor:
         kept = [(name, path) for name, path in kept if not name.startswith(_NOT_KEPT)]
         if log.exists() and log.stat().st_size <= _MAX_LOG_BYTES:
             kept.append((LOG, log))
-        try:
-            artifacts = [ref.to_json() for ref in self._store.put_all(kept)]
-        except BackendUnreachable as error:
-            return Outcome("LOST", str(error), None, outcome.wall_s, outcome.peak_mib)
-        return Outcome(RESULT, "", {**outcome.record, "artifacts": artifacts}, outcome.wall_s, outcome.peak_mib)
+        refs, is_pending = keep(self._store, kept)
+        if not is_pending:
+            with suppress(BackendUnreachable):  # it answered a moment ago; what is left waits for the next time
+                flush(self._store)
+        record = {**outcome.record, "artifacts": [ref.to_json() for ref in refs]}
+        return Outcome(RESULT, "", record, outcome.wall_s, outcome.peak_mib)
 
 
 def _beating(work: Callable[[], _T]) -> Generator[dict[str, Any], None, _T]:

@@ -6,16 +6,18 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsefleet.crash_points import passing
 from sparsefleet.errors import SweepLocked, UserError
-from sparsefleet.ledger import outbox as mail, schema, sweeps, timings as times
+from sparsefleet.ledger import integrity, outbox as mail, schema, sweeps, timings as times
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
+from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.ledger.transactions import Transactions
 from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, dump, finished, read, seconds, sha256, test_figures
 from sparsefleet.redact import redacted, redacted_json
 
@@ -37,42 +39,15 @@ def read_ledger(home: Path) -> Ledger:
     return Ledger(home, schema.open_file(home, read_only=True))
 
 
-class Ledger:
-    """One connection, for one thread. Every public method is one transaction unless it runs inside ``batch``."""
+class Ledger(Transactions):
+    """Every public method is one transaction unless it runs inside ``batch``."""
 
     def __init__(self, home: Path, db: sqlite3.Connection) -> None:
-        self.home = home
-        self._db = db
-        self._depth = 0
+        super().__init__(home, db)
         self._begun: dict[tuple[str, int], float] = {}
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
 
     def __enter__(self) -> Ledger:
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """One transaction around several calls: all of them are durable when the block ends, or none."""
-        if self._depth:
-            yield
-            return
-        self._db.execute("BEGIN IMMEDIATE")
-        self._depth = 1
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, e.g. a full disk
-                self._db.execute("ROLLBACK")
-            raise
-        finally:
-            self._depth = 0
 
     # sweeps
 
@@ -90,6 +65,7 @@ class Ledger:
             SweepLocked: the trials differ, and a driver is running them.
         """
         asked = list(trials)
+        passing("enqueue-before")
         with self.batch():
             known = self._db.execute("SELECT digest FROM sweeps WHERE sweep=?", (sweep,)).fetchone()
             if known and known["digest"] != digest:
@@ -113,6 +89,8 @@ class Ledger:
             mail.enqueue(self._db, "sweep", sweep, None, {"state": "RUNNING"})
             for trial in asked:
                 self._add(sweep, trial)
+                passing("enqueue-inside")
+        passing("enqueue-after")
 
     def _ask_again(self, sweep: str, grid_text: str, settings: dict[str, Any], trials: Iterable[SweepTrial]) -> None:
         """The same trials as before, as they are asked for now."""
@@ -154,6 +132,7 @@ class Ledger:
         with self.batch():
             self._db.execute("UPDATE sweeps SET state=?, ended=? WHERE sweep=?", (state, None if state in LIVE_SWEEP else now(), sweep))
             mail.enqueue(self._db, "sweep", sweep, None, {"state": state})
+            passing("sweep-state-inside")
 
     # trials
 
@@ -223,6 +202,7 @@ class Ledger:
                 (attempt, sweep, node, started, key),
             )
             self._db.execute("INSERT INTO attempts (key, n, sweep, node, started) VALUES (?,?,?,?,?)", (key, attempt, sweep, node, started))
+            passing("lease-inside")
         self._begun[key, attempt] = time.monotonic()
         return attempt
 
@@ -233,6 +213,7 @@ class Ledger:
             if done.rowcount:
                 self._db.execute("UPDATE attempts SET node=? WHERE key=? AND n=?", (node, key, attempt))
                 self._begun[key, attempt] = time.monotonic()
+                passing("running-inside")
             return done.rowcount == 1
 
     def commit(self, key: str, attempt: int, record: dict[str, Any], outbox: bool = True) -> bool:
@@ -245,6 +226,7 @@ class Ledger:
         state = str(record["state"])
         if state not in TERMINAL:
             raise ValueError(f"a record's state is terminal, got {state!r}")
+        passing("commit-before")
         with self.batch():
             if not self._end(key, attempt, state, record.get("reason"), requeue=False, final_state=state):
                 return False
@@ -254,6 +236,7 @@ class Ledger:
             record = redacted_json(record, leave=WITHOUT_SECRETS)  # nodes have redacted what their environment knows; this is the driver's
             text = dump({**record, "attempt": attempt, "attempts_log": log})
             self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (text, sha256(text), key))
+            passing("commit-inside")
             if outbox:
                 self._report(key, attempt, state)
         return True
@@ -267,6 +250,7 @@ class Ledger:
                 return False
             if final_state:
                 self._report(key, attempt, final_state)
+            passing("attempt-ended-inside")
         return True
 
     def _report(self, key: str, attempt: int, state: str) -> None:
@@ -303,7 +287,17 @@ class Ledger:
             stale = self._db.execute("SELECT key, attempt FROM trials WHERE owner=? AND state IN ('LEASED','RUNNING')", (sweep,)).fetchall()
             for row in stale:
                 self.end_attempt(row["key"], row["attempt"], "INTERRUPTED", "the driver ended", requeue=True, final_state=None)
+                passing("recover-inside")
         return len(stale)
+
+    def damaged(self, sweep: str, store: ArtifactStore | None = None) -> dict[str, str]:
+        """Committed trials whose record does not match its digest, or whose files the store has lost: what is wrong, by key."""
+        return integrity.damaged(self._db, sweep, store)
+
+    def set_aside(self, key: str, reason: str) -> Path | None:
+        """Put a trial back into the queue whose record, or a file of it, is not what it was; the path of the record that was taken away."""
+        with self.batch():
+            return integrity.set_aside(self._db, self.home, key, reason)
 
     def retry_failed(self, sweep: str) -> int:
         """Put the sweep's failed trials back into the queue with fresh budgets."""
@@ -353,6 +347,8 @@ class Ledger:
             ref = None if samples is None else times.store_samples(self._db, samples)
             times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, redacted(reason or "") or None))
             mail.enqueue(self._db, "timing", sweep, config_key, {"config_key": config_key})
+            passing("timing-inside")
+        passing("timing-after")
 
     def share_timing(self, sweep: str, known: TimingRow, keys: Sequence[str]) -> None:
         """Enter a timing that another sweep took, or that now stands for other trials."""
@@ -382,6 +378,7 @@ class Ledger:
 
     def mark_uploaded(self, id: int, run_id: str | None) -> None:
         """The server has it."""
+        passing("uploaded-before")
         with self.batch():
             self._db.execute("UPDATE outbox SET uploaded=?, run_id=?, error=NULL WHERE id=?", (now(), run_id, id))
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import Any
 
+from sparsefleet.crash_points import passing
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.rows import OutboxItem
 
@@ -17,6 +18,7 @@ def enqueue(db: sqlite3.Connection, kind: str, sweep: str, key: str | None, payl
         "INSERT INTO outbox (kind, sweep, key, payload, created) VALUES (?,?,?,?,?)",
         (kind, sweep, key, json.dumps(payload, allow_nan=False), now()),
     )
+    passing("outbox-inside")
 
 
 def enqueue_trial(db: sqlite3.Connection, key: str, attempt: int, state: str) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from sparsefleet.errors import IntegrityError, UserError
+from sparsefleet.space import means_no_space, min_free_mib, no_space
 
 VERSION = 1
 FILE = "ledger.db"
@@ -59,13 +60,20 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
             f"there is no ledger in {home}", fix="submit a grid first, or set SPARSEFLEET_HOME: sparsefleet submit grid quickstart"
         )
     if not read_only:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _create_private(path)
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _create_private(path)
+        except OSError as error:
+            if means_no_space(error):
+                raise no_space(home, min_free_mib()) from error
+            raise
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, isolation_level=None, timeout=60)
     try:
         return _prepare(db, path, read_only=read_only)
     except sqlite3.DatabaseError as error:
         db.close()
+        if means_no_space(error):
+            raise no_space(home, min_free_mib()) from error
         raise IntegrityError(
             f"{path} cannot be read", cause=str(error), fix="restore it from a backup, or choose another SPARSEFLEET_HOME"
         ) from error

@@ -26,12 +26,12 @@ def dump(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def sha256(text: str) -> str:
+def sha256(text: str | bytes) -> str:
     """Of the UTF-8 bytes."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
-def load_record(key: str, text: str, digest: str) -> dict[str, Any]:
+def load_record(key: str, text: str | bytes, digest: str) -> dict[str, Any]:
     """The record behind its digest.
 
     Raises:
@@ -42,7 +42,7 @@ def load_record(key: str, text: str, digest: str) -> dict[str, Any]:
     return record
 
 
-def check_record(key: str, text: str, digest: str) -> None:
+def check_record(key: str, text: str | bytes, digest: str) -> None:
     """Nothing if the text is what was committed.
 
     Raises:
@@ -50,7 +50,8 @@ def check_record(key: str, text: str, digest: str) -> None:
     """
     if sha256(text) != digest:
         raise IntegrityError(
-            f"the record of trial {key[:12]} does not match its digest", fix="resume with --only failed to run the trial again"
+            f"the record of trial {key[:12]} does not match its digest",
+            fix="sparsefleet resume SWEEP sets it aside and runs the trial again",
         )
 
 
@@ -97,7 +98,7 @@ def read(
     """
     names = () if isinstance(record, bool) else tuple(record)
     paths = ", ".join(f"'$.{name}'" for name in (*names, "schema"))  # of one path alone the answer would be no array
-    columns = ["t.record, t.record_sha256" if record else "NULL AS record, NULL AS record_sha256"]
+    columns = ["CAST(t.record AS BLOB) AS record, t.record_sha256" if record else "NULL AS record, NULL AS record_sha256"]
     columns.append(f"json_extract(t.record, {paths}) AS part" if names else "NULL AS part")
     sql = f"SELECT {_COLUMNS}, {', '.join(columns)} FROM sweep_trials s JOIN trials t ON t.key = s.key WHERE {where}"
     parsed = _Parsed()
@@ -119,7 +120,7 @@ def _rows(db: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Iterator[s
         yield from db.execute(sql, values)
     except sqlite3.OperationalError:
         for row in db.execute("SELECT key, CAST(record AS BLOB) AS body, record_sha256 FROM trials WHERE record NOT NULL"):
-            check_record(row["key"], bytes(row["body"]).decode(errors="replace"), row["record_sha256"])
+            check_record(row["key"], row["body"], row["record_sha256"])
         raise
 
 

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sparsefleet.errors import BackendUnreachable
+from sparsefleet.ledger.spool import flush, store_of
 from sparsefleet.redact import RedactedFormatter
 from sparsefleet.spawn import module_command
 from sparsefleet.track import server
@@ -151,6 +152,7 @@ class _Uploader:
         self._writer: Writer | None = None
         self._refused: Counter[int] = Counter()
         self._reconciled = False
+        self._store = store_of(os.environ.get("SPARSEFLEET_ARTIFACTS") or (home / "artifacts").as_uri(), home)
 
     def pass_on(self, *, last: bool) -> None:
         """Upload what waits, each item tried once; set the sweeps' states right at the first and at the last pass.
@@ -158,6 +160,8 @@ class _Uploader:
         Raises:
             BackendUnreachable: MLflow or the artifact store does not answer.
         """
+        with suppress(BackendUnreachable):  # the store is away: what waits for it goes on waiting, and the rest is sent
+            flush(self._store)
         waiting = self._waiting(set(), pictures=last)
         if not waiting and self._reconciled and not last:
             return
@@ -204,13 +208,13 @@ class _Uploader:
             self._ledger.mark_uploaded(item.id, run_id or None)
 
     def _connect(self) -> Writer:
-        from sparsefleet.ledger.store import ArtifactStore
         from sparsefleet.track.writer import Writer
 
         client = server.connect(self._uri, create=True)
-        store = ArtifactStore(os.environ.get("SPARSEFLEET_ARTIFACTS") or (self._home / "artifacts").as_uri())
         where = server.artifact_location(self._home, self._uri)
-        self._writer = Writer(client, self._ledger, store, home_id=server.home_id(self._home), artifact_location=where, draw=self._draw)
+        self._writer = Writer(
+            client, self._ledger, self._store, home_id=server.home_id(self._home), artifact_location=where, draw=self._draw
+        )
         return self._writer
 
 

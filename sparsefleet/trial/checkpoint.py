@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sparsefleet.crash_points import passing
 from sparsefleet.trial.tensor_file import serialised
 
 FILE = "checkpoint.safetensors"
@@ -32,23 +33,30 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes both files, the tensors first; a crash in between leaves the former pair or a pair that does not match."""
+    """Writes both files, the tensors first; a crash in between leaves the former pair or a pair that does not match.
+
+    The first line of the second file is the digest of the rest of it, where the digest of the first file stands.
+    """
     sha = hashlib.sha256()
     _replace(folder / FILE, serialised(tensors), sha)
-    side = json.dumps({"sha256": sha.hexdigest(), "facts": facts}, allow_nan=False)
-    _replace(folder / SIDE, [side.encode()])
+    passing("checkpoint-between")
+    side = json.dumps({"sha256": sha.hexdigest(), "facts": facts}, allow_nan=False).encode()
+    _replace(folder / SIDE, [hashlib.sha256(side).hexdigest().encode(), b"\n", side])
 
 
 def _replace(path: Path, parts: Iterable[bytes | memoryview], sha: Any = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        for part in parts:
-            stream.write(part)
-            if sha is not None:
-                sha.update(part)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            for part in parts:
+                stream.write(part)
+                if sha is not None:
+                    sha.update(part)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is there still if the disk is full
 
 
 def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, str | None]:
@@ -61,7 +69,10 @@ def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, st
     if not (path.exists() and side_path.exists()):
         return None, None
     try:
-        side = json.loads(side_path.read_text())
+        digest, _, text = side_path.read_bytes().partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise ValueError("its facts do not match their digest")
+        side = json.loads(text)
         if _digest(path) != side["sha256"]:
             raise ValueError("its digest does not match")
         if side["facts"]["trial_key"] != trial_key:

@@ -13,6 +13,7 @@ import torch
 
 from sparsefleet.errors import Diverged, SparsefleetError
 from sparsefleet.registry import Registry, catalog
+from sparsefleet.space import means_no_space
 from sparsefleet.trial import files
 from sparsefleet.trial.checkpoint import drop_checkpoint
 from sparsefleet.trial.identity import device_class, plugins_used
@@ -50,7 +51,9 @@ def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> 
         state, reason = State.DIVERGED, str(error)
     except (MemoryError, torch.OutOfMemoryError) as error:
         state, reason = State.OOM, f"{type(error).__name__}: {error}"
-    except Exception as error:  # noqa: BLE001  whatever a plugin raises is this trial's recorded end
+    except Exception as error:
+        if means_no_space(error):
+            raise  # the disk's end, not the trial's
         state = State.OOM if _is_cpu_oom(error) else State.PLUGIN_ERROR
         reason = _explain(error, request, registry)
         observe(registry, log, "sparsefleet_on_trial_error", trial=request.spec.to_json(), error=error)

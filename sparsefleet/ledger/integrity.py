@@ -1,0 +1,68 @@
+"""Records that are not what was committed, and records whose files are gone: found by digest, set aside, run again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from pathlib import Path
+
+from sparsefleet.errors import IntegrityError
+from sparsefleet.ledger.rows import TERMINAL
+from sparsefleet.ledger.store import QUARANTINE, ArtifactStore
+from sparsefleet.ledger.trials import load_record
+
+DAMAGED = "DAMAGED"
+"""The end of an attempt whose record, or a file of it, was found altered later. It costs the trial nothing."""
+
+
+def damaged(db: sqlite3.Connection, sweep: str, store: ArtifactStore | None) -> dict[str, str]:
+    """What is wrong with committed trials of the sweep, by key.
+
+    Args:
+        store: to look whether the files of the records are there, for trials of this machine; None: only the records.
+    """
+    found: dict[str, str] = {}
+    rows = db.execute(
+        "SELECT t.key, t.state, t.node, CAST(t.record AS BLOB) AS record, t.record_sha256 FROM sweep_trials s JOIN trials t ON t.key = s.key"
+        " WHERE s.sweep=? AND t.record NOT NULL",
+        (sweep,),
+    )
+    here = socket.gethostname()
+    for row in rows.fetchall():
+        try:
+            record = load_record(row["key"], row["record"], row["record_sha256"])
+        except IntegrityError as error:
+            found[row["key"]] = error.what
+            continue
+        gone = [
+            ref["name"] for ref in record.get("artifacts", []) if store is not None and row["node"] == here and not store.has(ref["sha256"])
+        ]
+        if gone and row["state"] in TERMINAL:
+            found[row["key"]] = f"of trial {row['key'][:12]} {', '.join(gone)} cannot be found any more"
+    return found
+
+
+def set_aside(db: sqlite3.Connection, home: Path, key: str, reason: str) -> Path | None:
+    """Takes a trial's record away, so that the trial runs again with fresh budgets; where the record lies now. Inside a transaction.
+
+    Sweeps that show the trial have not ended any more.
+    """
+    row = db.execute("SELECT attempt, CAST(record AS BLOB) AS record FROM trials WHERE key=? AND record NOT NULL", (key,)).fetchone()
+    if row is None:
+        return None
+    folder = home / QUARANTINE
+    folder.mkdir(exist_ok=True, mode=0o700)
+    path = folder / f"record-{key}-{row['attempt']}.json"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(row["record"])
+    db.execute(
+        "UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, ended=NULL, record=NULL, record_sha256=NULL WHERE key=?",
+        (key,),
+    )
+    db.execute('UPDATE attempts SET "end"=?, reason=? WHERE key=? AND n=?', (DAMAGED, reason, key, row["attempt"]))
+    db.execute(
+        "UPDATE sweeps SET state='INTERRUPTED' WHERE state IN ('DONE','FAILED') AND sweep IN (SELECT sweep FROM sweep_trials WHERE key=?)",
+        (key,),
+    )
+    return path
