@@ -70,8 +70,9 @@ TIMING_POINTS = ("timing-inside", "timing-after")
 UPLOAD_POINTS = ("uploaded-before",)
 AWAY_POINTS = ("spool-between",)
 _TIMES = ("started", "ended", "wall_s", "phases_s", "attempt", "attempts_log", "warnings")
-_ALTERS = ("log.txt", "environment.json")
-"""Artifacts with times or loads in them."""
+_ALTERS = ("log.txt", "environment.json", "mask-steps/")
+"""Beginnings of the names of artifacts that differ from run to run: times, loads, and safetensors files whose two lines of metadata the library
+writes in an order of chance. The masks of the end, in ``masks.safetensors``, are compared."""
 _MOST_STARTS = 12
 
 
@@ -82,7 +83,7 @@ def committed(home: Path) -> str:
         for key, spec, state, record in db.execute("SELECT key, spec, state, record FROM trials ORDER BY key"):
             told = {name: value for name, value in json.loads(record).items() if name not in _TIMES} if record else None
             if told:
-                told["artifacts"] = sorted(ref["sha256"] for ref in told["artifacts"] if ref["name"] not in _ALTERS)
+                told["artifacts"] = sorted(ref["sha256"] for ref in told["artifacts"] if not ref["name"].startswith(_ALTERS))
             facts.append([key, json.loads(spec), state, told])
         facts += map(list, db.execute("SELECT sweep, digest, state FROM sweeps ORDER BY sweep"))
         facts += map(list, db.execute("SELECT sweep, ordinal, key, arm, twin_key FROM sweep_trials ORDER BY sweep, ordinal"))

@@ -348,3 +348,17 @@ def test_the_same_trials_asked_for_again_follow_the_new_request_unless_they_are_
     with SweepLock(ledger.home, "a-1"):
         assert again("second", 9) == ("first", 5)
     assert again("second", 9) == ("second", 9)
+
+
+def test_an_altered_record_is_set_aside_and_its_trial_runs_again(ledger: Ledger) -> None:
+    (key, *_) = create(ledger)
+    ledger.commit(key, ledger.lease(key, "a-1", "n"), record())
+    ledger._db.execute("UPDATE trials SET record=CAST(? AS TEXT) WHERE key=?", (b'{"\xff', key))
+    (found,) = ledger.damaged("a-1").items()
+    path = ledger.set_aside(*found)
+    assert path.read_bytes() == b'{"\xff'
+    with SweepLock(ledger.home, "a-1"):
+        assert counts(ledger, "a-1") == {"PENDING": 3}
+        assert ledger.commit(key, ledger.lease(key, "a-1", "n"), record())
+    assert [a["end"] for a in ledger.trial(key).attempts] == ["DAMAGED", "SUCCEEDED"]
+    assert ledger.damaged("a-1") == {}
