@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def figures(run: Run) -> list[Figure]:
         max_examples=run.pick(5000, 200), deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )
     keep_catalog()
+    import_module("torch")  # once: a plugin's own validator needs it, and that second is not the input's
     with tempfile.TemporaryDirectory(prefix="sparsefleet-fuzz-") as folder:
         load_grid("quickstart")
         grids, texts = Tried(Path(folder) / "grid.yaml"), Tried(Path(folder) / "bytes.yaml")

@@ -20,8 +20,8 @@ from sparsefleet.cli.machine import Finding, cpu_checks, gpu_checks, setting_che
 from sparsefleet.cli.session import Session
 from sparsefleet.errors import UserError
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LITTLE_DISK = 2 * 2**30
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LITTLE_DISK = 2 * 2**30
 _LOAD_S = 120.0
 
 
@@ -35,8 +35,8 @@ class Check:
     fix: str = ""
 
 
-def run_checks(session: Session) -> list[Check]:
-    """Every check, in a fixed order; one that raises is a finding of its own and stops no other."""
+def run_checks(session: Session, *, cluster: bool = False) -> list[Check]:
+    """Every check, in a fixed order, and those of the cluster if asked; one that raises is a finding of its own and stops no other."""
     parts: list[Callable[[Session], Iterator[Check]]] = [
         _versions,
         _kernels,
@@ -50,6 +50,10 @@ def run_checks(session: Session) -> list[Check]:
         _gpu,
         _mlflow,
     ]
+    if cluster:
+        from sparsefleet.cli.cluster_checks import cluster_checks
+
+        parts.append(cluster_checks)
     checks: list[Check] = []
     for part in parts:
         try:
@@ -146,7 +150,7 @@ def _folders(session: Session) -> Iterator[Check]:
     free = shutil.disk_usage(nearest).free
     yield Check(
         "disk",
-        "ok" if free > _LITTLE_DISK else "warn",
+        "ok" if free > LITTLE_DISK else "warn",
         f"{free / 2**30:.1f} GiB free",
         "models and masks need room: set SPARSEFLEET_ARTIFACTS",
     )
@@ -168,11 +172,11 @@ def _ray(session: Session) -> Iterator[Check]:
         )
     else:
         host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
-        open_door = host not in _LOOPBACK and not (mode == "token" or token)
+        open_door = host not in LOOPBACK and not (mode == "token" or token)
         found = f"{address}, {'no token' if open_door else 'token or loopback'}"
         yield Check("ray", "fail" if open_door else "ok", found, "start the cluster with RAY_AUTH_MODE=token (CVE-2023-48022)")
     dashboard = os.environ.get("RAY_DASHBOARD_HOST", "")
-    if dashboard and dashboard not in _LOOPBACK and mode != "token":
+    if dashboard and dashboard not in LOOPBACK and mode != "token":
         yield Check("ray dashboard", "fail", f"RAY_DASHBOARD_HOST={dashboard}", "unset RAY_DASHBOARD_HOST, or set RAY_AUTH_MODE=token")
 
 

@@ -145,7 +145,7 @@ class Server:
                 elif kind == b"E":
                     os.environ.update(body)
                 elif kind == b"H":
-                    self._send(b"h", _description())
+                    self._send(b"h", description())
         kill_descendants()
 
     def _send(self, kind: bytes, body: Any) -> None:
@@ -271,7 +271,7 @@ def _oom_kills() -> int:
     return 0
 
 
-def _description() -> dict[str, Any]:
+def description() -> dict[str, Any]:
     """What a trial started here would run: code and plugins."""
     import sparsefleet
     from sparsefleet.registry import catalog
@@ -287,6 +287,7 @@ def _description() -> dict[str, Any]:
         "torch": metadata.version("torch"),
         "plugins": [[e.family, e.name, e.distribution, e.version, e.digest, e.libraries] for e in entries if e.state == "ok"],
         "unusable": [[e.distribution, e.version, e.state, e.reason] for e in entries if e.state != "ok"],
+        "pickles": os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true").lower() != "false",
         "threads": len(os.listdir("/proc/self/task")),
     }
 

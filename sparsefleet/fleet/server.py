@@ -19,6 +19,8 @@ from sparsefleet.fleet.bundle import import_path
 from sparsefleet.spawn import module_command
 
 _MODULE = "sparsefleet.fleet.forkserver"
+_NO_PICKLES = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+"""For plugins that use MLflow themselves; the product loads no model with it."""
 _OWN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -32,7 +34,7 @@ def _environment(threads: int, bundle: Path | None, places: Sequence[str]) -> di
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     path = import_path(bundle, places)
     inherited = {name: value for name, value in os.environ.items() if name != one_file.VARIABLE}  # those of the sweep are in the bundle
-    return {**inherited, **dict.fromkeys(names, count), "PYTHONHASHSEED": "0", "PYTHONPATH": path}
+    return {**inherited, **dict.fromkeys(names, count), "PYTHONHASHSEED": "0", "PYTHONPATH": path, **_NO_PICKLES}
 
 
 def _start(arguments: list[str], fds: tuple[int, ...], bundle: Path | None, places: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -13,6 +13,7 @@ from sparsefleet.track.timing import metrics_of, word
 
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
+_LONGEST_NAME = 100
 _CUT = " … (cut)"
 _STATUS = {"SUCCEEDED": "FINISHED", "DIVERGED": "FINISHED", "CANCELLED": "KILLED"}
 _SWEEP_STATUS = {"DONE": "FINISHED", "FAILED": "FAILED", "RUNNING": "RUNNING", "MEASURING": "RUNNING"}
@@ -60,8 +61,8 @@ def run_name(row: TrialRow) -> str:
     """``method-layer-dDENSITY-sSEED-spec_id``, in ``[A-Za-z0-9._-]``."""
     density = row.spec.get("narrow_to_density") or row.spec["density"]
     parts = [row.arm if row.arm != "sparse" else label_of(row.spec), row.spec["layer"]["name"], f"d{density:g}", f"s{row.spec['seed']}"]
-    text = "-".join([*parts, row.spec_id])
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in text)
+    text = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in "-".join(parts)).lstrip(".")
+    return f"{text[: _LONGEST_NAME - len(row.spec_id) - 1]}-{row.spec_id}"
 
 
 def tags_of(row: TrialRow, spec_ids: Mapping[str, str], owner: SweepRow | None = None) -> dict[str, str]:

@@ -1,0 +1,180 @@
+"""BI-06: two hundred hostile names: none becomes a path outside of the home, and none reaches a terminal, a page or a spreadsheet as it is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import re
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure, Run
+from benchmarks.inputs.command import command
+from benchmarks.inputs.nasty import HEAD
+from sparsefleet.cli.talk import data, say
+from sparsefleet.errors import SparsefleetError
+from sparsefleet.grid.load import load_text
+from sparsefleet.ledger.lock import lock_path
+from sparsefleet.registry import keep_catalog
+from sparsefleet.report.csv import to_csv
+from sparsefleet.report.layout import Column, markdown_lines, text_lines
+from sparsefleet.report.plain import plain
+from sparsefleet.track.facts import run_name
+
+SEEDS = (
+    *("../../x", "/etc/passwd", "..", ".", ".hidden", "a/../../b", "C:\\x", "~/x", "$HOME", "a\0b", "x" * 300, "", " ", "con\n", "a\tb"),
+    *(
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "</td><b>",
+        '"><svg/onload=1>',
+        "javascript:alert(1)",
+        "&lt;",
+        "[x](javascript:1)",
+    ),
+    *(
+        "\x1b[31mred",
+        "\x1b]0;title\x07",
+        "\x1b]8;;http://e\x1b\\x",
+        "\x9b2J",
+        "a\rb",
+        "\u202egnp.exe",
+        "\u2066x\u2069",
+        "\x07",
+        "\x08\x08x",
+        "\u200f",
+    ),
+    *(
+        "=1+1",
+        "+cmd|'/C calc'!A0",
+        "-2+3",
+        "@SUM(1)",
+        "\t=1",
+        " =1",
+        "|x|",
+        "`id`",
+        "$(id)",
+        ";id",
+        "%s%n",
+        "{0}",
+        "a,b",
+        'a"b',
+        "a'b",
+        "\ud800",
+    ),
+)
+_SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+def hostile(n: int) -> list[str]:
+    """``n`` names: the seeds, then pairs of them with something harmless between."""
+    rng = random.Random(6)
+    found = list(SEEDS)
+    while len(found) < n:
+        one = rng.choice(SEEDS)[:80] + rng.choice(("", "a", "-", "/")) + rng.choice(SEEDS)[:80]
+        if one not in found and not _SAFE.fullmatch(one):
+            found.append(one)
+    return found[:n]
+
+
+class _Nodes(HTMLParser):
+    """What a browser would make of a text: elements and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+
+def figures(run: Run) -> list[Figure]:
+    """Names that were taken for a file, or stand unescaped in what people open."""
+    names = hostile(run.pick(200, len(SEEDS)))
+    keep_catalog()
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-names-") as folder:
+        escaped = [(name, why) for name in names for why in _as_grid(Path(folder), name)]
+    shown = [(name, where) for name in names for where in _shown(name)]
+    run.keep({"escaped": [[ascii(a), b] for a, b in escaped], "shown": [[ascii(a), b] for a, b in shown]})
+    return [
+        Figure("names that got out of the home", "names", len({a for a, _ in escaped}), target=0, at_least=False, note=_note(escaped)),
+        Figure(
+            "names unescaped on a terminal, page or sheet", "names", len({a for a, _ in shown}), target=0, at_least=False, note=_note(shown)
+        ),
+        Figure("hostile names", "names", len(names), target=run.pick(200, len(SEEDS))),
+    ]
+
+
+def _note(found: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{ascii(name)[:40]}: {why}" for name, why in found[:4])
+
+
+def _as_grid(folder: Path, name: str) -> Iterator[str]:
+    """As a grid's name and as an id on the command line: refused, or harmless as a file's name."""
+    import json
+
+    try:
+        text = HEAD.replace("name: small", f"name: {json.dumps(name)}")
+        sweep = load_text(text, "g.yaml", catalog=keep_catalog()).sweep
+    except SparsefleetError as error:
+        if _steers(str(error)):
+            yield "the refusal of the grid repeats it"
+    else:
+        if not lock_path(folder, sweep).resolve().is_relative_to((folder / "locks").resolve()):
+            yield f"sweep {sweep}"
+        if not _SAFE.fullmatch(name):
+            yield "taken as a grid's name"
+    for verb in (
+        (("status", name), ("logs", name), ("cancel", name), ("plugins", "show", name)) if name and not name.startswith("-") else ()
+    ):
+        said = command(*verb)
+        if said.code not in (0, 2, 3) or _steers(said.text):
+            yield f"{verb[0]} ended with {said.code} or repeated it"
+    if [path for path in folder.parent.glob("x*") if path.is_dir() and path.name == "x"]:
+        yield "made a folder"
+
+
+def _steers(text: str) -> bool:
+    """Whether a terminal would do something else than print it."""
+    return plain(text, lines=True) != text.replace("\r", "")
+
+
+def _shown(name: str) -> Iterator[str]:
+    """As a label in tables, pages, sheets, runs and talk."""
+    import contextlib
+
+    columns = [Column("method", [name, "x"]), Column(name, ["1", "2"])]
+    if any(_steers(line) for line in text_lines(columns)):
+        yield "terminal table"
+    markdown = "\n".join(markdown_lines(columns))
+    nodes = _Nodes()
+    nodes.feed(markdown)
+    if nodes.tags or _steers(markdown):
+        yield f"Markdown page: {nodes.tags}"
+    if "](" in markdown.replace("\\]", ""):
+        yield "a link in a Markdown page"
+    if any(line.count("|") - line.count("\\|") != 3 for line in markdown.splitlines()):
+        yield "a table cell that is two"
+    rows = list(csv.reader(io.StringIO(to_csv([{"method": name, name or "empty": 1}]), newline="")))
+    if any(cell.lstrip().startswith(("=", "+", "-", "@")) or _steers(cell) for row in rows for cell in row):
+        yield "CSV"
+    for talk in (data, say):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            talk(f"trial {name} ended")
+        if _steers(out.getvalue()):
+            yield talk.__name__
+    if not _SAFE.fullmatch(run_name(_row(name))):
+        yield "MLflow run name"
+
+
+def _row(name: str) -> Any:
+    from sparsefleet.ledger import TrialRow
+
+    spec = {"density": 0.5, "layer": {"name": name or "x"}, "seed": 0}
+    empty = dict.fromkeys(TrialRow.__dataclass_fields__)
+    return TrialRow(**{**empty, "spec": spec, "spec_id": "0123456789ab", "arm": "dense"})
