@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import sys
 import tempfile
@@ -119,7 +120,8 @@ def bad_connections(folder: Path, rng: random.Random) -> tuple[str, Path]:
             raw = path.read_bytes()
             path.write_bytes(raw[: rng.randrange(len(raw))])
     elif kind == "pickled":
-        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        header = b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 1), }"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + pickle.dumps([[1], [2]]))
     elif kind == "huge":
         header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (2, %d), }" % rng.choice((10**12, 10**18, 2**62))
         path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)

@@ -45,9 +45,9 @@ def commands(here: SmallHome, name: str) -> Iterator[tuple[str, ...]]:
     grid = here.grid(name, f"method: {{pruner: {name}}}")
     yield from (
         ("plugins", "list", "--refresh"),
-        ("plugins", "show", name),
+        ("plugins", "show", f"sf_{name}"),
         ("plan", str(grid)),
-        ("run", str(grid)),
+        ("run", str(grid), "--point", "1"),
         ("submit", "grid", str(grid)),
         ("doctor",),
     )
@@ -77,7 +77,7 @@ def figures(run: Run) -> list[Figure]:
                 if command[0] in ("plan", "run", "submit") and done.returncode not in (2, 3):
                     wrong.append(f"{command[0]} ended with {done.returncode}")
         imported = sorted(path.name for path in canaries.iterdir() if path.name != "listed")
-        works = here.command("run", str(here.grid("listed", "method: {pruner: listed}")))
+        works = here.command("run", str(here.grid("listed", "method: {pruner: listed}")), "--point", "1")
         ran = works.returncode == 0 and (canaries / "listed").exists()
     run.keep({"imported": imported, "unnamed": unnamed, "wrong": wrong, "listed": works.stderr[-500:]})
     return [

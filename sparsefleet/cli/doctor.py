@@ -10,7 +10,6 @@ from sparsefleet.cli.talk import data, emit, next_command, say
 
 @verb("doctor", "doctor", "doctor --json", "doctor --cluster --address 10.0.0.5:6379", short="Check this machine, with how to fix it.")
 @click.option("--cluster", is_flag=True, help="Join the Ray cluster of --address and check it too, node by node.")
-@setting_option("address")
 @setting_option("data")
 @setting_option("mlflow_uri")
 @json_option

@@ -52,8 +52,8 @@ class Cluster:
         _silence()
         own = self.address == "local"
         limits: dict[str, Any] = {"num_cpus": self._cpus or n_usable_cpus(), "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
-        if own:  # else its servers listen on every interface
-            limits["_node_ip_address"] = "127.0.0.1"
+        private: Any = ray._private
+        private.ray_constants.ENABLE_RAY_CLUSTER = not own  # a fleet of one listens on loopback only, as Ray does on a Mac by itself
         try:
             ray.init(
                 address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
