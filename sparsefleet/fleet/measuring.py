@@ -53,7 +53,8 @@ class MeasurePhase:
         jobs = self._untimed()
         if not jobs:
             return
-        self._rows = {row.key: row for row in self._ledger.trials(self._sweep)}
+        needed = ("artifacts", "spec_id")  # of a record; ten thousand whole ones would fill the memory
+        self._rows = {row.key: row for row in self._ledger.trials(self._sweep, with_record=needed, with_attempts=False)}
         self._pool.close()
         limits = limits_of(self._request(jobs[0]), self._pass, self._memo)
         if limits is None:

@@ -46,7 +46,7 @@ class TrialPhase:
     ) -> None:
         self._ledger, self._sweep, self._pool = ledger, sweep, pool
         self._settings, self._interrupts, self._emit = settings, interrupts, emit
-        self.queue = TrialQueue(ledger.trials(sweep, with_record=False))
+        self.queue = TrialQueue(ledger.trials(sweep, with_record=False, with_attempts=False))
         self.tripped: str | None = None
         self._room = Room([ledger.home, *local_store()], emit)
         self._first_ends: list[str | None] = []

@@ -12,6 +12,8 @@ from sparsefleet.measure.verdict import is_doubtful
 
 DEFAULT_BATCH_SIZES: Mapping[str, tuple[Any, ...]] = {"screen": ("train",), "publish": ("train", 1, 32, 256)}
 """Batch sizes that are timed where the grid names none."""
+_READS = ("state", "counts", "code", "device", "accuracy")
+"""Keys of a record that say what is to be timed."""
 _SHARED = ("SUCCEEDED", "INCORRECT")
 """Ends that another sweep need not find out again; memory that was not free once may be free now."""
 _AGAIN = ("TIMEOUT", "CRASHED", "INFRA_FAILED")
@@ -32,7 +34,9 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
         return []
     names = ("ops", "baselines")
     batch_sizes = asked.get("batch_sizes") or DEFAULT_BATCH_SIZES[asked["level"]]
-    wanted = groups(ledger.trials(sweep), batch_sizes, **{name: asked[name] for name in names if name in asked})
+    wanted = groups(
+        ledger.trials(sweep, with_record=_READS, with_attempts=False), batch_sizes, **{name: asked[name] for name in names if name in asked}
+    )
     have = {row.config_key: row for row in ledger.timings(sweep) if _is_taken(row, again)}
     left: list[MeasureJob] = []
     with ledger.batch():

@@ -96,5 +96,4 @@ def n_pictured(ledger: Ledger, sweep: str) -> int:
 
 def _awaited(ledger: Ledger) -> int:
     """What waits for MLflow, without pictures: nobody waits for those."""
-    n_pictures = sum(item.kind == "pictures" for item in ledger.outbox(_MOST_LOOKED_AT))
-    return ledger.outbox_size() - n_pictures
+    return ledger.outbox_size(without="pictures")

@@ -371,9 +371,9 @@ class Ledger(Transactions):
         """What waits to be uploaded, oldest first, failed ones last."""
         return mail.waiting(self._db, limit)
 
-    def outbox_size(self) -> int:
-        """How many items wait."""
-        count: int = self._db.execute("SELECT count(*) FROM outbox WHERE uploaded IS NULL").fetchone()[0]
+    def outbox_size(self, *, without: str = "") -> int:
+        """How many items wait; ``without`` those of this kind."""
+        count: int = self._db.execute("SELECT count(*) FROM outbox WHERE uploaded IS NULL AND kind != ?", (without,)).fetchone()[0]
         return count
 
     def mark_uploaded(self, id: int, run_id: str | None) -> None:
