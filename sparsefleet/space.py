@@ -6,7 +6,8 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparsefleet.errors import NoSpace, UserError
@@ -61,6 +62,21 @@ def no_space(place: Path, needed_mib: float, free: float | None = None) -> NoSpa
         f"the disk of {place} is full: {free:.1f} MiB are free, {max(needed_mib, 1.0):.0f} MiB are needed",
         fix=f"make room, or set SPARSEFLEET_HOME or SPARSEFLEET_ARTIFACTS to another disk; then: sparsefleet resume (limit: {VARIABLE})",
     )
+
+
+@contextmanager
+def telling(place: Path) -> Iterator[None]:
+    """Turns the system's words for a full disk, wherever they come from, into the error that names the place.
+
+    Raises:
+        NoSpace: the disk was full.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if means_no_space(error):
+            raise no_space(place, min_free_mib()) from error
+        raise
 
 
 def means_no_space(error: BaseException | None) -> bool:

@@ -16,6 +16,7 @@ from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
 from sparsefleet.ledger.rows import FAILED, TERMINAL
 from sparsefleet.ledger.spool import flush, pending, store_of
 from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.space import telling
 from sparsefleet.trial import files
 
 __all__ = ["DriverSettings", "Event", "cancel", "submit"]
@@ -39,7 +40,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
     """
     keep_private()
     refuse_typos()
-    with open_ledger(home) as ledger:
+    with telling(home), open_ledger(home) as ledger:
         sweep = ledger.sweep(sweep).sweep
         uploader = Uploader(home, settings.mlflow_uri, on_event)
         with SweepLock(home, sweep), Interrupts(home, sweep, uploader.pids) as interrupts:
