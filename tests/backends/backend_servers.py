@@ -147,14 +147,15 @@ class ObjectStore:
 
     address: str
     process: subprocess.Popen[bytes]
+    secret: str
 
     @property
     def environment(self) -> dict[str, str]:
         """What every process that reads or writes it needs; nothing of the user's own account is looked at."""
         return {
             "AWS_ENDPOINT_URL": self.address,
-            "AWS_ACCESS_KEY_ID": "sparsefleet",
-            "AWS_SECRET_ACCESS_KEY": "sparsefleet",
+            "AWS_ACCESS_KEY_ID": f"id-{self.secret[:12]}",
+            "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
@@ -169,7 +170,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
     with (folder / "s3.log").open("wb") as log:
         command = [sys.executable, "-c", "from moto.server import main; main()", "-H", HOST, "-p", str(port)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    store = ObjectStore(f"http://{HOST}:{port}", process)
+    store = ObjectStore(f"http://{HOST}:{port}", process, secrets.token_hex(16))
     try:
         until(lambda: process.poll() is not None or _http(store.address), "S3 does not start")
         import boto3
