@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from sparsefleet import kernels
 from sparsefleet.cli.machine import Finding, cpu_checks, gpu_checks, setting_checks
 from sparsefleet.cli.session import Session
 from sparsefleet.errors import UserError
+from sparsefleet.redact import redacted
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LITTLE_DISK = 2 * 2**30
@@ -62,7 +63,7 @@ def run_checks(session: Session, *, cluster: bool = False) -> list[Check]:
             checks.append(
                 Check(part.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}", "run it again with --debug and report it")
             )
-    return checks
+    return [replace(check, what=redacted(check.what), found=redacted(check.found), fix=redacted(check.fix)) for check in checks]
 
 
 def _versions(session: Session) -> Iterator[Check]:

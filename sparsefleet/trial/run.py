@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 import torch
 
 from sparsefleet.errors import Diverged, SparsefleetError
+from sparsefleet.redact import redacted
 from sparsefleet.registry import Registry, catalog
 from sparsefleet.space import means_no_space
 from sparsefleet.trial import files
@@ -61,7 +62,7 @@ def run_trial(request: TrialRequest, progress: ProgressReport | None = None) -> 
         trial_key=request.trial_key,
         spec_id=request.spec.spec_id,
         state=state,
-        reason=reason,
+        reason=redacted(reason) if reason else reason,
         attempt=request.attempt,
         spec=request.spec.to_json(),
         plugins=_plugins(request, registry),
