@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ with Cluster("local", 1):
 """
 _DASHBOARD = """
 import json, logging, sys, ray
+ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # loopback, as fleet.cluster does
 context = ray.init(address="local", num_cpus=1, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
 print("url", context.dashboard_url, flush=True)
 sys.stdin.read()
@@ -97,7 +99,7 @@ class Held:
         try:
             self.process.wait(5 if self._word == "http" else 30)
         except subprocess.TimeoutExpired:
-            self.process.terminate()
+            self.process.send_signal(signal.SIGINT)  # Ctrl-C, with which ui ends its server too
             self.process.wait(30)
 
 

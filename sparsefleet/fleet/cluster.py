@@ -58,7 +58,7 @@ class Cluster:
             ray.init(
                 address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
             )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        except Exception as error:  # Ray raises a bare one where a node does not start in time
             raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
         protect_token()
         self._view = View(ray.get_runtime_context().gcs_address, self._sweep)

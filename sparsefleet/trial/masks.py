@@ -163,7 +163,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         if manifest["schema"] != MASKS_SCHEMA:
             raise IntegrityError(f"{path} has schema {manifest['schema']!r}, not {MASKS_SCHEMA!r}")
         total = _total_digest(manifest["layers"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a mask manifest", cause=repr(error)) from error
     if total != manifest.get("digest"):
         raise IntegrityError(f"{path}: the total digest does not match its layers")

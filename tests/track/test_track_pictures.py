@@ -147,7 +147,7 @@ def test_pictures_wait_until_the_driver_is_gone(home: Path) -> None:
     filled_home(home, 2)
     with open_ledger(home) as ledger:
         ledger.enqueue("pictures", "quick-12345678", None, {})
-        _Uploader(home, server.local_uri(home), ledger, Pictures()).pass_on(last=False)
+        _Uploader(home, server.local_uri(home), ledger, Pictures(), lambda: False).pass_on(last=False)
         assert [item.kind for item in ledger.outbox()] == ["pictures"]
 
 
