@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 
 import click
@@ -39,6 +40,7 @@ def ui(session: Session, sweep: str | None, port: int | None) -> None:
     if port is not None and _busy(port):
         raise UserError(f"port {port} is taken", fix="leave --port away: a free one is found")
     say("MLflow is starting, which takes some seconds …")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a server's end must not leave MLflow's processes behind
     process, address = mlflow_ui.start(home, port or 0)
     try:
         data(mlflow_ui.link(address, name, uri))
