@@ -17,6 +17,7 @@ def _own_home(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's home; the catalogue's cache is shared by the session, so that it is made once."""
     monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("SPARSEFLEET_CACHE", os.environ["SPARSEFLEET_TEST_CACHE"])
+    monkeypatch.setenv("SPARSEFLEET_PICTURES", "off")  # nothing is drawn in the background of the next test
 
 
 def pytest_configure(config):

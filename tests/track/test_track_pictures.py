@@ -20,6 +20,11 @@ from sparsefleet.track.upload import Following, drain
 SWEEP = "real-12345678"
 
 
+@pytest.fixture(autouse=True)
+def _drawn(monkeypatch):
+    monkeypatch.delenv("SPARSEFLEET_PICTURES")
+
+
 @pytest.fixture
 def real_home(home: Path, digits_request) -> Path:
     """A home with one trial that really ran, uploaded, and a wish for its pictures."""
