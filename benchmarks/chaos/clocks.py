@@ -7,7 +7,10 @@ clock is left alone, as an administrator's ``date --set`` leaves it.
 from __future__ import annotations
 
 import os
+import sqlite3
 import tempfile
+from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +56,15 @@ def figures(asked: Run) -> list[Figure]:
         (root / "first" / "sitecustomize.py").write_text(SHIFT)
         quiet, moved = (_run(root, name, n_seeds, jumps) for name, jumps in (("quiet", False), ("moved", True)))
     asked.keep({"quiet": quiet, "moved": moved})
+    if len(quiet["order"]) != 2 * n_seeds:
+        raise RuntimeError(f"{len(quiet['order'])} of {2 * n_seeds} trials ended, with exit code {quiet['code']}")
+    out_of_order = sum(a != b for a, b in zip_longest(quiet["order"], moved["order"]))
     quick = asked.note()
     return [
         Figure("jumps by a day", "jumps", moved["jumps"], target=3, note=quick),
         Figure("days between the earliest and the latest time in the ledger", "days", moved["days"], target=1, note="the jumps were seen"),
         Figure("leases lost", "attempts", moved["lost"], target=0, at_least=False, note=quick),
-        Figure("trials begun in another order", "trials", moved["out_of_order"], target=0, at_least=False, note=quick),
+        Figure("trials that ended in another order", "trials", out_of_order, target=0, at_least=False, note=quick),
         Figure(
             "committed facts that differ", "ledgers", float(moved["committed"] != quiet["committed"]), target=0, at_least=False, note=quick
         ),
@@ -88,20 +94,20 @@ def _run(root: Path, name: str, n_seeds: int, jumps: bool) -> dict[str, Any]:
             clock.write_text(str(shift))
             n_jumps += 1
     code = driver.wait(300)
-    rows = sweep.rows()
-    begun = [row.ordinal for row in sorted(rows, key=lambda row: row.attempts[0]["t_s"] is None)]
-    attempts = [attempt for row in rows for attempt in row.attempts]
+    attempts = [attempt for row in sweep.rows() for attempt in row.attempts]
     days = {attempt["started"][:10] for attempt in attempts}
     return {
         "code": code,
         "jumps": n_jumps,
         "days": len(days) - 1,
         "lost": sum(attempt["end"] != "SUCCEEDED" for attempt in attempts),
-        "out_of_order": sum(a != b for a, b in zip(_order(sweep.log), sorted(begun), strict=False)) if code else 0,
+        "order": _order(home),
         "committed": committed(home),
         "violations": violations(home, sweep.id, wall_clock=False),
     }
 
 
-def _order(log: str) -> list[int]:
-    return [int(word) for word in log.split() if word.isdecimal()]
+def _order(home: Path) -> list[str]:
+    """Keys of the trials as they ended, one at a time; the outbox counts on, whatever the clock says."""
+    with closing(sqlite3.connect(home / "ledger.db")) as db:
+        return [key for (key,) in db.execute("SELECT key FROM outbox WHERE kind='trial' ORDER BY id")]
