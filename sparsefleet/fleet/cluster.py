@@ -52,14 +52,17 @@ class Cluster:
         _silence()
         own = self.address == "local"
         limits: dict[str, Any] = {"num_cpus": self._cpus or n_usable_cpus(), "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
-        private: Any = ray._private
-        private.ray_constants.ENABLE_RAY_CLUSTER = not own  # a fleet of one listens on loopback only, as Ray does on a Mac by itself
+        constants: Any = ray._private.ray_constants
+        before = constants.ENABLE_RAY_CLUSTER
+        constants.ENABLE_RAY_CLUSTER = not own  # a fleet of one listens on loopback only, as Ray does on a Mac by itself
         try:
             ray.init(
                 address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
             )
         except Exception as error:  # Ray raises a bare one where a node does not start in time
             raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
+        finally:
+            constants.ENABLE_RAY_CLUSTER = before  # other Rays of this process are their owners' business
         protect_token()
         self._view = View(ray.get_runtime_context().gcs_address, self._sweep)
         self._view.start()
