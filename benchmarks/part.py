@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from importlib import import_module
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> int:
     """0 if there is an answer; what the benchmark raises goes to stderr, and there is none."""
     if sys.platform == "linux":
         die_with_parent(os.getppid())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and what it starts would too
     function, name, title, answer = arguments[:4]
     run = Run(name, quick="--quick" in arguments[4:])
     try:
