@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
@@ -223,34 +222,6 @@ def test_cancel_then_resume(home: Path, ledger: Ledger, nasty: None) -> None:
     assert (row.state, row.counts["SUCCEEDED"]) == ("DONE", row.counts["total"])
     assert not cancel(home, sweep)
     assert ledger.sweep(sweep).state == "DONE"
-
-
-def test_supervisors_die_and_no_trial_is_lost_or_run_for_good_twice(home: Path, ledger: Ledger, nasty: None) -> None:
-    text = f"name: deaths\n{ONE_EPOCH}seeds: 6\naxes: {{density: [0.2], method: [{{rewirer: {{slow: {{step_s: 0.05}}}}}}]}}\n"
-    sweep = enter(home, text)
-    killed = []
-
-    class Killer(Told):
-        def __call__(self, event) -> None:
-            super().__call__(event)
-            if (
-                event.kind == "trial"
-                and event.data["state"] == "RUNNING"
-                and len(killed) < 2
-                and "slow" in json.dumps(rows[event.data["key"]])
-            ):
-                supervisors = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Supervisor.run")]
-                killed.append(event.data["key"])
-                supervisors[0].kill()
-
-    rows = {row.key: row.spec for row in ledger.trials(sweep)}
-    row = submit(home, sweep, settings(home), told := Killer())
-    assert (row.state, row.counts["SUCCEEDED"]) == ("DONE", row.counts["total"])
-    ends = [a["end"] for trial in ledger.trials(sweep) for a in trial.attempts]
-    assert ends.count("SUCCEEDED") == row.counts["total"]
-    assert "LOST" in ends
-    committed = [e.data["key"] for e in told.events if e.kind == "trial" and e.data["state"] == "SUCCEEDED"]
-    assert len(committed) == len(set(committed)) == row.counts["total"]
 
 
 def test_the_first_failing_alike_pause_the_sweep(home: Path, ledger: Ledger, nasty: None) -> None:

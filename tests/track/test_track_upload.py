@@ -156,7 +156,7 @@ def test_a_committed_trial_is_one_run_with_everything(home: Path) -> None:
     assert load_masks(Path(masks))["0"].flat.numel() == 400
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.slow)])
 def test_cut_off_at_a_call_and_repeated_it_is_the_same(home: Path, stride: int) -> None:
     full_home(home)
     uri = server.local_uri(home)
