@@ -102,7 +102,7 @@ def _inner_of(assignment: Assignment, path: Path) -> object:
 def _absurd_widths(grid: Grid, judge: Judge) -> Iterator[Problem]:
     """A width of which not even one batch of activations fits; no storage helps."""
     places: list[tuple[Key, tuple[Choice, ...]]] = [(("model",), ())]
-    places += [(("axes", axis.name, j), (choice,)) for axis in grid.axes for j, choice in enumerate(axis.choices)]
+    places += [(("axes", axis.name, j), (choice,)) for axis in grid.axes for j, choice in enumerate(axis.choices) if _names_a_model(choice)]
     places += [(("include", i), (Choice(entry.sets),)) for i, entry in enumerate(grid.include)]
     for key, choices in places:
         state = first_candidate(lenient(grid.base, choices))
@@ -114,6 +114,10 @@ def _absurd_widths(grid: Grid, judge: Judge) -> Iterator[Problem]:
         need = 4 * chain.widest * state["train"]["batch_size"]
         if need > max(judge.facts.memory, 2**40):
             yield key, f"width {chain.widest:,}: the activations of one batch of {state['train']['batch_size']} need {size_text(need)}"
+
+
+def _names_a_model(choice: Choice) -> bool:
+    return any(assignment.path[0] == "model" for assignment in (*choice.sets, *choice.overrides))
 
 
 def _hopeless(grid: Grid, judge: Judge) -> Iterator[Problem]:
