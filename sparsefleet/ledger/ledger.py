@@ -151,14 +151,15 @@ class Ledger(Transactions):
         return read(self._db, f"s.sweep=?{where} ORDER BY s.ordinal", (sweep, *states), record=with_record, truth=truth, past=past)
 
     def trial(self, key_or_spec_id_prefix: str) -> TrialRow:
-        """The trial whose key or spec_id begins so; of several keys of one spec_id (its code changed) the one that ran last.
+        """The trial whose key or spec_id begins so; of several keys of one spec_id (its code changed) the one that ran last, if a sweep shows it.
 
         Raises:
             UserError: there is none, or several trials begin so.
         """
         prefix = key_or_spec_id_prefix
         found = self._db.execute(  # as ranges, which the indices know; substr would look at every trial
-            "SELECT key, spec_id FROM trials WHERE key >= ?1 AND key < ?2 OR spec_id >= ?1 AND spec_id < ?2 ORDER BY started DESC LIMIT 50",
+            "SELECT key, spec_id FROM trials t WHERE (key >= ?1 AND key < ?2 OR spec_id >= ?1 AND spec_id < ?2)"
+            " AND EXISTS (SELECT 1 FROM sweep_trials s WHERE s.key = t.key) ORDER BY started DESC LIMIT 50",
             (prefix, prefix + chr(sys.maxunicode)),
         ).fetchall()
         if not prefix or not found:
@@ -231,8 +232,6 @@ class Ledger(Transactions):
             if not self._end(key, attempt, state, record.get("reason"), requeue=False, final_state=state):
                 return False
             log = [{"n": a["n"], "end": a["end"], "node": a["node"], "t_s": a["t_s"] or 0.0} for a in attempts(self._db, key)]
-            from sparsefleet.trial.record import WITHOUT_SECRETS  # with pydantic, which no help needs
-
             record = redacted_json(record, leave=WITHOUT_SECRETS)  # nodes have redacted what their environment knows; this is the driver's
             text = dump({**record, "attempt": attempt, "attempts_log": log})
             self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (text, sha256(text), key))
