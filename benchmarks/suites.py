@@ -50,6 +50,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("RF-13", "MLflow is killed five times in the upload", "benchmarks.chaos.mlflow_away:killed", 4),
         Part("RF-16", "NaN at a known step", "benchmarks.chaos.bad_plugins:not_a_number", 0.7, daily=True),
         Part("RF-17", "trials that want too much memory", "benchmarks.chaos.leaks:memory", 1),
+        Part("RF-20", "other code on a node, an edit, an upgrade: refused", "benchmarks.chaos.skew:figures", 1.5),
         Part("RF-21", "Ctrl-C at twenty moments, once and twice", "benchmarks.chaos.ctrl_c:figures", 10),
         Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 0.7, daily=True),
         Part("RF-23", "2,000 tiny trials under kills", "benchmarks.chaos.kill_workers:soak", 6),

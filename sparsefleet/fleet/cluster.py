@@ -58,7 +58,7 @@ class Cluster:
         before = constants.ENABLE_RAY_CLUSTER
         constants.ENABLE_RAY_CLUSTER = not own  # a fleet of one listens on loopback only, as Ray does on a Mac by itself
         try:
-            _knock(self.address)
+            knock(self.address)
             ray.init(
                 address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
             )
@@ -156,7 +156,7 @@ def _shut_down() -> None:
         atexit.unregister(ray.shutdown)
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raises an ``OSError`` if nobody listens at ``HOST:PORT``: Ray would try for minutes. Other forms of an address are Ray's to judge."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "//" not in address:

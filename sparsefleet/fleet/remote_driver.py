@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is import
 import ray
 
 from sparsefleet.errors import BackendUnreachable, SweepLocked
+from sparsefleet.fleet.cluster import knock
 from sparsefleet.fleet.remote import ENDED, JobExists, JobServer
 from sparsefleet.ledger import is_held, read_ledger
 from sparsefleet.ledger.rows import LIVE_SWEEP
@@ -59,6 +60,7 @@ def start_driver(address: str, home: Path, sweep: str, command: Sequence[str], l
 def _dashboard(address: str) -> str:
     """The dashboard's URL as the cluster's own nodes see it."""
     try:
+        knock(address)
         context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         place = context.address_info.get("webui_url")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
