@@ -78,10 +78,10 @@ def _damaged_record(sweep: Sweep, damage: Callable[[bytes, random.Random], bytes
     key = rng.choice([row.key for row in sweep.rows()])
     with closing(sqlite3.connect(sweep.home / "ledger.db")) as db:
         kept = db.execute("SELECT * FROM trials WHERE key=?", (key,)).fetchone()
+        number, body = db.execute("SELECT id, body FROM records WHERE id=(SELECT record FROM trials WHERE key=?)", (key,)).fetchone()
         ends = db.execute("SELECT * FROM attempts WHERE key=?", (key,)).fetchall()
-        body = db.execute("SELECT CAST(record AS BLOB) FROM trials WHERE key=?", (key,)).fetchone()[0]
         with db:
-            db.execute("UPDATE trials SET record=CAST(? AS TEXT) WHERE key=?", (damage(body, rng), key))
+            db.execute("UPDATE records SET body=? WHERE id=?", (damage(body, rng), number))
         try:
             with open_ledger(sweep.home) as ledger:
                 try:
@@ -96,6 +96,7 @@ def _damaged_record(sweep: Sweep, damage: Callable[[bytes, random.Random], bytes
         except Exception as error:  # noqa: BLE001  any other is the fault that is looked for
             found["error"] = f"{type(error).__name__}: {error}"
         with db:
+            db.execute("INSERT OR REPLACE INTO records VALUES (?,?)", (number, body))
             db.execute(f"INSERT OR REPLACE INTO trials VALUES ({','.join('?' * len(kept))})", kept)
             db.executemany(f"INSERT OR REPLACE INTO attempts VALUES ({','.join('?' * len(ends[0]))})", ends)
             db.execute("UPDATE sweeps SET state='DONE'")
@@ -145,8 +146,10 @@ def _all_at_once(sweep: Sweep, rng: random.Random) -> dict[str, Any]:
     """A record altered, a model gone, another altered and noticed by a reader: ``resume`` runs three trials again."""
     rows = sweep.rows()
     with closing(sqlite3.connect(sweep.home / "ledger.db")) as db, db:
-        body = db.execute("SELECT CAST(record AS BLOB) FROM trials WHERE key=?", (rows[0].key,)).fetchone()[0]
-        db.execute("UPDATE trials SET record=CAST(? AS TEXT) WHERE key=?", (_flip(body, rng), rows[0].key))
+        number, body = db.execute(
+            "SELECT id, body FROM records WHERE id=(SELECT record FROM trials WHERE key=?)", (rows[0].key,)
+        ).fetchone()
+        db.execute("UPDATE records SET body=? WHERE id=?", (_flip(body, rng), number))
     shas = [next(ref["sha256"] for ref in (row.record or {})["artifacts"] if ref["name"] == MODEL) for row in rows[1:3]]
     paths = [sweep.home / "artifacts" / sha[:2] / sha for sha in shas]
     paths[0].unlink()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.history import violations
+from benchmarks.chaos.stored import Stored, records as stored_records
 from benchmarks.figures import Figure, Run
 from sparsefleet.crash_points import POINTS, VARIABLE
 
@@ -80,11 +81,12 @@ def committed(home: Path) -> str:
     """Digest of every fact that a ledger has committed: keys, states, records without their times and attempts, sweeps, timed configurations."""
     facts: list[Any] = []
     with closing(sqlite3.connect(f"{(home / 'ledger.db').as_uri()}?mode=ro", uri=True)) as db:
-        for key, spec, state, record in db.execute("SELECT key, spec, state, record FROM trials ORDER BY key"):
-            told = {name: value for name, value in json.loads(record).items() if name not in _TIMES} if record else None
+        stored, records = Stored(db), dict(stored_records(db))
+        for key, spec, state in db.execute("SELECT key, spec, state FROM trials ORDER BY key"):
+            told = {name: value for name, value in records[key].items() if name not in _TIMES} if key in records else None
             if told:
                 told["artifacts"] = sorted(ref["sha256"] for ref in told["artifacts"] if not ref["name"].startswith(_ALTERS))
-            facts.append([key, json.loads(spec), state, told])
+            facts.append([key, json.loads(stored.text(spec) or "null"), state, told])
         facts += map(list, db.execute("SELECT sweep, digest, state FROM sweeps ORDER BY sweep"))
         facts += map(list, db.execute("SELECT sweep, ordinal, key, arm, twin_key FROM sweep_trials ORDER BY sweep, ordinal"))
         facts += map(list, db.execute("SELECT sweep, config_key, keys, state FROM timings ORDER BY sweep, config_key"))

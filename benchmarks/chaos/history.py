@@ -12,7 +12,6 @@ import os
 import shutil
 import sqlite3
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.chaos.stored import Stored
 from benchmarks.chaos.sweep import Sweep, processes_below
 from benchmarks.figures import Figure, Run
 from sparsefleet.errors import SparsefleetError
@@ -96,13 +96,16 @@ def _of_trials(home: Path, db: sqlite3.Connection, sweep: str, wall_clock: bool)
     store = ArtifactStore(os.environ.get("SPARSEFLEET_ARTIFACTS") or (home / "artifacts").as_uri())
     seen: dict[str, str | None] = {}
     rows = db.execute(
-        "SELECT t.* FROM sweep_trials s JOIN trials t ON t.key = s.key WHERE s.sweep=? ORDER BY s.ordinal", (sweep,)
+        "SELECT t.*, r.body FROM sweep_trials s JOIN trials t ON t.key = s.key LEFT JOIN records r ON r.id = t.record"
+        " WHERE s.sweep=? ORDER BY s.ordinal",
+        (sweep,),
     ).fetchall()
+    stored = Stored(db)
     for row in rows:
         attempts = db.execute("SELECT * FROM attempts WHERE key=? ORDER BY n", (row["key"],)).fetchall()
-        found = [*_of_attempts(row, attempts), *_of_state(home, db, row, attempts), *_of_record(row, attempts)]
+        found = [*_of_attempts(row, attempts), *_of_state(home, db, row, attempts), *_of_record(stored, row, attempts)]
         found += [*_of_times(attempts)] if wall_clock else []
-        found += [*_of_outbox(db, sweep, row), *_of_artifacts(home, store, row, seen)]
+        found += [*_of_outbox(db, sweep, row), *_of_artifacts(store, stored.text(row["body"]), seen)]
         yield from (f"{row['spec_id']}: {text}" for text in found)
 
 
@@ -157,7 +160,7 @@ def _of_state(home: Path, db: sqlite3.Connection, row: sqlite3.Row, attempts: li
         yield f"{state} before {' or '.join(f'{BUDGETS[end]} attempts ended {end}' for end in full)}"
 
 
-def _of_record(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> Iterator[str]:
+def _of_record(stored: Stored, row: sqlite3.Row, attempts: list[sqlite3.Row]) -> Iterator[str]:
     """One record, of this trial and its last attempt, behind its digest."""
     if row["record"] is None:
         if row["state"] in RESULTS:
@@ -165,25 +168,19 @@ def _of_record(row: sqlite3.Row, attempts: list[sqlite3.Row]) -> Iterator[str]:
         return
     if row["state"] not in FINAL:
         yield f"{row['state']} with a record"
-    if hashlib.sha256(_text(row["record"]).encode()).hexdigest() != row["record_sha256"]:
+    text = stored.text(row["body"])
+    if text is None or hashlib.sha256(text.encode()).hexdigest() != row["record_sha256"]:
         yield "the record is not what was committed"
         return
-    record = json.loads(_text(row["record"]))
+    record = json.loads(text)
     told = (record["trial_key"], record["spec_id"], record["state"], record["attempt"])
     if told != (row["key"], row["spec_id"], row["state"], row["attempt"]):
         yield f"the record is of {told}"
-    if record["spec"] != json.loads(row["spec"]):
+    if record["spec"] != json.loads(stored.text(row["spec"]) or "null"):
         yield "the record is of another spec"
     log = [(a["n"], a["end"]) for a in record["attempts_log"]]
     if log != [(a["n"], a["end"]) for a in attempts]:
         yield f"the record tells the attempts {log}"
-
-
-def _text(record: str | bytes) -> str:
-    """A record's JSON, however it is stored."""
-    if isinstance(record, str):
-        return record
-    return zlib.decompress(record).decode()
 
 
 def _of_times(attempts: list[sqlite3.Row]) -> Iterator[str]:
@@ -207,12 +204,9 @@ def _of_outbox(db: sqlite3.Connection, sweep: str, row: sqlite3.Row) -> Iterator
         yield "it waits in the outbox twice"
 
 
-def _of_artifacts(home: Path, store: ArtifactStore, row: sqlite3.Row, seen: dict[str, str | None]) -> Iterator[str]:
+def _of_artifacts(store: ArtifactStore, record: str | None, seen: dict[str, str | None]) -> Iterator[str]:
     """Every file that the record names is there, as it was."""
-    try:
-        artifacts: list[dict[str, Any]] = json.loads(_text(row["record"]))["artifacts"] if row["record"] else []
-    except (ValueError, KeyError):
-        return  # told of as a record
+    artifacts: list[dict[str, Any]] = json.loads(record).get("artifacts", []) if record else []
     for ref in artifacts:
         if ref["sha256"] not in seen:
             with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from benchmarks.chaos.stored import records
 from benchmarks.figures import Figure, Run
 
 WRITER = """
@@ -57,9 +57,9 @@ def figures(asked: Run) -> list[Figure]:
             acknowledged += [int(line) for line in writer.communicate()[0].splitlines(keepends=True) if line.endswith("\n")]
         with closing(sqlite3.connect(home / "ledger.db")) as db:
             integrity = [text for (text,) in db.execute("PRAGMA integrity_check")]
-            rows = dict(db.execute("SELECT key, record FROM trials WHERE state='SUCCEEDED'"))
+            rows = dict(records(db))
             open_with_record = db.execute("SELECT count(*) FROM trials WHERE (state='SUCCEEDED') != (record NOT NULL)").fetchone()[0]
-        lost = [i for i in acknowledged if json.loads(rows.get(f"{i:064x}", "{}")).get("value") != i]
+        lost = [i for i in acknowledged if rows.get(f"{i:064x}", {}).get("value") != i]
     quick = asked.note()
     return [
         Figure("kills of the writer", "kills", n_kills, target=KILLS, note=quick),

@@ -8,9 +8,11 @@ import sqlite3
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from benchmarks.chaos.stored import Stored
 from benchmarks.figures import Figure, Run
 from benchmarks.security.small import SmallHome
 
@@ -185,6 +187,10 @@ def _kept(here: SmallHome) -> Iterator[tuple[str, bytes]]:
             continue
         name = str(path.relative_to(here.folder))
         yield name, path.read_bytes() + name.encode()
+        if path.name == "ledger.db":
+            with closing(sqlite3.connect(path)) as db:
+                for number, text in enumerate(Stored(db).every_text()):
+                    yield f"{name}:{number}", text.encode()
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for inner in archive.namelist():

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sqlite3
 from pathlib import Path
 
 from sparsefleet.errors import IntegrityError
+from sparsefleet.ledger.packed import Altered, Texts
 from sparsefleet.ledger.rows import TERMINAL
 from sparsefleet.ledger.store import QUARANTINE, ArtifactStore
-from sparsefleet.ledger.trials import load_record
 
 DAMAGED = "DAMAGED"
 """The end of an attempt whose record, or a file of it, was found altered later. It costs the trial nothing."""
 
 
-def damaged(db: sqlite3.Connection, sweep: str, store: ArtifactStore | None) -> dict[str, str]:
+def damaged(db: sqlite3.Connection, texts: Texts, sweep: str, store: ArtifactStore | None) -> dict[str, str]:
     """What is wrong with committed trials of the sweep, by key.
 
     Args:
@@ -24,14 +25,14 @@ def damaged(db: sqlite3.Connection, sweep: str, store: ArtifactStore | None) -> 
     """
     found: dict[str, str] = {}
     rows = db.execute(
-        "SELECT t.key, t.state, t.node, CAST(t.record AS BLOB) AS record, t.record_sha256 FROM sweep_trials s JOIN trials t ON t.key = s.key"
-        " WHERE s.sweep=? AND t.record NOT NULL",
+        "SELECT t.key, t.state, t.node, r.body, t.record_sha256 FROM sweep_trials s JOIN trials t ON t.key = s.key"
+        " LEFT JOIN records r ON r.id = t.record WHERE s.sweep=? AND t.record NOT NULL",
         (sweep,),
     )
     here = socket.gethostname()
     for row in rows.fetchall():
         try:
-            record = load_record(row["key"], row["record"], row["record_sha256"])
+            record = json.loads(texts.record(row["key"], row["body"], row["record_sha256"]))
         except IntegrityError as error:
             found[row["key"]] = error.what
             continue
@@ -43,19 +44,27 @@ def damaged(db: sqlite3.Connection, sweep: str, store: ArtifactStore | None) -> 
     return found
 
 
-def set_aside(db: sqlite3.Connection, home: Path, key: str, reason: str) -> Path | None:
+def set_aside(db: sqlite3.Connection, texts: Texts, home: Path, key: str, reason: str) -> Path | None:
     """Takes a trial's record away, so that the trial runs again with fresh budgets; where the record lies now. Inside a transaction.
 
     Sweeps that show the trial have not ended any more.
     """
-    row = db.execute("SELECT attempt, CAST(record AS BLOB) AS record FROM trials WHERE key=? AND record NOT NULL", (key,)).fetchone()
+    row = db.execute(
+        "SELECT t.attempt, t.record, r.body FROM trials t LEFT JOIN records r ON r.id = t.record WHERE t.key=? AND t.record NOT NULL",
+        (key,),
+    ).fetchone()
     if row is None:
         return None
     folder = home / QUARANTINE
     folder.mkdir(exist_ok=True, mode=0o700)
-    path = folder / f"record-{key}-{row['attempt']}.json"
+    try:
+        text, ending = texts.unpack(row["body"] or b""), "json"
+    except Altered:
+        text, ending = row["body"] or b"", "packed"
+    path = folder / f"record-{key}-{row['attempt']}.{ending}"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(row["record"])
+        file.write(text)
+    db.execute("DELETE FROM records WHERE id=?", (row["record"],))
     db.execute(
         "UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, ended=NULL, record=NULL, record_sha256=NULL WHERE key=?",
         (key,),

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sparsefleet.crash_points import passing
-from sparsefleet.errors import SweepLocked, UserError
-from sparsefleet.ledger import integrity, outbox as mail, schema, sweeps, timings as times
+from sparsefleet.errors import UserError
+from sparsefleet.ledger import entering, integrity, outbox as mail, schema, sweeps, timings as times
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
+from sparsefleet.ledger.packed import dump, pattern_of, record_kind, sha256
 from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
 from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.ledger.transactions import Transactions
-from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, dump, finished, read, seconds, sha256, test_figures
+from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, finished, read, seconds, test_figures
 from sparsefleet.redact import redacted, redacted_json
 
 _LISTED = 8
@@ -67,53 +68,9 @@ class Ledger(Transactions):
         asked = list(trials)
         passing("enqueue-before")
         with self.batch():
-            known = self._db.execute("SELECT digest FROM sweeps WHERE sweep=?", (sweep,)).fetchone()
-            if known and known["digest"] != digest:
-                cause = f"{known['digest'][:16]} is not {digest[:16]}"
-                raise UserError(f"sweep {sweep!r} exists with another digest", cause=cause, fix="give the grid another name")
-            if known:
-                before = {row["key"] for row in self._db.execute("SELECT key FROM sweep_trials WHERE sweep=?", (sweep,))}
-                if before == {trial.key for trial in asked}:
-                    if not is_held(self.home, sweep):
-                        self._ask_again(sweep, grid_text, settings, asked)
-                    return
-                if is_held(self.home, sweep):
-                    raise SweepLocked(f"sweep {sweep!r} is being driven with other trials", fix=f"sparsefleet watch {sweep}")
-                for table in ("sweep_trials", "timings"):
-                    self._db.execute(f"DELETE FROM {table} WHERE sweep=?", (sweep,))
-            self._db.execute(
-                "INSERT INTO sweeps (sweep, name, digest, grid_text, state, created, settings) VALUES (?,?,?,?,'RUNNING',?,?)"
-                " ON CONFLICT (sweep) DO UPDATE SET state='RUNNING', ended=NULL, grid_text=excluded.grid_text, settings=excluded.settings",
-                (sweep, name, digest, grid_text, now(), dump(settings)),
-            )
-            mail.enqueue(self._db, "sweep", sweep, None, {"state": "RUNNING"})
-            for trial in asked:
-                self._add(sweep, trial)
-                passing("enqueue-inside")
+            row = SweepRow(sweep, name, digest, grid_text, "RUNNING", "", None, settings, {})
+            entering.enter(self._db, self._texts, self.home, row, asked)
         passing("enqueue-after")
-
-    def _ask_again(self, sweep: str, grid_text: str, settings: dict[str, Any], trials: Iterable[SweepTrial]) -> None:
-        """The same trials as before, as they are asked for now."""
-        self._db.execute("UPDATE sweeps SET grid_text=?, settings=? WHERE sweep=?", (grid_text, dump(settings), sweep))
-        self._db.executemany(
-            "UPDATE sweep_trials SET arm=?, twin_key=?, rival_key=?, depends_on=?, resources=?, limits=?, request=? WHERE sweep=? AND key=?",
-            (
-                (t.arm, t.twin_key, t.rival_key, t.depends_on, dump(t.resources), dump(t.limits), dump(t.request), sweep, t.key)
-                for t in trials
-            ),
-        )
-
-    def _add(self, sweep: str, trial: SweepTrial) -> None:
-        self._db.execute("INSERT OR IGNORE INTO trials (key, spec_id, spec) VALUES (?,?,?)", (trial.key, trial.spec_id, dump(trial.spec)))
-        row = self._db.execute("SELECT state, attempt FROM trials WHERE key=?", (trial.key,)).fetchone()
-        cached = row["state"] in TERMINAL
-        asked = [dump(value) for value in (trial.resources, trial.limits, trial.request)]
-        added = self._db.execute(
-            "INSERT OR IGNORE INTO sweep_trials VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-            (sweep, trial.ordinal, trial.key, trial.arm, trial.twin_key, trial.rival_key, trial.depends_on, *asked, int(cached)),
-        )
-        if cached and added.rowcount:
-            mail.enqueue(self._db, "trial", sweep, trial.key, {"attempt": row["attempt"], "state": row["state"], "shared": True})
 
     def sweep(self, sweep: str) -> SweepRow:
         """The sweep with this id, or the only one whose id begins so.
@@ -148,7 +105,7 @@ class Ledger(Transactions):
         where = f" AND t.state IN ({','.join('?' * len(states))})" if states else ""
         past = attempts_of_sweep(self._db, sweep) if with_attempts else {}
         truth = Truth(self._db, self.home)
-        return read(self._db, f"s.sweep=?{where} ORDER BY s.ordinal", (sweep, *states), record=with_record, truth=truth, past=past)
+        return read(self._texts, f"s.sweep=?{where} ORDER BY s.ordinal", (sweep, *states), record=with_record, truth=truth, past=past)
 
     def trial(self, key_or_spec_id_prefix: str) -> TrialRow:
         """The trial whose key or spec_id begins so; of several keys of one spec_id (its code changed) the one that ran last, if a sweep shows it.
@@ -168,7 +125,7 @@ class Ledger(Transactions):
             raise UserError(f"several trials begin with {prefix!r}", fix=", ".join(sorted({row["spec_id"] for row in found})[:_LISTED]))
         where, key = "s.key=? ORDER BY (SELECT created FROM sweeps w WHERE w.sweep = s.sweep) DESC LIMIT 1", found[0]["key"]
         past = {key: attempts(self._db, key)}
-        return next(read(self._db, where, (key,), record=True, truth=Truth(self._db, self.home), past=past))
+        return next(read(self._texts, where, (key,), record=True, truth=Truth(self._db, self.home), past=past))
 
     def finished(self, spec_ids: Iterable[str]) -> Iterator[Finished]:
         """The trials of these specs that have ended, under whatever code they ran."""
@@ -180,7 +137,7 @@ class Ledger(Transactions):
 
     def test_figures(self, keys: Iterable[str]) -> list[float]:
         """The test figures of those of the trials that succeeded."""
-        return test_figures(self._db, keys)
+        return test_figures(self._texts, keys)
 
     def lease(self, key: str, sweep: str, node: str) -> int | None:
         """The new attempt's number, or None if the trial is terminal or another live sweep holds it."""
@@ -231,10 +188,14 @@ class Ledger(Transactions):
         with self.batch():
             if not self._end(key, attempt, state, record.get("reason"), requeue=False, final_state=state):
                 return False
-            log = [{"n": a["n"], "end": a["end"], "node": a["node"], "t_s": a["t_s"] or 0.0} for a in attempts(self._db, key)]
+            past = attempts(self._db, key)
+            log = [{"n": a["n"], "end": a["end"], "node": a["node"], "t_s": a["t_s"] or 0.0} for a in past]
             record = redacted_json(record, leave=WITHOUT_SECRETS)  # nodes have redacted what their environment knows; this is the driver's
-            text = dump({**record, "attempt": attempt, "attempts_log": log})
-            self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (text, sha256(text), key))
+            record |= {"attempt": attempt, "attempts_log": log}
+            text = dump(record)
+            body = self._texts.pack(text, record_kind(past[-1]["sweep"], record), lambda: pattern_of(record))
+            stored = self._db.execute("INSERT INTO records (body) VALUES (?)", (body,)).lastrowid
+            self._db.execute("UPDATE trials SET record=?, record_sha256=? WHERE key=?", (stored, sha256(text), key))
             passing("commit-inside")
             if outbox:
                 self._report(key, attempt, state)
@@ -291,20 +252,21 @@ class Ledger(Transactions):
 
     def damaged(self, sweep: str, store: ArtifactStore | None = None) -> dict[str, str]:
         """Committed trials whose record does not match its digest, or whose files the store has lost: what is wrong, by key."""
-        return integrity.damaged(self._db, sweep, store)
+        return integrity.damaged(self._db, self._texts, sweep, store)
 
     def set_aside(self, key: str, reason: str) -> Path | None:
         """Put a trial back into the queue whose record, or a file of it, is not what it was; the path of the record that was taken away."""
         with self.batch():
-            return integrity.set_aside(self._db, self.home, key, reason)
+            return integrity.set_aside(self._db, self._texts, self.home, key, reason)
 
     def retry_failed(self, sweep: str) -> int:
         """Put the sweep's failed trials back into the queue with fresh budgets."""
         marks = ",".join("?" * len(FAILED))
+        where = f"state IN ({marks}) AND key IN (SELECT key FROM sweep_trials WHERE sweep=?)"
         with self.batch():
+            self._db.execute(f"DELETE FROM records WHERE id IN (SELECT record FROM trials WHERE {where})", (*FAILED, sweep))
             done = self._db.execute(
-                "UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, record=NULL, record_sha256=NULL"
-                f" WHERE state IN ({marks}) AND key IN (SELECT key FROM sweep_trials WHERE sweep=?)",
+                f"UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, record=NULL, record_sha256=NULL WHERE {where}",
                 (*FAILED, sweep),
             )
         return done.rowcount

@@ -1,34 +1,44 @@
-"""The ledger's tables, and how its file is opened."""
+"""The ledger's tables, and how its file is opened.
+
+``spec`` of trials and ``body`` of records and texts are packed (``sparsefleet.ledger.packed``); ``resources``, ``limits`` and ``request`` of
+sweep_trials and ``text`` of dictionaries are numbers of texts, ``record`` of trials is one of records. A record has a table of its own so that
+the rows that are looked through stay small; ``record_sha256`` is that of its text.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.space import means_no_space, min_free_mib, no_space
 
-VERSION = 1
+VERSION = 2
 FILE = "ledger.db"
+_MADE_WITHIN_S = 2.0
+"""A file without tables is one that another process is about to fill."""
 
 _TABLES = """
 CREATE TABLE sweeps (
     sweep TEXT PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, grid_text TEXT NOT NULL,
     state TEXT NOT NULL, created TEXT NOT NULL, ended TEXT, settings TEXT NOT NULL
 );
+CREATE TABLE texts (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, body BLOB NOT NULL, copy BLOB NOT NULL);
+CREATE TABLE dictionaries (kind TEXT PRIMARY KEY, text INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE trials (
-    key TEXT PRIMARY KEY, spec_id TEXT NOT NULL, spec TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'PENDING',
+    key TEXT PRIMARY KEY, spec_id TEXT NOT NULL, spec BLOB NOT NULL, state TEXT NOT NULL DEFAULT 'PENDING',
     attempt INTEGER NOT NULL DEFAULT 0, budget_from INTEGER NOT NULL DEFAULT 0, owner TEXT, node TEXT, reason TEXT,
-    started TEXT, ended TEXT, record TEXT, record_sha256 TEXT
+    started TEXT, ended TEXT, record INTEGER, record_sha256 TEXT
 ) WITHOUT ROWID;
 CREATE INDEX trials_spec ON trials (spec_id);
 CREATE TABLE sweep_trials (
     sweep TEXT NOT NULL REFERENCES sweeps, ordinal INTEGER NOT NULL, key TEXT NOT NULL REFERENCES trials, arm TEXT NOT NULL,
-    twin_key TEXT, rival_key TEXT, depends_on TEXT, resources TEXT NOT NULL, limits TEXT NOT NULL, request TEXT NOT NULL,
-    cached INTEGER NOT NULL, PRIMARY KEY (sweep, ordinal), UNIQUE (sweep, key)
+    twin_key TEXT, rival_key TEXT, depends_on TEXT, resources INTEGER NOT NULL, limits INTEGER NOT NULL, request INTEGER NOT NULL,
+    cached INTEGER NOT NULL, PRIMARY KEY (sweep, ordinal), UNIQUE (key, sweep)
 ) WITHOUT ROWID;
-CREATE INDEX sweep_trials_key ON sweep_trials (key);
 CREATE TABLE attempts (
     key TEXT NOT NULL REFERENCES trials, n INTEGER NOT NULL, sweep TEXT NOT NULL, node TEXT NOT NULL, started TEXT NOT NULL,
     ended TEXT, "end" TEXT, reason TEXT, t_s REAL, PRIMARY KEY (key, n)
@@ -56,9 +66,7 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
     """
     path = home / FILE
     if read_only and not path.exists():
-        raise UserError(
-            f"there is no ledger in {home}", fix="submit a grid first, or set SPARSEFLEET_HOME: sparsefleet submit grid quickstart"
-        )
+        raise _none(home)
     if not read_only:
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,6 +102,12 @@ def _create_private(path: Path) -> None:
         return
 
 
+def _none(home: Path) -> UserError:
+    return UserError(
+        f"there is no ledger in {home}", fix="submit a grid first, or set SPARSEFLEET_HOME: sparsefleet submit grid quickstart"
+    )
+
+
 def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> sqlite3.Connection:
     db.row_factory = sqlite3.Row
     if not read_only:
@@ -106,7 +120,11 @@ def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> sqlite3.
                 db.execute(statement)
             db.execute(f"PRAGMA user_version={VERSION}")
         db.execute("COMMIT")
-    found = db.execute("PRAGMA user_version").fetchone()[0]
+    until = time.monotonic() + _MADE_WITHIN_S
+    while not (found := db.execute("PRAGMA user_version").fetchone()[0]) and time.monotonic() < until:
+        time.sleep(0.02)
+    if not found:
+        raise _none(path.parent)
     if found != VERSION:
         raise UserError(f"{path} has ledger format {found}, this sparsefleet reads {VERSION}", fix="use the sparsefleet that wrote it")
     return db

@@ -13,8 +13,8 @@ from typing import Any
 
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.ledger.clock import now
+from sparsefleet.ledger.packed import dump
 from sparsefleet.ledger.rows import TimingRow
-from sparsefleet.ledger.trials import dump
 
 _LOOKED_AT = 200
 _SHARED_S, _PAUSE_S = 0.5, 900.0

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparsefleet.crash_points import passing
+from sparsefleet.ledger.packed import Texts
 from sparsefleet.space import means_no_space, min_free_mib, no_space
 
 
@@ -17,6 +18,7 @@ class Transactions:
     def __init__(self, home: Path, db: sqlite3.Connection) -> None:
         self.home = home
         self._db = db
+        self._texts = Texts(db)
         self._depth = 0
 
     def close(self) -> None:
@@ -46,6 +48,7 @@ class Transactions:
         except BaseException as error:
             if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, e.g. a full disk
                 self._db.execute("ROLLBACK")
+            self._texts.forget()
             if isinstance(error, sqlite3.Error) and means_no_space(error):
                 raise no_space(self.home, min_free_mib()) from error
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from sparsefleet.errors import IntegrityError
 from sparsefleet.ledger.lock import is_held
+from sparsefleet.ledger.packed import Altered, Texts
 from sparsefleet.ledger.rows import ACTIVE, TERMINAL, TrialRow
 
 _COLUMNS = """s.sweep, s.ordinal, s.key, s.arm, s.twin_key, s.rival_key, s.depends_on, s.resources, s.limits, s.request,
@@ -19,40 +19,6 @@ _COLUMNS = """s.sweep, s.ordinal, s.key, s.arm, s.twin_key, s.rival_key, s.depen
 
 _AT_ONCE = 500
 _ATTEMPT = 'a.n, a.sweep, a.node, a.started, a.ended, a."end", a.reason, a.t_s'
-
-
-def dump(value: Any) -> str:
-    """Compact JSON; refuses NaN."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def sha256(text: str | bytes) -> str:
-    """Of the UTF-8 bytes."""
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
-
-
-def load_record(key: str, text: str | bytes, digest: str) -> dict[str, Any]:
-    """The record behind its digest.
-
-    Raises:
-        IntegrityError: the text is not what was committed.
-    """
-    check_record(key, text, digest)
-    record: dict[str, Any] = json.loads(text)
-    return record
-
-
-def check_record(key: str, text: str | bytes, digest: str) -> None:
-    """Nothing if the text is what was committed.
-
-    Raises:
-        IntegrityError: it is not.
-    """
-    if sha256(text) != digest:
-        raise IntegrityError(
-            f"the record of trial {key[:12]} does not match its digest",
-            fix="sparsefleet resume SWEEP sets it aside and runs the trial again",
-        )
 
 
 def true_state(state: str, owner: str | None, *, cancelled: bool, alive: Callable[[str], bool]) -> str:
@@ -82,7 +48,7 @@ class Truth:
 
 
 def read(
-    db: sqlite3.Connection,
+    texts: Texts,
     where: str,
     values: Sequence[Any],
     *,
@@ -95,62 +61,85 @@ def read(
     Args:
         record: whether the records are read, or which of their keys; SQLite then takes those out, several times faster than Python parses the whole.
         past: attempts by trial key.
+
+    Raises:
+        IntegrityError: a text is not what was stored.
     """
     names = () if isinstance(record, bool) else tuple(record)
     paths = ", ".join(f"'$.{name}'" for name in (*names, "schema"))  # of one path alone the answer would be no array
-    columns = ["CAST(t.record AS BLOB) AS record, t.record_sha256" if record else "NULL AS record, NULL AS record_sha256"]
-    columns.append(f"json_extract(t.record, {paths}) AS part" if names else "NULL AS part")
-    sql = f"SELECT {_COLUMNS}, {', '.join(columns)} FROM sweep_trials s JOIN trials t ON t.key = s.key WHERE {where}"
-    parsed = _Parsed()
-    for row in _rows(db, sql, values):
+    told = f"json_extract(record_text(t.key, r.body, t.record_sha256), {paths})" if names else "r.body" if record else "NULL"
+    records = "LEFT JOIN records r ON r.id = t.record" if record else ""
+    sql = f"SELECT {_COLUMNS}, t.record_sha256, {told} AS told FROM sweep_trials s JOIN trials t ON t.key = s.key {records} WHERE {where}"
+    parsed = _Parsed(texts)
+    for row in _rows(texts, sql, values):
         yield TrialRow(
             **{name: row[name] for name in ("ordinal", "key", "spec_id", "arm", "twin_key", "rival_key", "depends_on")},
-            **{name: parsed.value(row[name]) for name in ("resources", "limits", "request")},
+            **{name: parsed.shared(row["key"], row[name]) for name in ("resources", "limits", "request")},
             **{name: row[name] for name in ("attempt", "node", "reason", "started", "ended")},
-            spec=parsed.spec(row["spec"]),
+            spec=parsed.spec(row["key"], row["spec"]),
             state=truth.state(row["sweep"], row["state"], row["owner"]),
-            record=_record(row, names) if row["record"] else None,
+            record=_record(texts, row, names) if record and row["record_sha256"] else None,
             attempts=past.get(row["key"], []),
         )
 
 
-def _rows(db: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Iterator[sqlite3.Row]:
-    """The rows of a query; a record that is no JSON any more stops SQLite before its digest can be compared, so then all digests are."""
+def _rows(texts: Texts, sql: str, values: Sequence[Any]) -> Iterator[sqlite3.Row]:
+    """The rows of a query. Of a record that was refused SQLite says no more than that something was raised."""
+    texts.refused = None
     try:
-        yield from db.execute(sql, values)
-    except sqlite3.OperationalError:
-        for row in db.execute("SELECT key, CAST(record AS BLOB) AS body, record_sha256 FROM trials WHERE record NOT NULL"):
-            check_record(row["key"], row["body"], row["record_sha256"])
+        yield from texts.db.execute(sql, values)
+    except sqlite3.OperationalError as error:
+        if texts.refused is not None:
+            raise texts.refused from error
         raise
 
 
-def _record(row: sqlite3.Row, names: Sequence[str]) -> dict[str, Any]:
+def _record(texts: Texts, row: sqlite3.Row, names: Sequence[str]) -> dict[str, Any]:
     """The record behind its digest; with ``names`` these of its keys."""
-    if not names:
-        return load_record(row["key"], row["record"], row["record_sha256"])
-    check_record(row["key"], row["record"], row["record_sha256"])
-    return dict(zip(names, json.loads(row["part"]), strict=False))
+    if names:
+        return dict(zip(names, json.loads(row["told"]), strict=False))
+    record: dict[str, Any] = json.loads(texts.record(row["key"], row["told"], row["record_sha256"]))
+    return record
 
 
 class _Parsed:
     """JSON texts as values, each parsed once. Trials that differ in their seed only share everything else: a driver holds thousands of them."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._shared: dict[int, Any] = {}
+        self._heads: dict[bytes, Any] = {}
 
-    def value(self, text: str) -> Any:
-        """The value of ``text``."""
-        if text not in self._known:
-            self._known[text] = json.loads(text)
-        return self._known[text]
+    def shared(self, key: str, number: int) -> Any:
+        """The value of a shared text."""
+        if number not in self._shared:
+            try:
+                self._shared[number] = json.loads(self._texts.text(number))
+            except Altered as error:
+                raise _asked(key, error) from error
+        return self._shared[number]
 
-    def spec(self, text: str) -> dict[str, Any]:
-        """The same for a spec: what stands before its seed is parsed once for all seeds."""
-        head, _, tail = text.rpartition(',"seed":')
+    def spec(self, key: str, body: bytes) -> dict[str, Any]:
+        """A spec: what stands before its seed is parsed once for all seeds."""
         try:
-            return {**self.value(head + "}"), **json.loads(f'{{"seed":{tail}')}
+            text = self._texts.unpack(body)
+        except Altered as error:
+            raise _asked(key, error) from error
+        head, _, tail = text.rpartition(b',"seed":')
+        try:
+            if head not in self._heads:
+                self._heads[head] = json.loads(head + b"}")
+            return {**self._heads[head], **json.loads(b'{"seed":' + tail)}
         except ValueError:  # the seed is not among the last of its keys
             return dict(json.loads(text))
+
+
+def _asked(key: str, error: Altered) -> IntegrityError:
+    return IntegrityError(
+        f"what was asked for as trial {key[:12]} cannot be read any more",
+        cause=str(error),
+        fix="sparsefleet submit grid GRID enters it anew; finished trials stay",
+    )
 
 
 def attempts_of_sweep(db: sqlite3.Connection, sweep: str) -> dict[str, list[dict[str, Any]]]:
@@ -201,11 +190,14 @@ def seconds(db: sqlite3.Connection, sweep: str) -> Iterator[tuple[str, float]]:
         yield row["key"], row["t_s"]
 
 
-def test_figures(db: sqlite3.Connection, keys: Iterable[str]) -> list[float]:
-    """The test figures of those trials that succeeded, for a line of progress; the table reads them behind their digests."""
+def test_figures(texts: Texts, keys: Iterable[str]) -> list[float]:
+    """The test figures of those trials that succeeded, for a line of progress."""
     asked, found = list(keys), []
     for begin in range(0, len(asked), _AT_ONCE):
         some = asked[begin : begin + _AT_ONCE]
-        sql = f"SELECT json_extract(record, '$.accuracy.test') FROM trials WHERE state='SUCCEEDED' AND key IN ({','.join('?' * len(some))})"
-        found += [row[0] for row in db.execute(sql, some) if row[0] is not None]
+        sql = (
+            "SELECT json_extract(record_text(t.key, r.body, t.record_sha256), '$.accuracy.test') FROM trials t JOIN records r ON r.id = t.record"
+            f" WHERE t.state='SUCCEEDED' AND t.key IN ({','.join('?' * len(some))})"
+        )
+        found += [row[0] for row in _rows(texts, sql, some) if row[0] is not None]
     return found

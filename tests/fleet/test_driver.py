@@ -247,7 +247,9 @@ def test_the_first_failing_alike_pause_the_sweep(home: Path, ledger: Ledger, nas
 def test_other_code_on_a_node_is_refused_before_anything_runs(home: Path, ledger: Ledger) -> None:
     sweep = enter(home, f"name: skew\n{ONE_EPOCH}seeds: [0]\naxes: {{density: [0.2], method: [{{rewirer: set}}]}}\n")
     with ledger.batch():
-        ledger._db.execute("""UPDATE sweep_trials SET request = json_set(request, '$.code."rewirer/set"', 'abcdef')""")
+        for row in list(ledger.trials(sweep)):
+            other = ledger._texts.number(json.dumps({**row.request, "code": {**row.request["code"], "rewirer/set": "abcdef"}}))
+            ledger._db.execute("UPDATE sweep_trials SET request=? WHERE key=?", (other, row.key))
     with pytest.raises(VersionSkew, match=r"runs other code than the sweep was submitted with: rewirer/set") as caught:
         submit(home, sweep, settings(home), Told())
     assert caught.value.exit_code == 3
