@@ -14,6 +14,7 @@ from fleet_sweeps import Told, enter, read_until, settings, start_driver
 from sparsefleet.errors import SweepLocked, VersionSkew
 from sparsefleet.fleet.driver import cancel, submit
 from sparsefleet.ledger import Ledger, TrialRow, is_held, open_ledger
+from sparsefleet.ledger.packed import dump
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
@@ -248,7 +249,7 @@ def test_other_code_on_a_node_is_refused_before_anything_runs(home: Path, ledger
     sweep = enter(home, f"name: skew\n{ONE_EPOCH}seeds: [0]\naxes: {{density: [0.2], method: [{{rewirer: set}}]}}\n")
     with ledger.batch():
         for row in list(ledger.trials(sweep)):
-            other = ledger._texts.number(json.dumps({**row.request, "code": {**row.request["code"], "rewirer/set": "abcdef"}}))
+            other = ledger._texts.number(dump({**row.request, "code": {**row.request["code"], "rewirer/set": "abcdef"}}))
             ledger._db.execute("UPDATE sweep_trials SET request=? WHERE key=?", (other, row.key))
     with pytest.raises(VersionSkew, match=r"runs other code than the sweep was submitted with: rewirer/set") as caught:
         submit(home, sweep, settings(home), Told())
