@@ -61,6 +61,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("BI-04", "a hundred typos", "benchmarks.inputs.typos:figures", 0.1, daily=True),
         Part("BI-05", "2000 bad masks and connections", "benchmarks.inputs.masks:figures", 0.5, daily=True),
         Part("BI-06", "200 hostile names", "benchmarks.inputs.names:figures", 0.2, daily=True),
+        Part("SE-01", "eight hostile artifacts at every door", "benchmarks.security.hostile:figures", 0.5, daily=True),
         Part("SE-02", "what listens, and whom it answers", "benchmarks.security.doors:figures", 0.8, daily=True),
         Part("SE-03", "unlisted and altered plugins", "benchmarks.security.altered:figures", 0.5, daily=True),
         Part("SE-04", "30 secrets leave no trace", "benchmarks.security.secrets:figures", 0.8, daily=True),

@@ -103,6 +103,8 @@ def _read(path: Path, _changed_ns: int) -> Mapping[str, Tensor]:
     readers = {".npy": _npy, ".csv": _csv, ".safetensors": _safetensors}
     if path.suffix not in readers:
         raise UserError(f"{path}: connections are read from {_KINDS}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"connectivity user: {path} is not a regular file")
     try:
         raw = readers[path.suffix](path)
     except Exception as error:

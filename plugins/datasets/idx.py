@@ -1,6 +1,8 @@
 """Reads the idx files of MNIST and its relatives, gzipped or not (format: yann.lecun.com/exdb/mnist, "FILE FORMATS")."""
 
 import gzip
+import math
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -13,6 +15,8 @@ from sparsefleet import TensorData, UserError
 Split = Literal["train", "test"]
 _STEM = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
+_MOST_BYTES = 1 << 30
+"""Of one array; MNIST's pictures are 47 million."""
 
 
 def find(folders: Sequence[Path], *, what: str, fix: str) -> dict[tuple[str, str], Path]:
@@ -56,7 +60,7 @@ def read(path: Path, *, n_dims: int) -> Tensor:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return _read(file, path, n_dims)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged gzip file", cause=str(error), fix="download it again") from error
 
 
@@ -66,12 +70,13 @@ def _read(file: "gzip.GzipFile | BinaryIO", path: Path, n_dims: int) -> Tensor:
         wanted = bytes([0, 0, _UNSIGNED_BYTE, n_dims]).hex()
         raise UserError(f"{path}: not an idx file of bytes in {n_dims} dimensions: starts with {header[:4].hex()!r}, expected {wanted!r}")
     shape = [int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(1, n_dims + 1)]
-    body = file.read()
-    n_bytes = 1
-    for size in shape:
-        n_bytes *= size
+    n_bytes = math.prod(shape)
+    if n_bytes > _MOST_BYTES:
+        raise UserError(f"{path}: the header announces {n_bytes:,} bytes, at most {_MOST_BYTES:,} are read")
+    body = file.read(n_bytes + 1)  # a few packed bytes may stand for any number
     if len(body) != n_bytes:
-        raise UserError(f"{path}: the header announces {n_bytes} bytes ({' x '.join(map(str, shape))}), {len(body)} follow")
+        found = "more" if len(body) > n_bytes else str(len(body))
+        raise UserError(f"{path}: the header announces {n_bytes} bytes ({' x '.join(map(str, shape))}), {found} follow")
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(shape) if body else torch.empty(shape, dtype=torch.uint8)
 
 

@@ -1,5 +1,6 @@
 """Anyone's pictures: a folder of class folders for training and one for testing, as torchvision's ImageFolder reads them."""
 
+import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,12 +75,12 @@ class ImageFolder(Dataset):
 
     def _decoded(self, path: Path) -> np.ndarray:
         """``(size, size, 3)`` uint8."""
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         try:
             with Image.open(path) as opened:
                 picture = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error, LookupError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: not a picture that can be read", cause=str(error)) from error
         if picture.size != (self.size, self.size):
             width, height = (self.size * side // min(picture.size) for side in picture.size)

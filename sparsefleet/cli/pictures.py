@@ -69,12 +69,16 @@ def pictures(
 
 def _of_folder(folder: Path, kinds: tuple[str, ...], layer: str | None) -> Iterator[tuple[str, bytes]]:
     from sparsefleet.cli.labels import trial_label
+    from sparsefleet.errors import IntegrityError, UserError
     from sparsefleet.report.pictures.draw import trial_pictures
     from sparsefleet.report.pictures.trial import read_trial
 
     trial = read_trial(folder)
     trial.label = trial_label(trial.spec)
-    return ((f"{trial.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds or _KINDS, layer))
+    try:
+        yield from ((f"{trial.spec_id}/{name}", png) for name, png in trial_pictures(trial, kinds or _KINDS, layer))
+    except IntegrityError as error:  # no file of ours: what was given is bad
+        raise UserError(error.what, cause=error.cause, fix="take the files of one trial as it left them") from error
 
 
 def _of_ledger(

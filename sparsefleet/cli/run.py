@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -203,19 +202,10 @@ def _noted(points: Iterable[Point], passed: dict[str, TrialSpec]) -> Iterator[Po
 
 
 def _read_spec(path: Path) -> TrialSpec:
-    from pydantic import ValidationError
-
-    from sparsefleet.errors import UserError
+    from sparsefleet.trial.outside import read_spec
     from sparsefleet.trial.spec import TrialSpec
 
-    try:
-        return TrialSpec.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise UserError(f"{path} is not a trial's spec", cause=told) from error
-        cause = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{path} cannot be read", cause=cause) from error
+    return TrialSpec.model_validate(read_spec(path, path.resolve().parent))
 
 
 def _show(record: Record, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -85,7 +84,7 @@ def timed(session: Session, target: str, folder: Path) -> Timed:
 
     Raises:
         UserError: no such trial or folder, or one that left no network.
-        IntegrityError: a file is not the one that the record names.
+        IntegrityError: a stored file is not the one that the record names.
     """
     path = Path(target)
     if path.name == files.MODEL and path.is_file():
@@ -137,13 +136,15 @@ def _use_plugins_of(sweep: SweepRow, store: ArtifactStore, home: Path) -> None:
 
 
 def _of_folder(folder: Path) -> Timed:
+    from sparsefleet.trial.outside import own_file, read_record, read_spec
+
     model = _file(folder, files.MODEL)
-    record = _usable(_json(_file(folder, files.RECORD)), folder.name, None)
-    spec = _json(_file(folder, files.SPEC))
+    record = _usable(read_record(_file(folder, files.RECORD), folder), folder.name, None)
+    spec = read_spec(_file(folder, files.SPEC), folder)
     masks = next(iter(sorted(folder.rglob(files.MASKS))), None)
     for path in (model, masks, masks.parent / files.MANIFEST if masks else None):
         if path is not None:
-            _check(path, record)
+            _check(own_file(path, folder), record)
     return Timed(Loose(str(record["trial_key"]), spec, record), model, masks.parent if masks else None)
 
 
@@ -160,30 +161,18 @@ def _file(folder: Path, name: str) -> Path:
     """The file of that name in the folder or below it."""
     from sparsefleet.errors import UserError
 
-    found = folder / name if (folder / name).is_file() else next(iter(sorted(folder.rglob(name))), None)
+    found = folder / name if (folder / name).exists() else next(iter(sorted(folder.rglob(name))), None)
     if found is None:
         wanted = ", ".join((files.MODEL, files.SPEC, files.RECORD))
         raise UserError(f"{folder} holds no {name}", fix=f"a folder to time has {wanted} and, if sparse, {' and '.join(_MASK_FILES)}")
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    from sparsefleet.errors import UserError
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read", cause=str(error)) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object")
-    return value
-
-
 def _check(path: Path, record: Mapping[str, Any]) -> None:
     """Refuses a file that is not the one which the record names."""
-    from sparsefleet.errors import IntegrityError
+    from sparsefleet.errors import UserError
     from sparsefleet.ledger.store import file_sha256
 
     named = next((ref["sha256"] for ref in record.get("artifacts", []) if ref["name"] == path.name), None)
     if named is not None and file_sha256(path) != named:
-        raise IntegrityError(f"{path} is not the file that its record names", fix="take the files of one trial")
+        raise UserError(f"{path} is not the file that its record names", fix="take the files of one trial")

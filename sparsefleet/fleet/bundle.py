@@ -10,18 +10,21 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
 from sparsefleet.catalogue import Catalog
 from sparsefleet.distributions import files_of, is_local, normalised, with_plugins
-from sparsefleet.errors import PluginError, UserError
+from sparsefleet.errors import IntegrityError, PluginError, UserError
 from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.one_file import is_one_file_folder
 
@@ -88,7 +91,7 @@ def unpacked(bundle: dict[str, Any], store: ArtifactStore, root: Path) -> Path:
 
     Raises:
         BackendUnreachable: the store does not answer or has lost it.
-        IntegrityError: its bytes are not those of the digest.
+        IntegrityError: its bytes are not those of the digest, or are none that ``make_bundle`` writes.
         PluginError: it holds a module that would take another's place.
     """
     sha = str(bundle["sha256"])
@@ -99,9 +102,11 @@ def unpacked(bundle: dict[str, Any], store: ArtifactStore, root: Path) -> Path:
     part.mkdir(parents=True, mode=0o700)
     try:
         archive = store.get(sha, part / _ARCHIVE)
-        with zipfile.ZipFile(archive) as opened:
+        with _opened(archive) as opened:
             _refuse_shadows(opened.namelist())
-            opened.extractall(part)  # leaves out drives, roots and ..; the digest is that of what we wrote
+            if not any(name.endswith(".dist-info/entry_points.txt") for name in opened.namelist()):
+                raise IntegrityError("a bundle of plugins is refused", cause="it holds no plugin")
+            opened.extractall(part)
         if folder.is_dir() and not _is_whole(folder):
             folder.rename(folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.altered"))
         part.rename(folder)
@@ -113,12 +118,35 @@ def unpacked(bundle: dict[str, Any], store: ArtifactStore, root: Path) -> Path:
     return folder
 
 
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive, if what it would unpack is plain files of bounded size below where it is unpacked.
+
+    Raises:
+        IntegrityError: it is not, or is no archive.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = opened.infolist()
+            outside = [e.filename for e in entries if e.filename.startswith(("/", "\\")) or ".." in PurePosixPath(e.filename).parts]
+            special = [e.filename for e in entries if stat.S_IFMT(e.external_attr >> 16) not in (0, stat.S_IFREG)]
+            if outside or special:
+                raise IntegrityError(
+                    "a bundle of plugins is refused", cause=f"{(outside + special)[0]!r} in it is no file below its own folder"
+                )
+            if sum(entry.file_size for entry in entries) > MAX_BYTES:
+                raise IntegrityError("a bundle of plugins is refused", cause=f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+            yield opened
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+        raise IntegrityError("a bundle of plugins cannot be unpacked", cause=f"{type(error).__name__}: {error}") from error
+
+
 def _is_whole(folder: Path) -> bool:
     """True if every file is there as it was sent: a cleaner of temporary files or an editor may have been in the folder."""
     try:
-        with zipfile.ZipFile(folder / _ARCHIVE) as opened:
+        with _opened(folder / _ARCHIVE) as opened:
             return all((folder / name).read_bytes() == opened.read(name) for name in opened.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, IntegrityError):
         return False
 
 

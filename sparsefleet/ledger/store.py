@@ -118,7 +118,10 @@ class ArtifactStore:
 
     def _fetch(self, sha256: str, part: Path) -> None:
         if self._local:
-            shutil.copyfile(self._local / _place(sha256), part)
+            place = self._local / _place(sha256)
+            if place.exists() and not place.is_file():
+                raise OSError(f"{place} is no regular file")
+            shutil.copyfile(place, part)
         else:
             with _only_os_errors():
                 fs, root = self._remote()

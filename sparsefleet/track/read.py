@@ -45,6 +45,10 @@ def rows(sweep: str, uri: str, home_id: str | None = None) -> tuple[list[TrialRo
             return _trials(client, parent, Path(folder)), _timings(client, parent, Path(folder))
     except (MlflowException, OSError) as error:
         raise server.unreachable(uri, error) from error
+    except (LookupError, TypeError, AttributeError) as error:  # JSON, but of another shape
+        raise IntegrityError(
+            f"what MLflow holds of sweep {sweep} is not what was uploaded", cause=repr(error), fix="upload it again from the ledger"
+        ) from error
 
 
 def raw_samples(sweep: str, uri: str, ref: str, home_id: str | None = None) -> bytes:
@@ -141,4 +145,7 @@ def _json(client: MlflowClient, run_id: str, name: str, folder: Path, digest: st
     data = Path(client.download_artifacts(run_id, name, str(folder))).read_bytes()
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise IntegrityError(f"{name} of run {run_id} does not match its digest", fix="upload it again from the ledger")
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{name} of run {run_id} is no JSON", cause=str(error)[:200], fix="upload it again from the ledger") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparsefleet.connections import Connections
@@ -28,6 +27,7 @@ from sparsefleet.sparsity.starting import first_nnz
 from sparsefleet.sparsity.vocabulary import Neuron
 from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.spec import PluginRef, TrialSpec
+from sparsefleet.trial.tensor_file import read_tensors
 
 DENSITY_WITHIN = 0.01
 """How far, relatively, the density of given sites may lie from the one that the trial names."""
@@ -356,7 +356,7 @@ def load_network(
     storage = spec.layer.name
     network = build_network(spec, registry=registry, device=device, sites=sites, storage=storage)
     try:
-        network.module.load_state_dict(load_file(model_path, device=device))
-    except RuntimeError as error:
+        network.module.load_state_dict(read_tensors(model_path, device))
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise IntegrityError(f"{model_path.name} does not fit the trial {spec.spec_id}", cause=str(error)) from error
     return network

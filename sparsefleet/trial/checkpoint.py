@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsefleet.crash_points import passing
-from sparsefleet.trial.tensor_file import serialised
+from sparsefleet.errors import IntegrityError
+from sparsefleet.trial.tensor_file import read_tensors, serialised
 
 FILE = "checkpoint.safetensors"
 SIDE = "checkpoint.json"
@@ -69,6 +69,8 @@ def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, st
     if not (path.exists() and side_path.exists()):
         return None, None
     try:
+        if not (path.is_file() and side_path.is_file()):
+            raise ValueError("it is no regular file")
         digest, _, text = side_path.read_bytes().partition(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise ValueError("its facts do not match their digest")
@@ -77,11 +79,16 @@ def load_checkpoint(folder: Path, trial_key: str) -> tuple[Checkpoint | None, st
             raise ValueError("its digest does not match")
         if side["facts"]["trial_key"] != trial_key:
             raise ValueError("it belongs to another trial key")
-        return Checkpoint(load_file(path), side["facts"]), None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        for damaged in (path, side_path):
-            damaged.replace(damaged.with_name(f"{damaged.name}.damaged"))
+        return Checkpoint(read_tensors(path), side["facts"]), None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, IntegrityError) as error:
+        put_aside(folder)
         return None, f"checkpoint set aside and training started anew: {error}"
+
+
+def put_aside(folder: Path) -> None:
+    """Moves a checkpoint that is of no use out of the way, to be looked at."""
+    for name in (FILE, SIDE):
+        (folder / name).replace(folder / f"{name}.damaged")
 
 
 def _digest(path: Path) -> str:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sparsefleet.errors import IntegrityError, InvalidMask
 from sparsefleet.trial.files import MANIFEST, MASKS
+from sparsefleet.trial.tensor_file import read_tensors, refuse_header
 
 MASKS_SCHEMA = "sf-masks/1"
 STEP_BYTES, STEP_SITES, STEP_NNZ = 1 << 20, 1 << 20, 1 << 18
@@ -157,6 +158,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         if path.stat().st_size > _MANIFEST_LIMIT:
             raise IntegrityError(f"{path} is larger than {_MANIFEST_LIMIT >> 20} MiB")
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +167,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
             raise IntegrityError(f"{path} has schema {manifest['schema']!r}, not {MASKS_SCHEMA!r}")
         total = _total_digest(manifest["layers"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not a mask manifest", cause=repr(error)) from error
+        raise IntegrityError(f"{path} is not a mask manifest", cause=f"{type(error).__name__}: {error}") from error
     if total != manifest.get("digest"):
         raise IntegrityError(f"{path}: the total digest does not match its layers")
     return dict(manifest)
@@ -178,11 +181,7 @@ def load_masks(folder: Path) -> dict[str, LayerMask]:
     """
     described = load_manifest(folder)["layers"]
     path = folder / MASKS
-    try:
-        tensors = load(path.read_bytes())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read", cause=repr(error)) from error
-    return _checked(tensors, described, path)
+    return _checked(read_tensors(path), described, path)
 
 
 def read_step(path: Path) -> tuple[int, dict[str, LayerMask]]:
@@ -192,12 +191,13 @@ def read_step(path: Path) -> tuple[int, dict[str, LayerMask]]:
         IntegrityError: the file is not as its manifest says.
     """
     try:
+        refuse_header(path)
         with safe_open(path, framework="pt") as file:
             manifest = json.loads(file.metadata()["manifest"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open has no iterator
         step, described = int(manifest["step"]), dict(manifest["layers"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read", cause=repr(error)) from error
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read", cause=f"{type(error).__name__}: {error}") from error
     return step, _checked(tensors, described, path)
 
 

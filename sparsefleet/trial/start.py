@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsefleet.errors import SparsefleetError
@@ -16,6 +15,7 @@ from sparsefleet.trial import files
 from sparsefleet.trial.build import Network, load_dense_weights
 from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.spec import PluginRef, TrialSpec
+from sparsefleet.trial.tensor_file import read_tensors
 
 if TYPE_CHECKING:
     from sparsefleet.trial.request import TrialRequest
@@ -50,7 +50,7 @@ def given_sites(request: TrialRequest, registry: Registry) -> dict[str, Tensor] 
 
 def take_weights(network: Network, request: TrialRequest) -> None:
     """Gives the network the trained weights of the dense twin."""
-    load_dense_weights(network, load_file(delivered(request) / files.MODEL, device=request.device))
+    load_dense_weights(network, read_tensors(delivered(request) / files.MODEL, request.device))
 
 
 def first_step(spec: TrialSpec, total_steps: int) -> int:

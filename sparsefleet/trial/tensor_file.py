@@ -1,4 +1,4 @@
-"""Writes safetensors files piece by piece: the library's own writer holds a copy of every tensor, which a wide network has no memory for."""
+"""safetensors files: written piece by piece, since the library's own writer holds a copy of every tensor, and read as what anybody may have made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+from sparsefleet.errors import IntegrityError
+
+_MOST_HEADER_BYTES = 16 << 20
+"""The library takes a hundred MiB of JSON, which is gigabytes once parsed. A thousand layers take half a MiB."""
 
 _DTYPES = {
     torch.float64: "F64",
@@ -23,6 +30,34 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        IntegrityError: it is no such file, whatever it is.
+    """
+    try:
+        refuse_header(path)
+        return load_file(path, device=device)
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, OverflowError) as error:
+        raise IntegrityError(f"{path} is not a safetensors file", cause=f"{type(error).__name__}: {error}") from error
+
+
+def refuse_header(path: Path) -> None:
+    """Returns if the file may be given to the library.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or its header is too long.
+    """
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as stream:
+        n_header = int.from_bytes(stream.read(8), "little")
+    if n_header > _MOST_HEADER_BYTES:
+        raise ValueError(f"it announces a header of {n_header:,} bytes, at most {_MOST_HEADER_BYTES:,} are read")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsefleet.errors import Diverged, PluginError
+from sparsefleet.errors import Diverged, IntegrityError, InvalidMask, PluginError
 from sparsefleet.measure.fingerprint import fingerprint
 from sparsefleet.nn.topology import Change, Topology
 from sparsefleet.plugin import Dataset, Progress, Pruner, Rewirer
@@ -21,7 +22,7 @@ from sparsefleet.sparsity.schedule import density_at, pruning_steps
 from sparsefleet.sparsity.vocabulary import OneShot
 from sparsefleet.trial import account, files
 from sparsefleet.trial.build import DTYPES, Network, build_network
-from sparsefleet.trial.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sparsefleet.trial.checkpoint import Checkpoint, load_checkpoint, put_aside, save_checkpoint
 from sparsefleet.trial.data import batches, load_splits, steps_per_epoch
 from sparsefleet.trial.gradient_curves import tell_gradient_flow
 from sparsefleet.trial.log import Log
@@ -93,7 +94,8 @@ class Training:
             self.topology.prepare(self.method)
         begin(self, fresh=checkpoint is None)
         if checkpoint:
-            restore(self, checkpoint)
+            with self._fitting():
+                restore(self, checkpoint)
         else:
             if self.method:
                 self.topology.start(self.method)
@@ -110,11 +112,12 @@ class Training:
     def _network(self, checkpoint: Checkpoint | None) -> Network:
         device, data_root = self.request.device, self.request.data_root
         if checkpoint:
-            self.converted = checkpoint.facts["converted"]
-            storage = self.spec.layer.name if self.converted else None
-            return build_network(
-                self.spec, sites=checkpoint.group("sites"), storage=storage, registry=self.registry, device=device, data_root=data_root
-            )
+            with self._fitting():
+                self.converted = checkpoint.facts["converted"]
+                storage = self.spec.layer.name if self.converted else None
+                return build_network(
+                    self.spec, sites=checkpoint.group("sites"), storage=storage, registry=self.registry, device=device, data_root=data_root
+                )
         sites = given_sites(self.request, self.registry)
         network = build_network(self.spec, sites=sites, registry=self.registry, device=device, data_root=data_root)
         if sites is not None:
@@ -122,6 +125,23 @@ class Training:
         elif self.spec.start is not None and self.spec.start.gives == "weights":
             take_weights(network, self.request)
         return network
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """For what takes up a checkpoint: one that is whole and yet not of this network is put aside.
+
+        Raises:
+            IntegrityError: it was.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, InvalidMask, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+                raise  # memory, for one
+            put_aside(self.request.workdir)
+            raise IntegrityError(
+                "the checkpoint does not fit the trial", cause=f"{type(error).__name__}: {error}", fix="run it again: it was put aside"
+            ) from error
 
     @property
     def _fine_tuning(self) -> FineTune | None:

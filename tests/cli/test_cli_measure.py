@@ -210,7 +210,7 @@ def test_a_foreign_file_in_the_folder_is_refused(trained: Path, tmp_path: Path) 
     record["artifacts"] = [{"name": "model.safetensors", "sha256": "0" * 64, "bytes": 1}]  # as a committed record names its files
     (copy / "record.json").write_text(json.dumps(record))
     result = invoke("measure", str(copy))
-    assert (result.exit_code, "is not the file that its record names" in result.stderr) == (1, True)
+    assert (result.exit_code, "is not the file that its record names" in result.stderr) == (2, True)
 
 
 def test_help_is_instant_and_names_both_uses(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparsefleet.trial import files
+from sparsefleet.trial.outside import own_file, read_record, read_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,21 +69,25 @@ class TrialData:
         """The final connections of every sparse layer; empty for a dense trial."""
         from sparsefleet.trial.masks import load_masks
 
-        return load_masks(self.folder) if (self.folder / files.MANIFEST).exists() else {}
+        if not (self.folder / files.MANIFEST).exists():
+            return {}
+        for name in (files.MANIFEST, files.MASKS):
+            own_file(self.folder / name, self.folder)
+        return load_masks(self.folder)
 
     @cached_property
     def steps(self) -> dict[int, dict[str, LayerMask]]:
         """The connections by step, ascending, of those layers that were small enough to be kept."""
         from sparsefleet.trial.masks import read_step
 
-        found = (read_step(path) for path in (self.folder / files.MASK_STEPS).glob("*.safetensors"))
+        found = (read_step(own_file(path, self.folder)) for path in (self.folder / files.MASK_STEPS).glob("*.safetensors"))
         return dict(sorted(found))
 
     @cached_property
     def weights(self) -> dict[str, LayerWeights]:
         """The trained weights of every prunable layer, input to output; empty where the model is not there or too large."""
         path = self.folder / files.MODEL
-        if not path.exists() or path.stat().st_size > MOST_MODEL_BYTES:
+        if not path.exists() or own_file(path, self.folder).stat().st_size > MOST_MODEL_BYTES:
             return {}
         from sparsefleet.trial.build import load_network
         from sparsefleet.trial.spec import TrialSpec
@@ -104,14 +108,16 @@ def read_trial(folder: Path, label: str = "") -> TrialData:
     """The trial whose files lie in ``folder``.
 
     Raises:
-        UserError: there is no record or no spec, or they are not JSON.
+        UserError: there is no record or no spec, or they are something else.
     """
     from sparsefleet.errors import UserError
 
-    try:
-        spec, record = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (files.SPEC, files.RECORD))
-    except (OSError, ValueError) as error:
+    missing = [name for name in (files.SPEC, files.RECORD) if not (folder / name).exists()]
+    if missing:
         raise UserError(
-            f"{folder} holds no finished trial", cause=str(error), fix=f"a folder with {files.SPEC} and {files.RECORD}"
-        ) from error
+            f"{folder} holds no finished trial",
+            cause=f"{' and '.join(missing)} not there",
+            fix=f"a folder with {files.SPEC} and {files.RECORD}",
+        )
+    spec, record = read_spec(folder / files.SPEC, folder), read_record(folder / files.RECORD, folder)
     return TrialData(folder, spec, record, label)
