@@ -116,8 +116,14 @@ def modules_of(module: str) -> tuple[str, ...]:
         if path.suffix != ".py":  # compiled
             continue
         todo.extend(".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1))  # importing a.b.c runs a and a.b
-        todo.extend(_imports(ast.parse(_read(path)), name, path.name == "__init__.py"))
+        todo.extend(_imports_of(name, path))
     return tuple(sorted(seen))
+
+
+@lru_cache(maxsize=4096)
+def _imports_of(module: str, path: Path) -> frozenset[str]:
+    """``_imports`` of a file; many modules of a package reach the same ones, and parsing is what takes the time."""
+    return frozenset(_imports(ast.parse(_read(path)), module, path.name == "__init__.py"))
 
 
 def modules_in(package: str) -> tuple[str, ...]:
@@ -130,7 +136,7 @@ def modules_in(package: str) -> tuple[str, ...]:
 
 def forget() -> None:
     """Look at every file anew, in a process that outlives a change of the code; nothing in a trial does."""
-    for cached in (import_roots, source_of, _read, modules_of, module_digest):
+    for cached in (import_roots, source_of, _read, _imports_of, modules_of, module_digest):
         cached.cache_clear()
 
 

@@ -37,10 +37,10 @@ def with_plugins() -> list[metadata.Distribution]:
     found: dict[str, metadata.Distribution] = {}
     for dist in metadata.distributions():
         try:
-            offers, name = bool(points_of(dist)), normalised(dist)
+            name = normalised(dist) if points_of(dist) else ""  # parsing the metadata of hundreds of others takes a quarter of a second
         except (TypeError, ValueError):  # somebody's metadata are no text, or an entry point is no assignment
             continue
-        if offers and not _is_build_output(dist):
+        if name and not _is_build_output(dist):
             found.setdefault(name, dist)
     return [found[name] for name in sorted(found)]
 

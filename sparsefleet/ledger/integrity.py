@@ -25,20 +25,18 @@ def damaged(db: sqlite3.Connection, texts: Texts, sweep: str, store: ArtifactSto
     """
     found: dict[str, str] = {}
     rows = db.execute(
-        "SELECT t.key, t.state, t.node, r.body, t.record_sha256 FROM sweep_trials s JOIN trials t ON t.key = s.key"
-        " LEFT JOIN records r ON r.id = t.record WHERE s.sweep=? AND t.record NOT NULL",
+        "SELECT t.key, t.state, t.node, json_extract(record_text(t.key, r.body, t.record_sha256), '$.artifacts', '$.schema') AS told"
+        " FROM sweep_trials s JOIN trials t ON t.key = s.key LEFT JOIN records r ON r.id = t.record WHERE s.sweep=? AND t.record NOT NULL",
         (sweep,),
     )
     here = socket.gethostname()
     for row in rows.fetchall():
         try:
-            record = json.loads(texts.record(row["key"], row["body"], row["record_sha256"]))
+            artifacts = json.loads(texts.told(row["key"], row["told"]))[0] or []
         except IntegrityError as error:
             found[row["key"]] = error.what
             continue
-        gone = [
-            ref["name"] for ref in record.get("artifacts", []) if store is not None and row["node"] == here and not store.has(ref["sha256"])
-        ]
+        gone = [ref["name"] for ref in artifacts if store is not None and row["node"] == here and not store.has(ref["sha256"])]
         if gone and row["state"] in TERMINAL:
             found[row["key"]] = f"of trial {row['key'][:12]} {', '.join(gone)} cannot be found any more"
     return found

@@ -48,15 +48,18 @@ def spec_kind(sweep: str) -> str:
 
 
 class Texts:
-    """The shared texts of one connection, and what is packed with them. ``record_text`` is known to SQL as soon as this is made."""
+    """The shared texts of one connection, and what is packed with them.
+
+    ``record_text(key, body, digest)`` is known to SQL as soon as this is made: a record's text, NULL where there is none or an altered one.
+    ``told`` knows which.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self._texts: dict[int, bytes] = {}
         self._numbers: dict[str, int] = {}
         self._dictionaries: dict[str, int] = {}
-        self.refused: IntegrityError | None = None
-        """Why SQL's ``record_text`` stopped a query: SQLite itself says only that something raised."""
+        self._refused: dict[str, IntegrityError] = {}
         db.create_function("record_text", 3, self._record_text, deterministic=True)
 
     def forget(self) -> None:
@@ -156,9 +159,19 @@ class Texts:
             return None
         try:
             return self.record(key, body, digest).decode()
-        except IntegrityError as error:
-            self.refused = error
-            raise
+        except IntegrityError as error:  # raised here, SQLite would stop and say no more than that something was
+            self._refused[key] = error
+            return None
+
+    def told(self, key: str, text: str | None) -> str:
+        """What a query took out of ``record_text`` for a trial that has a record.
+
+        Raises:
+            IntegrityError: the record is not what was committed.
+        """
+        if text is None:
+            raise self._refused.pop(key)
+        return text
 
 
 def pattern_of(record: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def read(
     records = "LEFT JOIN records r ON r.id = t.record" if record else ""
     sql = f"SELECT {_COLUMNS}, t.record_sha256, {told} AS told FROM sweep_trials s JOIN trials t ON t.key = s.key {records} WHERE {where}"
     parsed = _Parsed(texts)
-    for row in _rows(texts, sql, values):
+    for row in texts.db.execute(sql, values):
         yield TrialRow(
             **{name: row[name] for name in ("ordinal", "key", "spec_id", "arm", "twin_key", "rival_key", "depends_on")},
             **{name: parsed.shared(row["key"], row[name]) for name in ("resources", "limits", "request")},
@@ -83,21 +83,10 @@ def read(
         )
 
 
-def _rows(texts: Texts, sql: str, values: Sequence[Any]) -> Iterator[sqlite3.Row]:
-    """The rows of a query. Of a record that was refused SQLite says no more than that something was raised."""
-    texts.refused = None
-    try:
-        yield from texts.db.execute(sql, values)
-    except sqlite3.OperationalError as error:
-        if texts.refused is not None:
-            raise texts.refused from error
-        raise
-
-
 def _record(texts: Texts, row: sqlite3.Row, names: Sequence[str]) -> dict[str, Any]:
     """The record behind its digest; with ``names`` these of its keys."""
     if names:
-        return dict(zip(names, json.loads(row["told"]), strict=False))
+        return dict(zip(names, json.loads(texts.told(row["key"], row["told"])), strict=False))
     record: dict[str, Any] = json.loads(texts.record(row["key"], row["told"], row["record_sha256"]))
     return record
 
@@ -196,8 +185,10 @@ def test_figures(texts: Texts, keys: Iterable[str]) -> list[float]:
     for begin in range(0, len(asked), _AT_ONCE):
         some = asked[begin : begin + _AT_ONCE]
         sql = (
-            "SELECT json_extract(record_text(t.key, r.body, t.record_sha256), '$.accuracy.test') FROM trials t JOIN records r ON r.id = t.record"
+            "SELECT t.key, json_extract(record_text(t.key, r.body, t.record_sha256), '$.accuracy.test', '$.schema') AS told"
+            " FROM trials t JOIN records r ON r.id = t.record"
             f" WHERE t.state='SUCCEEDED' AND t.key IN ({','.join('?' * len(some))})"
         )
-        found += [row[0] for row in _rows(texts, sql, some) if row[0] is not None]
+        figures = [json.loads(texts.told(row["key"], row["told"]))[0] for row in texts.db.execute(sql, some)]
+        found += [figure for figure in figures if figure is not None]
     return found
