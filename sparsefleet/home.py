@@ -13,6 +13,10 @@ def _private(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
+        from sparsefleet.space import means_no_space, min_free_mib, no_space
+
+        if means_no_space(error):
+            raise no_space(path, min_free_mib()) from error
         raise UserError(
             f"{path} cannot be made a folder", cause=error.strerror, fix="SPARSEFLEET_HOME and SPARSEFLEET_CACHE name other places"
         ) from error
@@ -25,11 +29,22 @@ def keep_private() -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces the file at ``path`` as a whole; nobody else may read it."""
+    """Replaces the file at ``path`` as a whole; nobody else may read it.
+
+    Raises:
+        NoSpace: the disk is full; the former file is still there.
+    """
+    from sparsefleet.space import telling
+
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as out:
-        out.write(text)
-    part.replace(path)
+    with telling(path.parent):
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as out:
+                out.write(text)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def home() -> Path:

@@ -16,6 +16,8 @@ VARIABLE = "SPARSEFLEET_MIN_FREE_MIB"
 MIN_FREE_MIB = 64.0
 """Below this no trial is started: what runs can still be stored, and the ledger can be written."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""The second is said by whoever opens a database on a full disk, to read it, too; its words are "disk I/O error"."""
 _TEXTS = ("database or disk is full", "No space left on device", "Disk quota exceeded", "os error 28")
 _MIB = 1 << 20
 
@@ -86,7 +88,7 @@ def means_no_space(error: BaseException | None) -> bool:
         seen.add(id(error))
         if isinstance(error, NoSpace) or (isinstance(error, OSError) and error.errno in _FULL):
             return True
-        if isinstance(error, sqlite3.Error) and "is full" in str(error):
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") in _SQLITE:
             return True
         if any(
             isinstance(said, str) and text in said for said in error.args for text in _TEXTS

@@ -100,26 +100,28 @@ def figures(asked: Run) -> list[Figure]:
 def _one_sweep(home: Path, n_points: int, rng: random.Random, asked: Run) -> list[dict[str, Any]]:
     """Fills the disk again and again while one sweep runs; then lets it end."""
     sweep = Sweep(
-        home, 2 + 2 * n_points, epochs=1, environment={"SPARSEFLEET_MIN_FREE_MIB": "1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+        home, 4 + 8 * n_points, epochs=1, environment={"SPARSEFLEET_MIN_FREE_MIB": "1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     )
     results: list[dict[str, Any]] = []
-    for n in range(n_points):
+    for _ in range(n_points):
         done = sweep.row().counts.get("SUCCEEDED", 0)
         begun, driver = len(sweep.log), sweep.driver()
         sweep.wait_for(done + 1, driver)
         time.sleep(rng.uniform(0.0, 1.0))
+        if driver.poll() is not None:  # it has ended, with the disk as it was
+            break
         filler = fill(home, rng.choice([0, 0, 4096, 100_000, 400_000]))
         code = _ended(driver)
         half = half_written(home)
         filler.unlink()
         said = sweep.log[begun:]
-        results.append(
-            {"code": code, "said": code == EXIT and bool(SAID.search(said)), "half": half, "log": said[-1500:], "last": n + 1 == n_points}
-        )
+        results.append({"code": code, "said": code == EXIT and bool(SAID.search(said)), "half": half, "log": said[-1500:], "last": False})
         results[-1] |= {"violations": violations(home, sweep.id), "completed": False, "blamed": 0}
         asked.say(f"full after {done + 1} trials: exit {code}, {len(half)} half-written")
         if sweep.row().counts.get("SUCCEEDED", 0) == sweep.row().counts["total"]:
             results[-1]["said"] = results[-1]["said"] or code == 0  # it had ended before the disk was full
+    if not results:
+        return []
     driver = sweep.driver()
     code = _ended(driver)
     with read_ledger(home) as ledger:

@@ -12,7 +12,7 @@ import click
 
 from sparsefleet.cli.session import Session, shared_options
 from sparsefleet.cli.talk import report_bug, report_error, report_usage, say
-from sparsefleet.errors import did_you_mean
+from sparsefleet.errors import SparsefleetError, did_you_mean
 
 _VERBS = {
     "submit": "submit:submit",
@@ -99,7 +99,18 @@ class Root(LazyGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:  # noqa: BLE001  the outermost frame: whatever arrives here becomes a message and a code
-            return report_error(error, session.debug) or report_bug(error, session)
+            return report_error(_in_words(error, session), session.debug) or report_bug(error, session)
+
+
+def _in_words(error: Exception, session: Session) -> Exception:
+    """The error; of whatever says that a disk is full the one that names the disk of the home, unless it names its own."""
+    from sparsefleet.space import means_no_space, min_free_mib, no_space
+
+    if isinstance(error, SparsefleetError) or not means_no_space(error):
+        return error
+    found = no_space(session.home, min_free_mib())
+    found.__cause__ = error
+    return found
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
