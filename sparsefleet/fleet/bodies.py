@@ -9,7 +9,7 @@ from typing import Any
 from sparsefleet.crash_points import passing
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.leftovers import Held
-from sparsefleet.measure.lease import LEASE_WAIT_S, device_lease
+from sparsefleet.measure.lease import LEASE_WAIT_S, WAITS_FOR, device_lease
 from sparsefleet.trial import files
 from sparsefleet.trial.request import TrialRequest
 
@@ -38,7 +38,7 @@ def measure(job: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> 
     masks = folder if (folder / files.MASKS).exists() else None
     request = MeasureRequest.model_validate({**job["measure"], "model": folder / files.MODEL, "masks": masks})
     try:
-        with device_lease(request.job.device, LEASE_WAIT_S):
+        with device_lease(request.job.device, LEASE_WAIT_S, lambda why: progress({WAITS_FOR: why})):
             result = run(request)
     except BackendUnreachable as error:  # nothing is wrong with what was to be timed
         result = PassResult(state="INFRA_FAILED", reason=str(error))

@@ -19,13 +19,13 @@ def measure_here(request: MeasureRequest, tell: Callable[[str], None] = lambda _
     """The result of one job.
 
     Args:
-        tell: hears a line before each pass.
+        tell: hears a line before each pass, and while someone else measures.
 
     Raises:
         BackendUnreachable: someone else measured on the device for minutes.
     """
     job = request.job
-    with tempfile.TemporaryDirectory(prefix="sparsefleet-measure-") as folder, device_lease(job.device, LEASE_WAIT_S):
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-measure-") as folder, device_lease(job.device, LEASE_WAIT_S, tell):
 
         def run(one: MeasureRequest) -> PassResult:
             tell(_title(one))
