@@ -1,8 +1,9 @@
 """Takes secrets out of text before it is kept: reasons, logs, records, tags. Imports nothing of the product.
 
-A secret is the value of an environment variable whose name holds TOKEN, KEY, SECRET, PASSWORD or PWD, at the moment of asking; what follows such
-a name in a text (``password=…``, ``"api_key": "…"``, ``Bearer …``); and the user and password of a URL. A value of fewer than six characters is
-left alone, and so is one that is the path of something that exists: neither can be told from ordinary text.
+A secret is the value of an environment variable whose name holds TOKEN, KEY, SECRET, PASSWORD, PASSPHRASE or PWD, at the moment of asking, and the
+password in a variable that is a URL; what follows such a name in a text (``password=…``, ``"api_key": "…"``, ``--password …``, ``Bearer …``, all
+that follows ``Authorization:``); and the user and password of a URL. A value of fewer than six characters is left alone, and so is one that is the
+path of something that exists: neither can be told from ordinary text.
 """
 
 from __future__ import annotations
@@ -14,18 +15,31 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 SHORTEST = 6
-_VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|PWD", re.IGNORECASE)
+_VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD", re.IGNORECASE)
 _NO_VALUES = frozenset({"default", "disabled", "enabled", "optional", "required"})
-_WORDS = r"token|secret|passw(?:or)?d|pwd|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|authorization"
-_NAME = re.compile(rf"(?:{_WORDS})$", re.IGNORECASE)
-_HINTS = ("token", "secret", "passw", "pwd", "api", "access", "private", "credential", "authorization", "bearer", "basic", "://")
+_WORDS = r"token|secret|passw(?:or)?d|passphrase|pwd|api[_-]?key|access[_-]?key|private[_-]?key|credentials?"
+_NAME = re.compile(rf"(?:{_WORDS}|authorization)$", re.IGNORECASE)
+_HINTS = ("token", "secret", "pass", "pwd", "api", "access", "private", "credential", "authorization", "bearer", "basic", "://")
+# up to the closing quote; JSON within JSON has backslashes before both
+_QUOTED = rf"""(?P<quote>\\*["'])(?!\s|\[redacted)(?:(?!(?<!\\)(?P=quote)).){{{SHORTEST},2000}}(?<!\\)(?P=quote)"""
 # a value that goes on to a call or an index is a line of source, not a secret
-_PAIR = re.compile(rf"""((?:{_WORDS})["']?\s*[:=]\s*["']?)([^\s"',;&(){{}}\[\]<>]{{{SHORTEST},}})(?![\w.]*[(\[])""", re.IGNORECASE)
+_NO_SOURCE = r"(?![a-z_][\w.]*[(\[](?:[ \t]*$|.*[)\]]))"
+_NO_END = r"""(?![,;)\]}]+(?:\s|$|["'<>\\]|[\w.-]+["']?\s*[:=])|\\+["'])"""
+_BARE = rf"""(?P<open>\\*["']?)(?!\[redacted){_NO_SOURCE}(?:{_NO_END}[^\s"'<>]){{{SHORTEST},}}"""
+_NO_METAVAR = r"(?!-|(?-i:[A-Z_]*(?:TEXT|FILE|PATH|NAME|VALUE|TOKEN|KEY|SECRET|PASSWORD))\b)"
+_NAMED = rf"""(?:{_WORDS})(?:\\*["'])?\s*[:=]\s*|(?<![\w-])--?[\w-]*(?:{_WORDS})["']?,?[ \t]+{_NO_METAVAR}"""
+_PAIR = re.compile(rf"(?P<head>{_NAMED})(?:{_QUOTED}|{_BARE})", re.IGNORECASE | re.MULTILINE)
+_HEADER = re.compile(
+    rf"""(?P<head>authorization(?:\\*["'])?\s*[:=]\s*)(?:{_QUOTED}|(?P<open>\\*["']?)(?![\s"'\\]|\[redacted\](?:["'\\]|$)){_NO_SOURCE}[^\r\n]{{{SHORTEST},}})""",
+    re.IGNORECASE | re.MULTILINE,
+)
 _BEARER = re.compile(rf"\b((?:bearer|basic)\s+)([\w.~+/=-]{{{SHORTEST},}})", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^\s/?#@\"'<>]{1,2000}@")
+_IS_URL = re.compile(r"[A-Za-z][\w+.-]*://\S+@\S+")
+_USER = re.compile(r"(?<=://)[^\s\"'<>]{1,2000}@")
+_WEB = ("http://", "https://", "ws://", "wss://")
 _GONE = "[redacted]"
 
 
@@ -37,9 +51,24 @@ def redacted(text: str) -> str:
         text = pattern.sub(lambda match: f"[redacted: {names[match[0]]}]", text)
     if not _hints(text):
         return text
-    text = _USERINFO.sub(f"{_GONE}@", text)
+    text = _USER.sub(lambda match: f"{_GONE}@{match[0][n:]}" if (n := _user_length(match[0], _is_web(match))) else match[0], text)
+    text = _HEADER.sub(_without_value, text)
     text = _BEARER.sub(rf"\1{_GONE}", text)
-    return _PAIR.sub(rf"\1{_GONE}", text)
+    return _PAIR.sub(_without_value, text)
+
+
+def without_user(url: str) -> str:
+    """A URL without user and password, for messages."""
+    scheme, sign, rest = url.partition("://")
+    return scheme + sign + rest[len(_user_of(url)) :]
+
+
+def passwords_of(url: str) -> list[str]:
+    """What may be the password of a URL, as it stands there and decoded, the longest first: readers differ over where one with ``@`` ends."""
+    rest = url.partition("://")[2]
+    users = (_user_of(url), rest[: rest.rfind("@", 0, len(re.split("[/?#]", rest, maxsplit=1)[0])) + 1])
+    found = {user.partition(":")[2][:-1] for user in users}
+    return sorted((found | {unquote(one) for one in found}) - {""}, key=len, reverse=True)
 
 
 def redacted_json(value: Any, leave: frozenset[str] = frozenset()) -> Any:
@@ -66,7 +95,8 @@ def secret_in(text: str) -> str:
     found = pattern.search(text) if any(value in text for value in names) else None
     if found:
         return f"the value of the environment variable {names[found[0]]}"
-    return "a URL with a user or password" if "://" in text and _USERINFO.search(text) else ""
+    users = _USER.finditer(text) if "://" in text else ()
+    return "a URL with a user or password" if any(_user_length(match[0], _is_web(match)) for match in users) else ""
 
 
 class RedactedFormatter(logging.Formatter):
@@ -80,6 +110,29 @@ class RedactedFormatter(logging.Formatter):
 def longest_secret() -> int:
     """Characters of the longest known value, for whoever redacts a stream piece by piece; 0 if there is none."""
     return max(map(len, _known()[1]), default=0)
+
+
+def _without_value(match: re.Match[str]) -> str:
+    quote_before = match["quote"] or match["open"] or ""
+    return f"{match['head']}{quote_before}{_GONE}{match['quote'] or ''}"
+
+
+def _is_web(match: re.Match[str]) -> bool:
+    return match.string.lower().endswith(_WEB, max(0, match.start() - 8), match.start())
+
+
+def _user_of(url: str) -> str:
+    """User, password and ``@`` of what is a URL as a whole."""
+    rest = url.partition("://")[2]
+    user = rest[: rest.rfind("@") + 1]
+    return user[: _user_length(user, url.lower().startswith(_WEB))]
+
+
+def _user_length(text: str, is_web: bool) -> int:
+    """How much of ``text``, which stands after ``://`` and ends with an ``@``, is user and password: databases take passwords with / ? # @ in them."""
+    if re.match(r"[^/?#@:\[]*:", text) and not (is_web and re.match(r"[^/?#@:]*:\d{1,5}[/?#]", text)):
+        return len(text)
+    return re.split("[/?#]", text, maxsplit=1)[0].rfind("@") + 1
 
 
 def _may_hold_any(value: Any) -> bool:
@@ -115,17 +168,19 @@ def _walked(value: Any) -> Any:
 
 def _known() -> tuple[re.Pattern[str], dict[str, str]]:
     """The values of this moment's environment as one pattern, and the variable of each."""
-    return _compiled(tuple((name, value) for name, value in os.environ.items() if len(value) >= SHORTEST and _VARIABLE.search(name)))
+    long = [(name, value) for name, value in os.environ.items() if len(value) >= SHORTEST]
+    return _compiled(tuple((name, value) for name, value in long if _VARIABLE.search(name) or _IS_URL.fullmatch(value)))
 
 
 @lru_cache(maxsize=8)
 def _compiled(variables: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
     names: dict[str, str] = {}
     for name, value in variables:
-        if value.lower() in _NO_VALUES or (value.startswith("/") and os.path.exists(value)):
-            continue
-        for form in _forms(value):
-            names.setdefault(form, name)
+        whole = [value] if _VARIABLE.search(name) else []
+        for one in (*whole, *(password for password in passwords_of(value) if len(password) >= SHORTEST)):
+            if one.lower() not in _NO_VALUES and not (one.startswith("/") and os.path.exists(one)):
+                for form in _forms(one):
+                    names.setdefault(form, name)
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))), names
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 import pytest
 
-from sparsefleet.redact import is_secret_name, longest_secret, redacted, redacted_json, secret_in
+from sparsefleet.redact import is_secret_name, longest_secret, redacted, redacted_json, secret_in, without_user
+from sparsefleet.track.server import unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +30,27 @@ def secrets(monkeypatch):
         ("password='hunter22' next", "password='[redacted]' next"),
         ('{"api_key": "0123456789"}', '{"api_key": "[redacted]"}'),
         ("Bearer abc.def-ghi", "Bearer [redacted]"),
+        ("postgresql://mlflow:pa/ssw0rd@db/runs", "postgresql://[redacted]@db/runs"),
+        ("postgresql://mlflow:p#ss?w0rd@db/runs", "postgresql://[redacted]@db/runs"),
+        ("at postgresql://mlflow:p@ssw0rd@db/runs now", "at postgresql://[redacted]@db/runs now"),
+        ("https://t0ken@host/a/b@v1", "https://[redacted]@host/a/b@v1"),
+        ("password=p&ssw0rdsecret next", "password=[redacted] next"),
+        ("password=abcdef&GHIJ", "password=[redacted]"),
+        ('password="ab,cd EFGHijkl", 1', 'password="[redacted]", 1'),
+        ('{"token": "ab\\"cd,ef", "n": 1}', '{"token": "[redacted]", "n": 1}'),
+        ('{\\"password\\": \\"ab,cd ef\\", \\"n\\": 1}', '{\\"password\\": \\"[redacted]\\", \\"n\\": 1}'),
+        ("PWD=hunter22;Server=x", "PWD=[redacted];Server=x"),
+        ("passphrase=hunter22", "passphrase=[redacted]"),
+        ("x --password hunter2hunter2 -v", "x --password [redacted] -v"),
+        ("['--password', 'hunter2hunter2', '-v']", "['--password', '[redacted]', '-v']"),
+        ("Authorization: Token 9944b09199c6", "Authorization: [redacted]"),
+        ("authorization: ApiKey 9944b0, x=9199c6\nnext", "authorization: [redacted]\nnext"),
+        ("{'Authorization': 'Token 9944b0 9199c6', 'n': 1}", "{'Authorization': '[redacted]', 'n': 1}"),
     ],
 )
 def test_secrets_are_taken_out(text, kept):
     assert redacted(text) == kept
+    assert redacted(kept) == kept
 
 
 @pytest.mark.parametrize(
@@ -42,6 +62,13 @@ def test_secrets_are_taken_out(text, kept):
         "n_tokens=123456789 tokens per second",
         "    token = os.environ['HF_TOKEN']\n    self.password = load_password(path)",
         "see https://docs.example.org/a@b",
+        "http://localhost:5000/x@y https://[::1]:5000/x@y https://host?mail=a@b sqlite:////tmp/a@b/mlflow.db",
+        "mail bob@example.org, see http://example.org",
+        "--token TEXT  the token\n--password PASSWORD\n--token-file /some/where per-token latency",
+        "authorization = get_authorization(path)",
+        "secret = load(\n    path)",
+        "names = ('password:', 'something')",
+        "def f(token: Optional[str] = None)",
     ],
 )
 def test_ordinary_text_stays(text):
@@ -61,6 +88,22 @@ def test_a_secret_is_named_without_its_value():
     assert secret_in("https://a:b@c/") == "a URL with a user or password"
     assert secret_in("nothing") == ""
     assert longest_secret() >= len("canary-abcdef-1")
+
+
+def test_the_password_in_a_url_of_the_environment_is_known_wherever_it_stands(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://mlflow:pa/ss%40w0rd@db/runs?x=a@b")
+    monkeypatch.setenv("BACKUP", "mysql://u:s3cret@word@db/runs")
+    assert redacted("pa/ss%40w0rd@db/runs?x=a") == "[redacted: MLFLOW_TRACKING_URI]"
+    assert redacted("no s3cret@word here, s3cret stays") == "no [redacted: BACKUP] here, s3cret stays"
+
+
+@pytest.mark.parametrize("password", ["pa/ssw0rd", "p#ss?w0rd", "p@ssw0rd", "p%40ssw0rd"])
+def test_a_server_that_cannot_be_reached_is_named_without_its_password(password):
+    uri = f"postgresql://mlflow:{password}@db/runs"
+    error = unreachable(uri, OSError(f"{'x' * 250} {uri}, of {unquote(password)}\nmore"))
+    assert without_user(uri) == "postgresql://db/runs"
+    assert "postgresql://db/runs" in error.what
+    assert "w0rd" not in f"{error.what}{error.cause}"
 
 
 def test_names_of_secrets():

@@ -19,7 +19,7 @@ from sparsefleet import kernels
 from sparsefleet.cli.machine import Finding, cpu_checks, gpu_checks, setting_checks
 from sparsefleet.cli.session import Session
 from sparsefleet.errors import UserError
-from sparsefleet.redact import redacted
+from sparsefleet.redact import redacted, without_user
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LITTLE_DISK = 2 * 2**30
@@ -215,7 +215,7 @@ def _gpu(session: Session) -> Iterator[Check]:
 
 def _mlflow(session: Session) -> Iterator[Check]:
     uri = session.get("mlflow_uri")
-    shown = _without_password(uri)
+    shown = without_user(uri)
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))
         if not path.exists():
@@ -232,7 +232,7 @@ def _mlflow(session: Session) -> Iterator[Check]:
         finally:
             db.close()
     elif uri.startswith(("http://", "https://")):
-        parts = urlsplit(uri)
+        parts = urlsplit(shown)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             socket.create_connection((parts.hostname or "", port), timeout=1).close()
@@ -241,8 +241,3 @@ def _mlflow(session: Session) -> Iterator[Check]:
             yield Check("mlflow runs", "fail", f"{shown}: {error}", "start the server, or unset MLFLOW_TRACKING_URI")
     else:
         yield Check("mlflow runs", "ok", f"{shown} (not looked at)")
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2]) if "@" in parts.netloc else uri

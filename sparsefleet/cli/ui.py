@@ -11,6 +11,7 @@ import click
 from sparsefleet.cli.session import Session, setting_option, verb
 from sparsefleet.cli.sweeps import chosen, reading, sweep_argument
 from sparsefleet.cli.talk import data, say
+from sparsefleet.redact import without_user
 
 
 @verb("ui", "ui", "ui quickstart-1a2b --port 5050", short="Open the runs in MLflow.")
@@ -28,11 +29,11 @@ def ui(session: Session, sweep: str | None, port: int | None) -> None:
     home, uri = session.made_home(), session.get("mlflow_uri")
     name = chosen(reading(session), sweep).sweep
     if uri.startswith(("http://", "https://")):
-        data(mlflow_ui.link(server.without_password(uri), name, uri))
+        data(mlflow_ui.link(without_user(uri), name, uri))
         return
     if uri != server.local_uri(home):
         raise UserError(
-            f"MLflow's runs are not in this home but in {server.without_password(uri)}",
+            f"MLflow's runs are not in this home but in {without_user(uri)}",
             fix="start MLflow's own server: mlflow server --backend-store-uri URI --host 127.0.0.1",
         )
     if not os.path.exists(home / "mlflow.db"):

@@ -6,10 +6,10 @@ import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from sparsefleet.errors import BackendUnreachable, UserError
 from sparsefleet.home import write_private
+from sparsefleet.redact import passwords_of, without_user
 from sparsefleet.track import database
 
 if TYPE_CHECKING:
@@ -39,12 +39,6 @@ def local_uri(home: Path) -> str:
 def artifact_location(home: Path, uri: str) -> str | None:
     """Where a new experiment's artifacts go: beside the home's own database, else where the server says."""
     return (home.absolute() / "mlartifacts").as_uri() if uri == local_uri(home) else None
-
-
-def without_password(uri: str) -> str:
-    """``uri`` without user and password, for messages."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def environment() -> dict[str, str]:
@@ -91,16 +85,18 @@ def connect(uri: str, *, create: bool = False) -> MlflowClient:
 def unreachable(uri: str, error: BaseException) -> BackendUnreachable:
     """The error that says which server did not answer and why."""
     return BackendUnreachable(
-        f"MLflow at {without_password(uri)} did not answer",
-        cause=without_secrets(str(error).splitlines()[0][:300], uri),
+        f"MLflow at {without_user(uri)} did not answer",
+        cause=without_secrets(str(error), uri).partition("\n")[0][:300],
         fix="start it, or unset MLFLOW_TRACKING_URI to write to the home's own database",
     )
 
 
 def without_secrets(text: str, uri: str) -> str:
     """``text`` with the URI's user and password taken out, wherever the password stands."""
-    text, password = text.replace(uri, without_password(uri)), urlsplit(uri).password
-    return text.replace(password, "***") if password else text
+    text = text.replace(uri, without_user(uri))
+    for password in passwords_of(uri):
+        text = text.replace(password, "***")
+    return text
 
 
 def is_there(client: Any) -> bool:
