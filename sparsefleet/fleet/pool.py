@@ -112,7 +112,8 @@ class Pool:
     def _launch(self, shape: Shape, options: dict[str, Any]) -> Slot:
         actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)  # every retry is the driver's
         actor = actor_class.options(**options, max_concurrency=_DEPTH).remote(self._setup)
-        self.slots.append(Slot(shape, actor, actor.place.remote(), actor.hello.remote(), time.monotonic()))
+        now = time.monotonic()
+        self.slots.append(Slot(shape, actor, actor.place.remote(), actor.hello.remote(), now, held_up=now))
         return self.slots[-1]
 
     def greet(self) -> Iterator[tuple[Slot, dict[str, Any]]]:
@@ -121,7 +122,7 @@ class Pool:
             self._place(slot)
             done, _ = ray.wait([slot.hello], timeout=0)
             if not done or slot.place is not None:
-                if time.monotonic() - slot.born > _START_LIMIT_S and not any(s.ready for s in self.slots):
+                if time.monotonic() - slot.held_up > _START_LIMIT_S and not any(s.ready for s in self.slots):
                     raise BackendUnreachable(f"no supervisor answered within {_START_LIMIT_S:.0f} s", fix="sparsefleet doctor")
                 continue
             try:
@@ -145,12 +146,19 @@ class Pool:
     def _place(self, slot: Slot) -> None:
         """Learns where the supervisor's process is. Until it has one, others hold what it needs, which may take its time."""
         if slot.place is None or not ray.wait([slot.place], timeout=0)[0]:
-            if slot.place is not None and not any(node.fits_now(slot.shape) for node in self._cluster.nodes()):
-                slot.born = time.monotonic()
+            if slot.place is not None and not self._has_room(slot):
+                slot.held_up = time.monotonic()
             return
         with suppress(ray.exceptions.RayError):  # its hello tells the same
             slot.node_id, slot.pid = ray.get(slot.place, timeout=_READ_S)
-        slot.place, slot.born = None, time.monotonic()
+        slot.place, slot.held_up = None, time.monotonic()
+
+    def _has_room(self, slot: Slot) -> bool:
+        """True if a node that is open surely has what the supervisor waits for."""
+        closed = self._cluster.closed()
+        if slot.whole:
+            return any(n.id == slot.node_id and n.free.cpus >= n.total.cpus for n in self._cluster.nodes())
+        return any(node.has_room(slot.shape) for node in self._cluster.nodes() if node.id not in closed)
 
     # working
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_EPS = 1e-6
+
 
 @dataclass(frozen=True, order=True)
 class Shape:
@@ -47,9 +49,12 @@ class Amount:
     memory_mib: float
 
     def holds(self, shape: Shape) -> int:
-        """How many trials of this shape go in."""
-        wanted = ((self.cpus, shape.cpus), (self.gpus, shape.gpus), (self.memory_mib, shape.memory_mib))
-        return max(0, min([int((have + 1e-6) // need) for have, need in wanted if need], default=1 << 16))
+        """How many trials of this shape go in. Several with a share below 1 are on one device; none has parts of two."""
+        found = [int((have + _EPS) // need) for have, need in ((self.cpus, shape.cpus), (self.memory_mib, shape.memory_mib)) if need]
+        if shape.gpus:
+            devices = int(self.gpus + _EPS)
+            found.append(devices * int((1 + _EPS) // shape.gpus) if shape.gpus < 1 else int(devices // shape.gpus))
+        return max(0, min(found, default=1 << 16))
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,15 @@ class Node:
         """How many trials of this shape the empty node holds."""
         return self.total.holds(shape) if self.suits(shape) else 0
 
-    def fits_now(self, shape: Shape) -> int:
-        """How many more it holds beside what runs there, of this sweep and of others."""
-        return self.free.holds(shape) if self.suits(shape) else 0
+    def has_room(self, shape: Shape) -> bool:
+        """True if one more surely goes in beside what runs there, of this sweep and of others.
+
+        Ray tells the sum of what is free of all devices: 0.8 of two may be 0.4 of each. Only what fits however it is spread is sure.
+        """
+        if not self.fits(shape):
+            return False
+        free, spread = self.free, self.total.gpus * min(shape.gpus, 1.0)
+        return free.cpus + _EPS >= shape.cpus and free.memory_mib + _EPS >= shape.memory_mib and free.gpus + _EPS >= spread
 
     def lacks(self, shape: Shape) -> str:
         """``node-a 0.5 of 1 GPU free``: of what the shape needs, that which is short now."""
@@ -87,9 +98,12 @@ class Node:
                 (shape.cpus, self.free.cpus, self.total.cpus, "CPUs"),
                 (shape.memory_mib, round(self.free.memory_mib), round(self.total.memory_mib), "MiB"),
             )
-            if need > free + 1e-6
+            if need > free + _EPS
         ]
-        return f"{self.name} {short[0]}" if short else f"{self.name} has room"
+        if short:
+            return f"{self.name} {short[0]}"
+        in_parts = f"{self.free.gpus:g} of {self.total.gpus:g} GPUs free, perhaps in parts"
+        return f"{self.name} {'has room' if self.has_room(shape) else in_parts}"
 
     def __str__(self) -> str:
         """For a sentence on what there is."""

@@ -44,6 +44,8 @@ class Slot:
     whole: bool = False
     """Holds all CPUs of its node, for measuring."""
     ready: bool = False
+    held_up: float = 0.0
+    """When others last held what it needs: the time that it may take to start counts from then."""
     heard: float = 0.0
     jobs: deque[Assignment] = field(default_factory=deque)
     forget: list[str] = field(default_factory=list)

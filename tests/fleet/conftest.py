@@ -31,3 +31,19 @@ def ledger(tmp_path, digits_request):
         attempt = found.lease(row.key, "a-1", "here")
         assert found.commit(row.key, attempt, record)
         yield found
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    """A function that makes a pool of these nodes whose supervisors do what the test says."""
+    from fleet_wire import Wire
+
+    from sparsefleet.fleet import pool
+
+    def make(*nodes, limit=None):
+        made = Wire(*nodes, limit=limit)
+        monkeypatch.setattr(pool, "ray", made)
+        monkeypatch.setattr(pool, "time", made)
+        return made
+
+    return make

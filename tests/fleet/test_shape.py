@@ -11,26 +11,40 @@ SMALL = Node("s", "small", Amount(2, 0, 500), Amount(2, 0, 500))
 
 
 @pytest.mark.parametrize(
-    ("resources", "of_all", "of_free"),
+    ("resources", "of_all", "one_more"),
     [
-        ({"cpus": 1}, 8, 3),
-        ({"cpus": 3}, 2, 1),
-        ({"cpus": 1, "gpus": 0.25}, 8, 2),
-        ({"cpus": 1, "gpus": 1}, 2, 0),
-        ({"cpus": 1, "memory_mib": 300}, 3, 1),
-        ({"cpus": 1, "accelerator": "H100", "labels": {"zone": "a"}}, 8, 3),
-        ({"cpus": 1, "accelerator": "A100"}, 0, 0),
-        ({"cpus": 1, "labels": {"zone": "b"}}, 0, 0),
-        ({"cpus": 9}, 0, 0),
+        ({"cpus": 1}, 8, True),
+        ({"cpus": 4}, 2, False),
+        ({"cpus": 1, "gpus": 0.25}, 8, True),
+        ({"cpus": 1, "gpus": 0.6}, 2, False),
+        ({"cpus": 1, "gpus": 1}, 2, False),
+        ({"cpus": 1, "gpus": 2}, 1, False),
+        ({"cpus": 1, "gpus": 3}, 0, False),
+        ({"cpus": 1, "memory_mib": 300}, 3, True),
+        ({"cpus": 1, "memory_mib": 500}, 2, False),
+        ({"cpus": 1, "accelerator": "H100", "labels": {"zone": "a"}}, 8, True),
+        ({"cpus": 1, "accelerator": "A100"}, 0, False),
+        ({"cpus": 1, "labels": {"zone": "b"}}, 0, False),
+        ({"cpus": 9}, 0, False),
     ],
 )
-def test_small_trials_pack_until_one_thing_is_used_up(resources: dict[str, object], of_all: int, of_free: int) -> None:
+def test_small_trials_pack_until_one_thing_is_used_up(resources: dict[str, object], of_all: int, one_more: bool) -> None:
     shape = Shape.of(resources)
-    assert (BIG.fits(shape), BIG.fits_now(shape)) == (of_all, of_free)
+    assert (BIG.fits(shape), BIG.has_room(shape)) == (of_all, one_more)
 
 
-def test_ten_tenths_of_a_device_are_ten_trials() -> None:
-    assert Amount(16, 1, 0).holds(Shape(1, 0.1)) == 10
+@pytest.mark.parametrize(("share", "n"), [(0.1, 10), (0.3, 3), (0.5, 2), (0.6, 1), (1 / 3, 3)])
+def test_no_trial_has_parts_of_two_devices(share: float, n: int) -> None:
+    assert Amount(64, 1, 0).holds(Shape(1, share)) == n
+    assert Amount(64, 4, 0).holds(Shape(1, share)) == 4 * n
+
+
+@pytest.mark.parametrize(("free", "sure"), [(0.8, False), (1.0, True), (1.5, True)])
+def test_what_is_free_of_two_devices_may_be_a_part_of_each(free: float, sure: bool) -> None:
+    node = Node("n", "two", Amount(8, 2, 0), Amount(8, free, 0))
+    assert node.has_room(Shape(1, 0.5)) is sure
+    assert node.lacks(Shape(1, 0.5)) == ("two has room" if sure else "two 0.8 of 2 GPUs free, perhaps in parts")
+    assert not node.has_room(Shape(1, 1))
 
 
 def test_resources_that_ask_for_the_same_are_one_shape() -> None:
