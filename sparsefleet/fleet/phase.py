@@ -58,6 +58,12 @@ class TrialPhase:
         self._look_elsewhere_at = 0.0
         self._tell_fleet_at = 0.0
         self._alone = False
+        self.queue.elsewhere = {key: owner_of(ledger.trial(key, sweep=sweep)) for key in self.queue.elsewhere}
+        self._solo: set[str] = set()
+        for key in [key for keys in self.queue.ready().values() for key in keys]:
+            if self.queue.rows[key].attempt and "OOM" in ledger.ends(key):
+                self._solo.add(key)
+                self.queue.run_alone(key)
         self._histories = Histories(ledger.home)
         self._cut: set[str] = set()
         self._busy: set[str] = set()
@@ -96,10 +102,11 @@ class TrialPhase:
         """Nothing is queued before every node and every first supervisor has shown its code."""
         check_nodes(self._pool.describe(self.queue.shapes()), self._open_rows())
         self._pool.adjust(self._needs())
-        while self._pool.starting and not self._interrupts.stopping:
+        while self._needs() and self._pool.starting and not self._interrupts.stopping:
             self._pool.adjust(self._needs())
             self._greet()
             self._pool.hear(_WAIT_S)
+            self._look_elsewhere()
             self._tell_fleet()
 
     def _greet(self) -> None:
@@ -135,8 +142,10 @@ class TrialPhase:
         if self._pool.n_busy:
             return
         self._alone = False
-        room = self._pool.with_room(1)
-        if room and self.queue.alone:
+        if not self.queue.alone:
+            return
+        room = [slot for slot in self._pool.with_room(1) if slot.shape == self.queue.shape(self.queue.alone[0])]
+        if room:
             key = self.queue.alone.popleft()
             job = self._leased(key, room[0])
             if job:
@@ -157,6 +166,11 @@ class TrialPhase:
         if broken:
             if self._ledger.refuse(key, "INVALID", broken):
                 self._ended(key, row.attempt, "INVALID", broken, 0.0)
+            else:
+                self._learn(key)
+            return None
+        if self.queue.waits(key):  # its start was reopened
+            self.queue.give_back(key)
             return None
         attempt = self._ledger.lease(key, self._sweep, slot.node)
         if attempt is None:
@@ -170,7 +184,7 @@ class TrialPhase:
 
     def _learn(self, key: str) -> None:
         """Another sweep holds it or has ended it."""
-        row = self._ledger.trial(key)
+        row = self._ledger.trial(key, sweep=self._sweep)
         if row.state in TERMINAL:
             self._ended(key, row.attempt, row.state, row.reason or "", 0.0)
         elif row.state in ACTIVE:
@@ -185,7 +199,7 @@ class TrialPhase:
             return
         self._look_elsewhere_at = now + _ELSEWHERE_S
         for key in list(self.queue.elsewhere):
-            if self._ledger.trial(key).state not in ACTIVE:
+            if self._ledger.trial(key, sweep=self._sweep).state not in ACTIVE:
                 self.queue.elsewhere.pop(key, None)
                 self._learn(key)
 
@@ -252,16 +266,18 @@ class TrialPhase:
             self._busy.add(key)
         if outcome.end in ("INTERRUPTED", WAITS, DAMAGED):
             if self._ledger.end_attempt(key, attempt, "INTERRUPTED", outcome.reason, requeue=True, final_state=None):
-                self.queue.give_back(key)
+                self.queue.give_back(key, alone=key in self._solo)
                 if outcome.end == DAMAGED:
                     self._make_again(key, outcome.reason)
-                elif outcome.end == WAITS:
+                elif outcome.end == WAITS and not self.queue.waits(key):
                     self._room.refused(outcome.reason)
             return
         verdict = judge(outcome, self._ledger.ends(key))
         if verdict.final_state is None:
             if self._ledger.end_attempt(key, attempt, verdict.end, verdict.reason, requeue=True, final_state=None):
-                self.queue.give_back(key, alone=verdict.alone, last=True)
+                if verdict.alone:
+                    self._solo.add(key)
+                self.queue.give_back(key, alone=key in self._solo, last=True)
                 self._tell(key, attempt, "PENDING", message.slot.node, reason=f"{verdict.end}: {verdict.reason}")
             return
         if outcome.record is not None:

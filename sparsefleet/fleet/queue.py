@@ -43,11 +43,15 @@ class TrialQueue:
 
     def _place(self, key: str) -> None:
         row = self.rows[key]
-        needs = row.depends_on
-        if needs is not None and needs in self.states and self.states[needs] not in TERMINAL:
-            self._waiting.setdefault(needs, []).append(key)
+        if row.depends_on is not None and self.waits(key):
+            self._waiting.setdefault(row.depends_on, []).append(key)
         else:
             self._ready.setdefault(Shape.of(row.resources), deque()).append(key)
+
+    def waits(self, key: str) -> bool:
+        """True if the trial that it starts from has not ended."""
+        needs = self.rows[key].depends_on
+        return needs is not None and needs in self.states and self.states[needs] not in TERMINAL
 
     def shapes(self) -> list[Shape]:
         """Shapes that have a ready trial."""
@@ -65,11 +69,14 @@ class TrialQueue:
     def give_back(self, key: str, *, alone: bool = False, last: bool = False) -> None:
         """It did not run, or has to run again; ``alone``: with nothing beside it; ``last``: after the others.
 
-        What was lost waits its turn: at the front, one trial alone would spend its whole budget in a storm of losses.
+        What was lost waits its turn: at the front, one trial alone would spend its whole budget in a storm of losses. One whose start was
+        reopened meanwhile waits for that.
         """
         self.mark(key, "PENDING")
         if alone:
             self.alone.append(key)
+        elif self.waits(key):
+            self._place(key)
         else:
             ready = self._ready.setdefault(Shape.of(self.rows[key].resources), deque())
             (ready.append if last else ready.appendleft)(key)
@@ -84,6 +91,12 @@ class TrialQueue:
                 self._place(other)
         self._place(key)
 
+    def run_alone(self, key: str) -> None:
+        """A ready trial runs with nothing beside it."""
+        ready = self._ready[self.shape(key)]
+        ready.remove(key)
+        self.alone.append(key)
+
     def done(self, key: str, state: str) -> None:
         """It reached a terminal state: what waited for it is ready."""
         self.mark(key, state)
@@ -92,9 +105,9 @@ class TrialQueue:
             self._place(waiting)
 
     def broken_start(self, key: str) -> str | None:
-        """Why the trial cannot run: what is wrong with the one that it starts from; None if it can."""
+        """Why the trial can never run: what is wrong with the one that it starts from; None if nothing is, or that one has not ended."""
         needs = self.rows[key].depends_on
-        if needs is None or self.states.get(needs) in _ENOUGH_TO_START_FROM:
+        if needs is None or self.waits(key) or self.states.get(needs) in _ENOUGH_TO_START_FROM:
             return None
         return (
             f"the trial it starts from, {self.rows[needs].spec_id}, is {self.states[needs]}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sparsefleet.crash_points import passing
 from sparsefleet.errors import SweepLocked, UserError
-from sparsefleet.ledger import outbox as mail
+from sparsefleet.ledger import outbox as mail, timings
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.packed import Altered, Texts, dump, spec_kind
@@ -34,8 +35,8 @@ def enter(db: sqlite3.Connection, texts: Texts, home: Path, asked: SweepRow, tri
             return
         if is_held(home, sweep):
             raise SweepLocked(f"sweep {sweep!r} is being driven with other trials", fix=f"sparsefleet watch {sweep}")
-        for table in ("sweep_trials", "timings"):
-            db.execute(f"DELETE FROM {table} WHERE sweep=?", (sweep,))
+        db.execute("DELETE FROM sweep_trials WHERE sweep=?", (sweep,))
+        _keep_timings(db, sweep, {trial.key for trial in trials})
     db.execute(
         "INSERT INTO sweeps (sweep, name, digest, grid_text, state, created, settings) VALUES (?,?,?,?,'RUNNING',?,?)"
         " ON CONFLICT (sweep) DO UPDATE SET state='RUNNING', ended=NULL, grid_text=excluded.grid_text, settings=excluded.settings",
@@ -45,6 +46,12 @@ def enter(db: sqlite3.Connection, texts: Texts, home: Path, asked: SweepRow, tri
     for trial in trials:
         _add(db, texts, sweep, trial)
         passing("enqueue-inside")
+
+
+def _keep_timings(db: sqlite3.Connection, sweep: str, keys: set[str]) -> None:
+    """Timings took minutes each and are of their configurations: they stay, for those of their trials that are still asked for."""
+    for timing in timings.of_sweep(db, sweep):
+        timings.store(db, sweep, replace(timing, keys=[key for key in timing.keys if key in keys]))
 
 
 def _ask_again(db: sqlite3.Connection, texts: Texts, asked: SweepRow, trials: Iterable[SweepTrial]) -> None:

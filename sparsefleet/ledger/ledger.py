@@ -107,8 +107,11 @@ class Ledger(Transactions):
         truth = Truth(self._db, self.home)
         return read(self._texts, f"s.sweep=?{where} ORDER BY s.ordinal", (sweep, *states), record=with_record, truth=truth, past=past)
 
-    def trial(self, key_or_spec_id_prefix: str) -> TrialRow:
+    def trial(self, key_or_spec_id_prefix: str, *, sweep: str | None = None) -> TrialRow:
         """The trial whose key or spec_id begins so; of several keys of one spec_id (its code changed) the one that ran last, if a sweep shows it.
+
+        Args:
+            sweep: the one that shows it; None: the newest one that does. A trial that waits reads CANCELLED in a cancelled sweep.
 
         Raises:
             UserError: there is none, or several trials begin so.
@@ -116,16 +119,17 @@ class Ledger(Transactions):
         prefix = key_or_spec_id_prefix
         found = self._db.execute(  # as ranges, which the indices know; substr would look at every trial
             "SELECT key, spec_id FROM trials t WHERE (key >= ?1 AND key < ?2 OR spec_id >= ?1 AND spec_id < ?2)"
-            " AND EXISTS (SELECT 1 FROM sweep_trials s WHERE s.key = t.key) ORDER BY started DESC LIMIT 50",
-            (prefix, prefix + chr(sys.maxunicode)),
+            " AND EXISTS (SELECT 1 FROM sweep_trials s WHERE s.key = t.key AND (?3 IS NULL OR s.sweep = ?3)) ORDER BY started DESC LIMIT 50",
+            (prefix, prefix + chr(sys.maxunicode), sweep),
         ).fetchall()
         if not prefix or not found:
             raise UserError(f"unknown trial {prefix!r}", fix="sparsefleet status SWEEP lists the trials")
         if len({row["spec_id"] for row in found}) > 1:
             raise UserError(f"several trials begin with {prefix!r}", fix=", ".join(sorted({row["spec_id"] for row in found})[:_LISTED]))
-        where, key = "s.key=? ORDER BY (SELECT created FROM sweeps w WHERE w.sweep = s.sweep) DESC LIMIT 1", found[0]["key"]
+        where = "s.key=?1 AND (?2 IS NULL OR s.sweep=?2) ORDER BY (SELECT created FROM sweeps w WHERE w.sweep = s.sweep) DESC LIMIT 1"
+        key = found[0]["key"]
         past = {key: attempts(self._db, key)}
-        return next(read(self._texts, where, (key,), record=True, truth=Truth(self._db, self.home), past=past))
+        return next(read(self._texts, where, (key, sweep), record=True, truth=Truth(self._db, self.home), past=past))
 
     def finished(self, spec_ids: Iterable[str]) -> Iterator[Finished]:
         """The trials of these specs that have ended, under whatever code they ran."""
@@ -147,12 +151,8 @@ class Ledger(Transactions):
                 raise UserError(f"unknown trial {key!r}")
             if row["state"] in TERMINAL:
                 return None
-            if row["state"] in ACTIVE:
-                if row["owner"] == sweep or is_held(self.home, row["owner"]):
-                    return None
-                self.end_attempt(
-                    key, row["attempt"], "INTERRUPTED", f"the driver of {row['owner']} is gone", requeue=True, final_state=None
-                )
+            if row["state"] in ACTIVE and (row["owner"] == sweep or not self._freed(key, row)):
+                return None
             attempt: int = row["attempt"] + 1
             started = now()
             self._db.execute(
@@ -163,6 +163,13 @@ class Ledger(Transactions):
             passing("lease-inside")
         self._begun[key, attempt] = time.monotonic()
         return attempt
+
+    def _freed(self, key: str, row: sqlite3.Row) -> bool:
+        """Whether a trial that is under way is so no more: the driver that held it is gone."""
+        if is_held(self.home, row["owner"]):
+            return False
+        self.end_attempt(key, row["attempt"], "INTERRUPTED", f"the driver of {row['owner']} is gone", requeue=True, final_state=None)
+        return True
 
     def mark_running(self, key: str, attempt: int, node: str) -> bool:
         """The child of this attempt has started on ``node``; fenced."""
@@ -232,8 +239,11 @@ class Ledger(Transactions):
         return True
 
     def refuse(self, key: str, state: str, reason: str) -> bool:
-        """Give a waiting trial a terminal state without an attempt, e.g. INVALID when what it starts from failed."""
+        """Give a waiting trial a terminal state without an attempt, e.g. INVALID when what it starts from failed; False if it does not wait."""
         with self.batch():
+            row = self._db.execute("SELECT state, attempt, owner FROM trials WHERE key=?", (key,)).fetchone()
+            if row is not None and row["state"] in ACTIVE:
+                self._freed(key, row)
             done = self._db.execute(
                 "UPDATE trials SET state=?, reason=?, ended=? WHERE key=? AND state='PENDING'", (state, redacted(reason), now(), key)
             )

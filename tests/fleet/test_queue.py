@@ -63,3 +63,22 @@ def test_what_was_lost_waits_behind_the_others() -> None:
     first = queue.take(shape)
     queue.give_back(first, last=True)
     assert [queue.take(shape), queue.take(shape)] == ["b", "a"]
+
+
+def test_what_is_given_back_waits_for_a_start_that_was_reopened() -> None:
+    queue = TrialQueue([row("start", "SUCCEEDED"), row("one", needs="start"), row("two", needs="start")])
+    shape = queue.shapes()[0]
+    assert [queue.take(shape), queue.take(shape)] == ["one", "two"]
+    queue.give_back("one")
+    queue.reopen("start")
+    queue.give_back("two", last=True)
+    assert queue.broken_start("two") is None  # it is no failure of its start that this one has not ended
+    assert [queue.take(shape), queue.take(shape)] == ["start", None]
+    queue.done("start", "SUCCEEDED")
+    assert {queue.take(shape), queue.take(shape)} == {"one", "two"}
+
+
+def test_a_ready_trial_can_be_made_to_run_alone() -> None:
+    queue = TrialQueue([row("a"), row("b")])
+    queue.run_alone("b")
+    assert (list(queue.alone), queue.take(CPU), queue.take(CPU)) == (["b"], "a", None)

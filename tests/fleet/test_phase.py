@@ -1,0 +1,143 @@
+"""The driver's loop on a real ledger, with supervisors that never come: what it does of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_sweeps import Told
+
+from sparsefleet.fleet.events import DriverSettings, Event
+from sparsefleet.fleet.phase import TrialPhase
+from sparsefleet.fleet.shape import Shape
+from sparsefleet.fleet.slots import Slot
+from sparsefleet.ledger import Ledger, SweepLock, SweepTrial, open_ledger
+
+
+class Nobody:
+    """A pool without supervisors: they are always about to start."""
+
+    slots: tuple[Slot, ...] = ()
+    starting, full, n_busy = True, False, 0
+
+    def __init__(self, limit: int = 5) -> None:
+        self.looks, self._limit = 0, limit
+
+    def describe(self, shapes: Any) -> list[dict[str, Any]]:
+        return []
+
+    def adjust(self, needs: Any) -> None: ...
+
+    def greet(self) -> tuple[()]:
+        return ()
+
+    def with_room(self, depth: int) -> list[Slot]:
+        return []
+
+    def places(self) -> tuple[list[Any], dict[str, str]]:
+        return [], {}
+
+    def event(self, sweep: str, waiting: Any) -> Event:
+        return Event("fleet", {"sweep": sweep, "waiting": waiting})
+
+    def hear(self, wait_s: float) -> list[Any]:
+        self.looks += 1
+        assert self.looks < self._limit, "the loop goes on for ever"
+        return []
+
+
+class Calm:
+    stopping = cancelled = False
+    n_signals = 0
+
+
+def asked(key: str, needs: str | None = None) -> SweepTrial:
+    return SweepTrial(["start", "late", "one", "two"].index(key), key, key, {"seed": 0}, "sparse", depends_on=needs, resources={"cpus": 1})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    with open_ledger(tmp_path / "home") as found:
+        yield found
+
+
+def enter(ledger: Ledger, sweep: str, *trials: SweepTrial) -> None:
+    ledger.create_sweep(sweep, sweep, sweep, "", {}, trials)
+
+
+def end(ledger: Ledger, key: str, sweep: str, state: str = "SUCCEEDED") -> None:
+    attempt = ledger.lease(key, sweep, "here")
+    assert attempt is not None
+    assert ledger.commit(key, attempt, {"state": state, "reason": None})
+
+
+def phase(ledger: Ledger, sweep: str, told: Any = None, pool: Any = None) -> TrialPhase:
+    return TrialPhase(ledger, sweep, pool or Nobody(), DriverSettings(data_root=Path("data")), Calm(), told or Told())
+
+
+def test_a_sweep_whose_trials_have_all_ended_waits_for_no_supervisor(ledger: Ledger) -> None:
+    """It is driven again for its timings: ``resume --remeasure``, or after a driver that died while it measured."""
+    enter(ledger, "a", asked("one"))
+    end(ledger, "one", "a")
+    loop = phase(ledger, "a")
+    loop.run()
+    assert loop._pool.looks == 0
+
+
+def test_a_sweep_whose_trials_another_one_holds_ends_with_it(ledger: Ledger) -> None:
+    for sweep in ("a", "b"):
+        enter(ledger, sweep, asked("one"))
+    with SweepLock(ledger.home, "b"):
+        attempt = ledger.lease("one", "b", "there")
+        loop = phase(ledger, "a")
+        assert loop.queue.elsewhere == {"one": "b"}
+        assert ledger.commit("one", attempt, {"state": "SUCCEEDED", "reason": None})
+    loop.run()
+    assert (loop.queue.n_open, loop.queue.states["one"]) == (0, "SUCCEEDED")
+
+
+def test_a_newer_sweep_that_is_cancelled_takes_no_trial_from_an_older_one(ledger: Ledger) -> None:
+    for sweep in ("old", "new"):
+        enter(ledger, sweep, asked("one"))
+    with SweepLock(ledger.home, "new"):
+        attempt = ledger.lease("one", "new", "there")
+        loop = phase(ledger, "old")
+        ledger.end_attempt("one", attempt, "INTERRUPTED", "the driver stopped", requeue=True, final_state=None)
+        ledger.set_sweep_state("new", "CANCELLED")
+    assert ledger.trial("one").state == "CANCELLED"  # as the newer one shows it
+    loop._look_elsewhere()
+    assert (loop.queue.states["one"], loop.queue.n_ready(), loop.queue.n_open) == ("PENDING", 1, 1)
+
+
+def test_a_trial_that_another_sweep_refused_first_is_refused_here_too(ledger: Ledger) -> None:
+    for sweep in ("a", "b"):
+        enter(ledger, sweep, asked("start"), asked("late", "start"))
+    end(ledger, "start", "a", "PLUGIN_ERROR")
+    loop = phase(ledger, "b")
+    assert ledger.refuse("late", "INVALID", "the trial it starts from, start, is PLUGIN_ERROR")
+    slot = Slot(Shape(1.0, 0.0), None, None, None, 0.0, node="here", ready=True)
+    assert loop._next(slot) is None
+    assert (loop.queue.states["late"], loop.queue.n_open) == ("INVALID", 0)
+
+
+def test_what_a_dead_driver_held_can_be_refused(ledger: Ledger) -> None:
+    enter(ledger, "a", asked("start"), asked("late", "start"))
+    assert ledger.lease("late", "a", "here") == 1  # nobody holds the sweep's lock
+    assert ledger.refuse("late", "INVALID", "the trial it starts from, start, is POISONED")
+    assert [a["end"] for a in ledger.trial("late").attempts] == ["INTERRUPTED"]
+
+
+def test_out_of_memory_still_means_alone_for_the_next_driver(ledger: Ledger) -> None:
+    enter(ledger, "a", asked("one"), asked("two"))
+    attempt = ledger.lease("two", "a", "here")
+    ledger.end_attempt("two", attempt, "OOM", "out of memory", requeue=True, final_state=None)
+    assert list(phase(ledger, "a").queue.alone) == ["two"]
+
+
+def test_another_selection_of_the_same_grid_keeps_the_timings(ledger: Ledger) -> None:
+    enter(ledger, "a", asked("one"), asked("two"))
+    ledger.commit_timing("a", "c" * 64, ["one", "two"], "SUCCEEDED", [{"op": "step"}])
+    enter(ledger, "a", asked("one"))
+    (timing,) = ledger.timings("a")
+    assert (timing.keys, timing.timings) == (["one"], [{"op": "step"}])
