@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RELAYED = "SPARSEFLEET_RELAYED"
 """Is set where a verb runs on a cluster's head for somebody elsewhere: what it starts must outlive it, so drivers are jobs of their own."""
 Row = dict[str, Any]
-_BACKGROUND_GRACE_S = 1.5
+_BACKGROUND_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,18 @@ def _settings(session: Session, row: SweepRow, wanted: Drive) -> DriverSettings:
 
 
 def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
-    """Starts a driver in a session of its own, whose output goes to a log under the home."""
-    from sparsefleet.errors import BackendUnreachable
+    """Starts a driver in a session of its own, whose output goes to a log under the home; returns once it holds the sweep, or has ended well.
+
+    Raises:
+        SweepLocked: another one was quicker.
+        BackendUnreachable: it ended at once.
+    """
+    from sparsefleet.errors import BackendUnreachable, SweepLocked
 
     log = log_folder(session.made_home()) / f"{row.sweep}.log"
     command = module_command("sparsefleet.cli", "resume", row.sweep, *_flags(wanted))
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    size = os.fstat(fd).st_size
     try:
         child = subprocess.Popen(
             command,
@@ -172,18 +178,29 @@ def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
         )
     finally:
         os.close(fd)
-    end = time.monotonic() + _BACKGROUND_GRACE_S
-    while time.monotonic() < end and child.poll() is None:
+    end = time.monotonic() + _BACKGROUND_LIMIT_S
+    while time.monotonic() < end and child.poll() is None and not _is_driven(session, row.sweep):
         time.sleep(0.05)
+    if child.poll() == SweepLocked.exit_code:
+        raise SweepLocked(f"sweep {row.sweep!r} is being driven already", fix=f"sparsefleet watch {row.sweep}")
     if child.poll():
-        raise BackendUnreachable(
-            f"the driver ended at once with code {child.returncode}", cause=f"its log is {log}", fix=f"sparsefleet logs {row.sweep}"
-        )
+        said = log.read_bytes()[size:].decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise BackendUnreachable(f"the driver ended at once with code {child.returncode}", cause=said[0], fix=f"its log is {log}")
     if wanted.as_json:
         emit({**status_json(row, session.home), "driver_pid": child.pid, "log": str(log)})
     say(f"{row.sweep} runs in the background (process {child.pid}), log {log}")
     next_command(f"watch {row.sweep}")
     return 0
+
+
+def _is_driven(session: Session, sweep: str) -> bool:
+    from sparsefleet.ledger import is_held, read_ledger
+    from sparsefleet.ledger.rows import LIVE_SWEEP
+
+    if not is_held(session.home, sweep):
+        return False
+    with read_ledger(session.home) as ledger:
+        return ledger.sweep(sweep).state in LIVE_SWEEP
 
 
 def _as_job(session: Session, row: SweepRow, wanted: Drive) -> None:

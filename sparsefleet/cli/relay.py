@@ -171,6 +171,9 @@ def _follow(server: JobServer, job: str, reader: Reader) -> str:
                 raise
             time.sleep(_AGAIN_EVERY_S)
             continue
+        if state in ENDED and reader.exit_code is None:  # a connection that broke may have cost the last words
+            reader.restart()
+            _print(reader, server.log(job))
         if state in ENDED or reader.exit_code is not None:
             return state
         time.sleep(_POLL_S)

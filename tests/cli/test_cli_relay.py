@@ -83,3 +83,37 @@ def test_a_wrong_grid_is_refused_here_before_anything_is_sent(tmp_path):
     done = run_program("submit", "grid", str(tmp_path / "bad.yaml"), "--address", "http://127.0.0.1:1", home=tmp_path)
     assert done.returncode == 2
     assert "nothing-such" in done.stderr
+
+
+class BrokenTail:
+    """A job server whose stream of the log ends early without a word, as one does when a laptop sleeps; the job ends meanwhile."""
+
+    def __init__(self, log: str) -> None:
+        self._log, self._states = log, ["RUNNING", "SUCCEEDED"]
+
+    def state(self, job: str) -> str:
+        return self._states.pop(0) if len(self._states) > 1 else self._states[0]
+
+    def log(self, job: str) -> str:
+        return self._log
+
+    async def tail(self, job: str, take) -> None:
+        take(self._log[: len(self._log) // 2])
+
+
+def test_the_last_words_of_a_verb_are_fetched_when_the_stream_broke(monkeypatch, capsys, tmp_path):
+    from sparsefleet.cli import relay
+    from sparsefleet.fleet.remote_frames import Reader, Writer
+
+    log, said = tmp_path / "log", tmp_path / "said"
+    with log.open("wb") as file:
+        writer = Writer(file.fileno())
+        for line in (b"first\n", b"last\n"):
+            said.write_bytes(line)
+            with said.open("rb") as source:
+                writer.copy("o", source)
+        writer.end(5)
+    monkeypatch.setattr(relay, "_POLL_LIMIT_S", 0.0)
+    reader = Reader()
+    assert relay._follow(BrokenTail(log.read_text()), "job", reader) == "SUCCEEDED"
+    assert (reader.exit_code, capsys.readouterr().out) == (5, "first\nlast\n")
