@@ -32,6 +32,8 @@ _READ_S = 5.0
 _LISTEN_ON_S = 600.0
 """How long a supervisor that was given up is still listened to, so that what it says late is told."""
 _MOVE_S = 15.0
+_SPARE_S = 10.0
+"""How long a supervisor without work is kept: others may want its place, and to start one costs some seconds."""
 
 
 class Pool:
@@ -54,7 +56,7 @@ class Pool:
         return min(self._cluster.slots(shape), n_trials, self._limit or n_trials)
 
     def adjust(self, needs: dict[Shape, int]) -> None:
-        """Start supervisors for the shapes in need (trials per shape), and retire idle ones that stand in their way.
+        """Start supervisors for the shapes in need (trials per shape), and retire idle ones that stand in their way or that nobody needs.
 
         Raises:
             UserError: no node could ever hold a shape.
@@ -64,6 +66,7 @@ class Pool:
         claimed = self._cluster.view.claimed()
         for slot in [s for s in self.slots if s.node_id in claimed and not s.jobs and not s.whole]:
             self.kill(slot)
+        self._give_back(needs)
         for shape, n in needs.items():
             have = sum(1 for slot in self.slots if slot.shape == shape)
             room = self._limit - len(self.slots) if self._limit else n
@@ -72,6 +75,16 @@ class Pool:
             if not any(slot.shape == shape and slot.ready for slot in self.slots):
                 for slot in [s for s in self.slots if s.shape != shape and s.ready and not s.jobs and not needs.get(s.shape)]:
                     self.kill(slot)
+
+    def _give_back(self, needs: dict[Shape, int]) -> None:
+        """End what is more than needed: requests for a place at once, supervisors that have one when they have been idle for a while."""
+        now = time.monotonic()
+        for shape in {slot.shape for slot in self.slots}:
+            mine = [s for s in self.slots if s.shape == shape and not s.whole]
+            spare = [s for s in mine if not s.jobs and (s.place is not None or (s.ready and now - s.heard > _SPARE_S))]
+            spare.sort(key=lambda s: (s.ready, s.heard))
+            for slot in spare[: max(0, len(mine) - needs.get(shape, 0))]:
+                self.kill(slot)
 
     def adjust_whole(self, shape: Shape) -> None:
         """Have one supervisor, alone on its node: it holds all CPUs of it, so that no trial of any sweep on this cluster runs beside it.

@@ -82,6 +82,10 @@ class Wire:
         """The test's clock."""
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
     def remote(self, **_: Any) -> Any:
         """A class of actors."""
         return lambda _: _Actors()
