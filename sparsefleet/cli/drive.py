@@ -50,7 +50,7 @@ def drive(session: Session, wanted: Drive) -> int:
 
     home = session.made_home()
     row = read_ledger(home).sweep(wanted.sweep)
-    if has_ended(row) and not (wanted.only_failed or wanted.remeasure) and not _damaged(home, row.sweep):
+    if has_ended(row) and not (wanted.only_failed or wanted.remeasure) and not _has_more(home, row.sweep):
         say(f"already complete: {row.counts.get('total', 0)} cached, 0 to run")
         return _finish(session, row, wanted)
     told = figures(row)
@@ -73,14 +73,15 @@ def drive(session: Session, wanted: Drive) -> int:
     return _finish(session, foreground(session, row, wanted, lambda ended: shown.extend(_show(session, ended, wanted))), wanted, shown)
 
 
-def _damaged(home: Path, sweep: str) -> bool:
-    """True if a committed trial is not what it was: the driver sets it aside and runs it again."""
+def _has_more(home: Path, sweep: str) -> bool:
+    """True if a committed trial is not what it was, which the driver sets aside and runs again, or if a timing is lacking through no fault of its own."""
+    from sparsefleet.fleet.untimed import lacks_timings
     from sparsefleet.home import artifact_root
     from sparsefleet.ledger import read_ledger
     from sparsefleet.ledger.spool import store_of
 
     with read_ledger(home) as ledger:
-        return bool(ledger.damaged(sweep, store_of(artifact_root(), home)))
+        return lacks_timings(ledger, sweep) or bool(ledger.damaged(sweep, store_of(artifact_root(), home)))
 
 
 def has_ended(row: SweepRow) -> bool:

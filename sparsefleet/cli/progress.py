@@ -96,7 +96,10 @@ class View:
             lines.append(f"{node['node']}:{silent} {busy}, {node.get('cpus_used', 0):g} of {node.get('cpus', 0):g} cpus{gpus}")
         if len(self.nodes) > _MAX_RUNNING:
             lines.append(f"and {len(self.nodes) - _MAX_RUNNING} more nodes")
-        return lines + [f"{one['n']} wait{'s' if one['n'] == 1 else ''}: {one['why']}" for one in self.waiting[:_MAX_RUNNING]]
+        return lines + [
+            f"{one['n']} wait{'s' if one['n'] == 1 else ''}: {one['why']}" if one["n"] else str(one["why"])
+            for one in self.waiting[:_MAX_RUNNING]
+        ]
 
     def running_lines(self) -> list[str]:
         """``digits mlp set csr 0.1 seed 0   step 120/400   loss 0.31``."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparsefleet.crash_points import refuse_typos
-from sparsefleet.errors import BackendUnreachable, NoSpace
+from sparsefleet.errors import BackendUnreachable, IntegrityError, NoSpace
 from sparsefleet.fleet.events import DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts, cancel_path
-from sparsefleet.fleet.untimed import untimed
+from sparsefleet.fleet.untimed import lacks_timings, untimed
 from sparsefleet.fleet.uploader import Uploader
 from sparsefleet.home import artifact_root, keep_private
 from sparsefleet.ledger import Ledger, SweepLock, SweepRow, is_held, open_ledger
@@ -22,6 +22,7 @@ from sparsefleet.trial import files
 __all__ = ["DriverSettings", "Event", "cancel", "submit"]
 
 _ENDED = ("DONE", "FAILED")
+_MOST_REPAIRS = 5
 
 
 def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[[Event], None]) -> SweepRow:
@@ -37,6 +38,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
         PluginError: a node runs other code than the sweep was submitted with; nothing was queued.
         BackendUnreachable: Ray cannot be reached, or loses one supervisor after the other.
         NoSpace: a disk is full; what is committed stays, and what ran runs again.
+        IntegrityError: trained networks are damaged again as soon as they are stored.
     """
     keep_private()
     refuse_typos()
@@ -51,7 +53,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             _set_aside(ledger, ledger.damaged(sweep, store), on_event)
             _empty_spool(store, on_event)
             row = ledger.sweep(sweep)
-            if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure:
+            if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure and not lacks_timings(ledger, sweep):
                 return row
             ledger.set_sweep_state(sweep, "RUNNING")
             uploader.start()
@@ -97,6 +99,7 @@ def _run(
     from sparsefleet.fleet.server import NodeServer
     from sparsefleet.fleet.supervisor import Setup
 
+    measures = settings.measure.get("level", "none") != "none"
     bundle = ledger.sweep(sweep).settings.get("bundle")
     folder = unpacked(bundle, ArtifactStore(artifact_root()), ledger.home) if bundle else None
     node_server = NodeServer(folder)  # imports torch while Ray starts
@@ -106,27 +109,34 @@ def _run(
             setup = Setup(str(ledger.home), artifact_root(), cluster.own_node, node_server.path, bundle, home_id(ledger.home))
             pool = Pool(cluster, setup, settings.max_parallel)
             try:
-                trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
-                trials.run()
-                if settings.measure.get("level", "none") != "none" and not interrupts.stopping and not trials.tripped:
-                    broken = _broken_networks(ledger, sweep, store_of(artifact_root(), ledger.home))
-                    if broken:
-                        _set_aside(ledger, broken, emit)
-                        trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
-                        trials.run()
+                for _ in range(_MOST_REPAIRS):
+                    trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)
+                    trials.run()
+                    if interrupts.stopping or trials.tripped:
+                        break
+                    damaged = _broken_networks(ledger, sweep, store_of(artifact_root(), ledger.home)) if measures else {}
+                    if not damaged:
+                        ledger.set_sweep_state(sweep, "MEASURING")
+                        emit(_sweep_event(ledger, sweep))
+                        uploader.settle(ledger, lambda: interrupts.stopping)
+                        timings = MeasurePhase(ledger, sweep, pool, settings, interrupts, emit)
+                        timings.run()
+                        damaged = timings.damaged
+                    if not damaged:
+                        break
+                    _set_aside(ledger, damaged, emit)
+                    ledger.set_sweep_state(sweep, "RUNNING")
+                else:
+                    raise IntegrityError(
+                        f"networks of {sweep} are not what was stored, {_MOST_REPAIRS} times one after the other",
+                        cause="; ".join(reason.splitlines()[0] for reason in damaged.values()),
+                        fix=f"look after the disk of the artifact store, then: sparsefleet resume {sweep}",
+                    )
                 if interrupts.cancelled:
                     return "CANCELLED"
                 if interrupts.n_signals:
                     return "INTERRUPTED"
-                if trials.tripped:
-                    return "FAILED"
-                ledger.set_sweep_state(sweep, "MEASURING")
-                emit(_sweep_event(ledger, sweep))
-                uploader.settle(ledger, lambda: interrupts.stopping)
-                MeasurePhase(ledger, sweep, pool, settings, interrupts, emit).run()
-                if interrupts.cancelled:
-                    return "CANCELLED"
-                return "INTERRUPTED" if interrupts.n_signals else "FAILED" if trials.queue.n_failed else "DONE"
+                return "FAILED" if trials.tripped or trials.queue.n_failed else "DONE"
             finally:
                 pool.close()
     finally:

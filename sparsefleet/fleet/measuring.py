@@ -11,21 +11,26 @@ from typing import Any
 from sparsefleet.fleet.events import FLEET_EVERY_S, DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import measure_job
-from sparsefleet.fleet.outcome import LOST_BUDGET, RESULT
+from sparsefleet.fleet.outcome import DAMAGED, LOST_BUDGET, RESULT, WAITS
 from sparsefleet.fleet.pool import Pool
+from sparsefleet.fleet.room import Room
 from sparsefleet.fleet.shape import Shape
 from sparsefleet.fleet.slots import Message
 from sparsefleet.fleet.untimed import untimed
-from sparsefleet.fleet.waiting import waits_to_measure
+from sparsefleet.fleet.waiting import waits_for_device, waits_to_measure
+from sparsefleet.home import local_store
 from sparsefleet.ledger import Ledger, TrialRow
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.measure.assemble import beside
 from sparsefleet.measure.config import MeasureJob
+from sparsefleet.measure.lease import WAITS_FOR
 from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, limits_of, run_passes
 from sparsefleet.measure.verdict import beats_limit, is_doubtful, trust
 from sparsefleet.trial import files
 
 _WAIT_S = 0.2
+_BELIEVED_S = 3.0
+"""A measurement that waits for another one says so every second."""
 
 
 class MeasurePhase:
@@ -34,6 +39,9 @@ class MeasurePhase:
     The supervisors of the trials are ended first: one remains, so that nothing of ours runs beside a measurement. What was not trustworthy
     is measured once more after all others, when the machine may be quieter: with the machine's limits and the baselines chosen anew. Of two
     measurements the one whose headline can be trusted counts (then its other figures, then the newer one); its timing names the others.
+
+    Attributes:
+        damaged: the trained network that is not what was stored, by trial key with the reason: it ended the phase, and has to be made again.
     """
 
     def __init__(
@@ -47,9 +55,23 @@ class MeasurePhase:
         self._memo = Memo()
         self._forget: list[str] = []
         self._tell_at = 0.0
+        self._room = Room([ledger.home, *local_store()], emit, "measurements")
+        self._waits: tuple[str, float] = ("", 0.0)
+        self.damaged: dict[str, str] = {}
 
     def run(self) -> None:
-        """Until all are timed or someone asked to stop."""
+        """Until all are timed or someone asked to stop, or a network turns out to be damaged.
+
+        Raises:
+            BackendUnreachable: the artifact store stays away, or a disk is full; what has not been timed is left to the next driver.
+        """
+        try:
+            self._measure()
+        except _Damaged as found:
+            self._pool.close()
+            self.damaged = {found.key: found.reason}
+
+    def _measure(self) -> None:
         jobs = self._untimed()
         if not jobs:
             return
@@ -116,31 +138,49 @@ class MeasurePhase:
         shape = Shape.of(row.resources)
         sent = measure_job(request.model_dump(mode="json", by_alias=True), row.record or {}, self._forget)
         self._forget = []
-        for _ in range(LOST_BUDGET):
+        n_lost = 0
+        while n_lost < LOST_BUDGET:
             message = self._attempt(shape, sent)
             if message is None:
                 return None
-            if message.kind == "ended" and message.body["end"] not in ("LOST", "KILLED"):
-                body = message.body
-                if body["end"] == RESULT:
-                    return PassResult.model_validate(body["record"])
-                return PassResult(state=body["end"], reason=body["reason"])
+            body = message.body
+            end = body["end"] if message.kind == "ended" else "LOST"
+            if end == RESULT:
+                self._room.fine()
+                return PassResult.model_validate(body["record"])
+            if end == WAITS:
+                self._room.refused(body["reason"])
+            elif end == DAMAGED:
+                raise _Damaged(row.key, body["reason"])
+            elif end not in ("LOST", "KILLED"):
+                return PassResult(state=end, reason=body["reason"])
+            else:
+                n_lost += 1
         return PassResult(state="INFRA_FAILED", reason=f"lost {LOST_BUDGET} times")
 
     def _attempt(self, shape: Shape, sent: dict[str, Any]) -> Message | None:
-        """How one attempt ended."""
+        """How one attempt ended; None if someone asked to stop. While the store is away or a disk is full, none begins.
+
+        Raises:
+            BackendUnreachable: that lasts.
+        """
         waiting = True
         while not self._interrupts.stopping:
             if waiting:
                 self._pool.adjust_whole(shape)
                 for slot, _ in self._pool.greet():
                     slot.ready = True  # its code was checked before the trials, and the result names what it timed
-                self._tell_waiting(shape)
                 room = [slot for slot in self._pool.with_room(1) if slot.shape == shape and slot.whole]
-                if room:
+                if self._room.closed():
+                    if self._room.error:
+                        raise self._room.error
+                elif room:
                     self._pool.send(room[0], sent)
                     waiting = False
+            self._tell_waiting(shape)
             for message in self._pool.hear(_WAIT_S):
+                if message.kind == "progress" and WAITS_FOR in message.body["values"]:
+                    self._waits = str(message.body["values"][WAITS_FOR]), time.monotonic()
                 if message.kind in ("ended", "lost"):
                     return message
         return None
@@ -149,11 +189,11 @@ class MeasurePhase:
         now = time.monotonic()
         if now >= self._tell_at:
             self._tell_at = now + FLEET_EVERY_S
-            self._emit(
-                self._pool.event(
-                    self._sweep, [] if any(slot.ready for slot in self._pool.slots) else [waits_to_measure(shape, *self._pool.places())]
-                )
-            )
+            why, said_at = self._waits
+            waiting = [waits_for_device(why)] if why and now - said_at < _BELIEVED_S else []
+            if not any(slot.ready for slot in self._pool.slots):
+                waiting = [waits_to_measure(shape, *self._pool.places())]
+            self._emit(self._pool.event(self._sweep, waiting))
 
     def _commit(self, job: MeasureJob, result: MeasureResult) -> None:
         self._ledger.commit_timing(
@@ -169,3 +209,11 @@ class MeasurePhase:
     def _tell(self, job: MeasureJob, state: str, done: int, total: int, **more: Any) -> None:
         data = {"config_key": job.config_key, "state": state, "done": done, "total": total, "reason": None, **more}
         self._emit(Event("measure", {**data, "op": job.op, "batch_size": job.batch_size, "spec_id": job.spec.spec_id}))
+
+
+class _Damaged(Exception):
+    """A trained network is not what was stored."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key, self.reason = key, reason

@@ -1,4 +1,4 @@
-"""Whether new trials may start: there is room on the disk, and the nodes can keep what they make."""
+"""Whether new work may start: there is room on the disk, and the nodes can keep what they make."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Room:
 
     Args:
         places: folders of this machine that the sweep writes to.
+        work: what does not start meanwhile.
     """
 
-    def __init__(self, places: Sequence[Path], emit: Callable[[Event], None]) -> None:
-        self._places, self._emit = places, emit
+    def __init__(self, places: Sequence[Path], emit: Callable[[Event], None], work: str = "trials") -> None:
+        self._places, self._emit, self._work = places, emit, work
         self._needed_mib = min_free_mib()
         self._look_at = 0.0
         self._refusals = 0
@@ -62,4 +63,4 @@ class Room:
     def _tell(self, text: str) -> None:
         if text != self._told:
             self._told = text
-            self._emit(Event("note", {"text": f"no new trials: {text}"}))
+            self._emit(Event("note", {"text": f"no new {self._work}: {text}"}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsefleet.ledger import Ledger
-from sparsefleet.ledger.rows import TimingRow
+from sparsefleet.ledger.rows import NOT_TAKEN, TimingRow
 from sparsefleet.measure.config import MeasureJob, groups
 from sparsefleet.measure.verdict import is_doubtful
 
@@ -16,7 +16,7 @@ _READS = ("state", "counts", "code", "device", "accuracy")
 """Keys of a record that say what is to be timed."""
 _SHARED = ("SUCCEEDED", "INCORRECT")
 """Ends that another sweep need not find out again; memory that was not free once may be free now."""
-_AGAIN = ("TIMEOUT", "CRASHED", "INFRA_FAILED")
+_AGAIN = ("TIMEOUT", "CRASHED", *NOT_TAKEN)
 """Ends that say nothing of the configuration: the next driver of the sweep tries again."""
 
 
@@ -47,6 +47,11 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
             elif known.config_key not in have or set(known.keys) != set(job.keys):
                 ledger.share_timing(sweep, known, job.keys)
     return left
+
+
+def lacks_timings(ledger: Ledger, sweep: str) -> bool:
+    """True if the fleet was to blame that something has no timing: the sweep has not ended, whatever its state says."""
+    return any(row.state in NOT_TAKEN for row in ledger.timings(sweep))
 
 
 def _is_taken(row: TimingRow, again: bool) -> bool:

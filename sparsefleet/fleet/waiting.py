@@ -67,6 +67,15 @@ def waits_to_measure(shape: Shape, nodes: Sequence[Node], closed: Mapping[str, s
     return {"why": f"the measurement waits for a node of its own: {', '.join(able[:_NODES_NAMED])}", "n": 0, "keys": [], "resources": None}
 
 
+def waits_for_device(why: str) -> dict[str, Any]:
+    """A measurement has its node, and somebody else, who may not use this cluster at all, measures there.
+
+    Args:
+        why: as it reported.
+    """
+    return {"why": f"the measurement {why}", "n": 0, "keys": [], "resources": None}
+
+
 def _group(why: str, keys: Collection[str], resources: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {"why": why, "n": len(keys), "keys": list(keys)[:WAITING_KEYS], "resources": resources}
 

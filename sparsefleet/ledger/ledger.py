@@ -16,7 +16,7 @@ from sparsefleet.ledger import entering, integrity, outbox as mail, schema, swee
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.packed import dump, pattern_of, record_kind, sha256
-from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
+from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, TIMED, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
 from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.ledger.transactions import Transactions
 from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, finished, read, seconds, test_figures
@@ -313,7 +313,9 @@ class Ledger(Transactions):
         samples: bytes | None = None,
         reason: str | None = None,
     ) -> None:
-        """Store or replace one configuration's timings and their raw samples."""
+        """Store or replace one configuration's timings and their raw samples; ``state`` is one of ``TIMED``."""
+        if state not in TIMED:
+            raise ValueError(f"{state!r} is no end of a timing")
         with self.batch():
             ref = None if samples is None else times.store_samples(self._db, samples)
             times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, redacted(reason or "") or None))

@@ -10,6 +10,10 @@ ACTIVE = ("LEASED", "RUNNING")
 FAILED = ("INCORRECT", "PLUGIN_ERROR", "CRASHED", "POISONED", "TIMEOUT", "OOM", "INVALID", "INFRA_FAILED")
 """Terminal states that ``retry_failed`` puts back; the same set as ``sparsefleet.trial.record.FAILED`` (a test compares them)."""
 TERMINAL = ("SUCCEEDED", "DIVERGED", "CANCELLED", *FAILED)
+TIMED = ("SUCCEEDED", *FAILED)
+"""What may become of a timing."""
+NOT_TAKEN = ("INFRA_FAILED", "WAITS", "DAMAGED")
+"""Of timings: the fleet was to blame, so that a sweep which has one has not ended. The last two are no ends; ledgers of 0.1 have them."""
 LIVE_SWEEP = ("RUNNING", "MEASURING")
 """Sweep states that are true only while a driver holds the sweep's lock."""
 

@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from sparsefleet.errors import SparsefleetError
+from sparsefleet.errors import BackendUnreachable, SparsefleetError
 from sparsefleet.measure.passes import MeasureRequest, PassResult, write
+from sparsefleet.space import means_no_space
 
 
 def run(request: MeasureRequest) -> PassResult:
-    """The result of one pass. What the networks raise becomes its state."""
+    """The result of one pass. What the networks raise becomes its state; a full disk is raised."""
     import torch
 
     from sparsefleet.measure.audit import Refused
@@ -29,8 +30,12 @@ def run(request: MeasureRequest) -> PassResult:
     except Refused as error:
         result = PassResult(state="INCORRECT", reason=str(error))
     except SparsefleetError as error:
-        result = PassResult(state="INVALID", reason=str(error))
-    except Exception as error:  # noqa: BLE001 whatever a plugin raises is this job's recorded end
+        if means_no_space(error):  # nobody's fault: whoever started this process waits for room
+            raise
+        result = PassResult(state="INFRA_FAILED" if isinstance(error, BackendUnreachable) else "INVALID", reason=str(error))
+    except Exception as error:  # whatever a plugin raises is this job's recorded end
+        if means_no_space(error):
+            raise
         state = "OOM" if "can't allocate memory" in str(error) else "PLUGIN_ERROR"
         result = PassResult(state=state, reason=f"{type(error).__name__}: {error}")
     return result.model_copy(update={"took_s": time.monotonic() - started})

@@ -11,7 +11,7 @@ def ledger(tmp_path, digits_request):
     request = digits_request(
         layer={"name": "csr"}, density=0.2, method={"rewirer": {"name": "static"}}, train={"epochs": 1, "batch_size": 64}
     )
-    record = run_trial(request).to_json()
+    record = {**run_trial(request).to_json(), "artifacts": [{"name": "model.safetensors", "sha256": "a" * 64, "bytes": 1}]}
     row = SweepTrial(
         ordinal=0,
         key=request.trial_key,

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from fleet_sweeps import Told, settings
 
+from sparsefleet.errors import BackendUnreachable
+from sparsefleet.fleet import measuring, room
+from sparsefleet.fleet.events import Event
 from sparsefleet.fleet.measuring import MeasurePhase
+from sparsefleet.fleet.outcome import DAMAGED, RESULT, WAITS
+from sparsefleet.fleet.slots import Message, Slot
 from sparsefleet.fleet.untimed import untimed
 from sparsefleet.measure.passes import MeasureRequest, PassResult
 from sparsefleet.measure.recheck import recheck
@@ -157,3 +162,109 @@ def test_another_machine_measures_for_itself(phase):
 
 def test_who_asks_to_stop_leaves_no_timing(phase):
     assert phase(Script(None)) is None
+
+
+class OneSlot(NoPool):
+    """A supervisor with a node to itself that says these things of its jobs, one after the other."""
+
+    def __init__(self, *says: dict) -> None:
+        self.says = list(says)
+        self.slots = []
+        self.told = []
+        self.is_closed = 0
+
+    def close(self) -> None:
+        self.is_closed += 1
+
+    def adjust_whole(self, shape) -> None:
+        if not self.slots:
+            self.slots = [Slot(shape, None, None, None, 0.0, whole=True)]
+
+    def greet(self):
+        return [(slot, {}) for slot in self.slots if not slot.ready]
+
+    def with_room(self, depth):
+        return [slot for slot in self.slots if slot.ready]
+
+    def send(self, slot, job) -> None:
+        self.job = job
+
+    def hear(self, wait_s):
+        if not hasattr(self, "job"):
+            return []
+        body = self.says.pop(0)
+        kind = "progress" if "values" in body else "ended"
+        job = self.job
+        if kind == "ended":
+            del self.job
+        return [Message(self.slots[0], job, kind, body)]
+
+    def event(self, sweep, waiting):
+        self.told += [one["why"] for one in waiting]
+        return Event("fleet", {"sweep": sweep, "waiting": waiting})
+
+    def places(self):
+        return [], {}
+
+
+class Nobody:
+    stopping = False
+
+
+def said(end, reason=""):
+    return {"end": end, "reason": reason, "record": None}
+
+
+def results(script=None) -> list[dict]:
+    """Of the passes of one trusted measurement, as its supervisor says them."""
+    asked = script or Passes()
+    taken = [asked.answers["peaks"], GOOD, asked.answers["memory"], asked.answers["memory"]]
+    return [{"end": RESULT, "reason": "", "record": one.model_dump(mode="json")} for one in taken]
+
+
+@pytest.fixture
+def driven(ledger, monkeypatch):
+    """A measure phase whose only supervisor says what it is told to; pauses take no time."""
+    monkeypatch.setattr(room, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(measuring, "FLEET_EVERY_S", 0.0)
+
+    def make(*says: dict) -> MeasurePhase:
+        return MeasurePhase(ledger, "a-1", OneSlot(*says), settings(Path(ledger.home), measure=ASKED), Nobody(), Told())
+
+    return make
+
+
+AWAY = said(WAITS, "artifact aaaa cannot be read from s3://b\n  cause: timed out")
+
+
+def test_a_short_outage_of_the_store_costs_no_timing(driven, ledger):
+    peaks, *others = results()
+    driven(AWAY, AWAY, peaks, AWAY, AWAY, *others).run()
+    (row,) = ledger.timings("a-1")
+    assert row.timings[0]["verdict"] == "FASTER"
+
+
+def test_a_long_outage_ends_the_sweep_and_enters_nothing(driven, ledger):
+    phase = driven(results()[0], AWAY, AWAY, AWAY)
+    with pytest.raises(BackendUnreachable, match="cannot be read from s3://b") as caught:
+        phase.run()
+    assert "sparsefleet resume" in caught.value.fix
+    assert ledger.timings("a-1") == []
+    assert len(untimed(ledger, "a-1", ASKED)) == 1
+    driven(*results()).run()
+    assert ledger.timings("a-1")[0].state == "SUCCEEDED"
+
+
+def test_a_damaged_network_is_handed_back_to_be_trained_again(driven, ledger):
+    phase = driven(results()[0], said(DAMAGED, "artifact aaaa does not match its digest"))
+    phase.run()
+    (row,) = ledger.trials("a-1")
+    assert phase.damaged == {row.key: "artifact aaaa does not match its digest"}
+    assert ledger.timings("a-1") == []
+    assert phase._pool.is_closed == 2  # nothing holds the node any more: its trial is about to run there
+
+
+def test_a_measurement_that_waits_for_somebody_elses_says_so(driven):
+    phase = driven({"values": {"waits_for": "waits for cpu: process 7 measures on it"}}, *results())
+    phase.run()
+    assert "the measurement waits for cpu: process 7 measures on it" in phase._pool.told

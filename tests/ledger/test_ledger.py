@@ -223,7 +223,9 @@ def test_timings_and_samples(ledger: Ledger) -> None:
     assert (row.keys, row.timings, row.state) == ([k0, k1], [{"op": "forward"}], "SUCCEEDED")
     assert ledger.samples(row.samples_ref) == b"1 2 3"
     assert ledger.timing("cfg") == row
-    ledger.commit_timing("a-1", "cfg", [k0], "FAILED", [], reason="incorrect")
+    ledger.commit_timing("a-1", "cfg", [k0], "INCORRECT", [], reason="incorrect")
+    with pytest.raises(ValueError, match="'WAITS' is no end"):  # the store was away: nothing is known of the configuration
+        ledger.commit_timing("a-1", "cfg", [k0], "WAITS", [])
     assert ledger.timing("cfg") is None
     assert [r.reason for r in ledger.timings("a-1")] == ["incorrect"]
 
