@@ -56,13 +56,20 @@ def group(trials: Iterable[TrialRow]) -> list[Group]:
     """The rows' trials, in the order in which each row first appears; a trial that is listed twice counts once."""
     groups: dict[tuple[str, str], Group] = {}
     seen: set[tuple[str, str]] = set()
+    known: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
     for trial in trials:
         if (trial.arm, trial.key) in seen:
             continue
         seen.add((trial.arm, trial.key))
-        spec = without_seed(trial.spec)
-        slot = (trial.arm, json.dumps(spec, sort_keys=True))
-        groups.setdefault(slot, Group(trial.arm, spec)).trials.append(trial)
+        parts = (*trial.spec, *(id(value) for name, value in trial.spec.items() if name != "seed"))  # seeds of a ledger share their objects
+        if parts not in known:
+            spec = without_seed(trial.spec)
+            known[parts] = json.dumps(spec, sort_keys=True), spec
+        text, spec = known[parts]
+        slot = (trial.arm, text)
+        if slot not in groups:
+            groups[slot] = Group(trial.arm, spec)
+        groups[slot].trials.append(trial)
     for one in groups.values():
         one.trials.sort(key=lambda t: (t.spec.get("seed", 0), t.ordinal))
     return list(groups.values())
@@ -79,9 +86,11 @@ class Values:
     def __init__(self, trials: Iterable[TrialRow], metric: str = "accuracy") -> None:
         self.metric = metric
         self._chance: dict[str, float] = {}
+        seen: dict[int, Any] = {}  # trials of a ledger share the object
         for trial in trials:
-            accuracy = (trial.record or {}).get("accuracy")
-            if accuracy:
+            accuracy, dataset = (trial.record or {}).get("accuracy"), trial.spec["dataset"]
+            if accuracy and id(dataset) not in seen:
+                seen[id(dataset)] = dataset
                 self._chance.setdefault(_dataset(trial), accuracy["chance"])
 
     def of(self, trial: TrialRow | None) -> float | None:

@@ -60,10 +60,12 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     """The studentised bootstrap of the mean; None where too few values differ for it."""
-    pivots = _pivots(values)
-    if pivots is None:
+    if len(values) < 2 or is_flat(values):
         return None
-    low, high = _bounds(pivots)
+    bounds = _drawn_bounds(tuple(map(float, values)))
+    if bounds is None:
+        return None
+    low, high = bounds
     centre, error = _centre_and_error(values)
     return centre - high * error, centre - low * error
 
@@ -113,6 +115,13 @@ def _pivots(values: Sequence[float]) -> Any:
     if len(values) < 2 or is_flat(values):
         return None
     return _drawn_pivots(tuple(map(float, values)))
+
+
+@lru_cache(maxsize=4)
+def _drawn_bounds(values: tuple[float, ...]) -> tuple[float, float] | None:
+    """2.5 and 97.5 % of the pivots, kept as these are."""
+    pivots = _drawn_pivots(values)
+    return None if pivots is None else _bounds(pivots)
 
 
 @lru_cache(maxsize=4)
