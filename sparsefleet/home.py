@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from sparsefleet.errors import UserError
+from sparsefleet.errors import BackendUnreachable, UserError
 
 
 def _private(path: Path) -> Path:
@@ -20,6 +23,28 @@ def _private(path: Path) -> Path:
         raise UserError(
             f"{path} cannot be made a folder", cause=error.strerror, fix="SPARSEFLEET_HOME and SPARSEFLEET_CACHE name other places"
         ) from error
+    return path
+
+
+def own_folder(path: Path) -> Path:
+    """``path``, made 0700 if it is not there, where everybody may make folders: one that another user made first is not ours to use.
+
+    Raises:
+        BackendUnreachable: it is a link or no folder, belongs to someone else, or others have a right to it.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    mode = stat.S_IMODE(found.st_mode)
+    why = "it is no folder" if not stat.S_ISDIR(found.st_mode) else ""
+    why = why or (f"user {found.st_uid} made it, and we are {os.getuid()}" if found.st_uid != os.getuid() else "")
+    why = why or (f"its mode is {mode:04o}, not 0700" if mode & 0o077 else "")
+    if why:
+        raise BackendUnreachable(
+            f"{path} on {socket.gethostname()} is not used: other users could put files into it",
+            cause=why,
+            fix="remove it there, or start Ray on that node with a TMPDIR of your own",
+        )
     return path
 
 

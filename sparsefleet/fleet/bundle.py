@@ -25,7 +25,7 @@ from uuid import uuid4
 from sparsefleet.catalogue import Catalog
 from sparsefleet.distributions import files_of, is_local, normalised, with_plugins
 from sparsefleet.errors import IntegrityError, PluginError, UserError
-from sparsefleet.ledger.store import ArtifactStore
+from sparsefleet.ledger.store import ArtifactStore, file_sha256
 from sparsefleet.one_file import is_one_file_folder
 
 MAX_BYTES = 64 << 20
@@ -96,7 +96,7 @@ def unpacked(bundle: dict[str, Any], store: ArtifactStore, root: Path) -> Path:
     """
     sha = str(bundle["sha256"])
     folder = root / "bundles" / sha[:32]
-    if _is_whole(folder):
+    if _is_whole(folder, sha):
         return folder
     part = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.part")
     part.mkdir(parents=True, mode=0o700)
@@ -107,11 +107,11 @@ def unpacked(bundle: dict[str, Any], store: ArtifactStore, root: Path) -> Path:
             if not any(name.endswith(".dist-info/entry_points.txt") for name in opened.namelist()):
                 raise IntegrityError("a bundle of plugins is refused", cause="it holds no plugin")
             opened.extractall(part)
-        if folder.is_dir() and not _is_whole(folder):
+        if folder.is_dir() and not _is_whole(folder, sha):
             folder.rename(folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.altered"))
         part.rename(folder)
     except OSError:
-        if not _is_whole(folder):  # else another process of this machine was first
+        if not _is_whole(folder, sha):  # else another process of this machine was first
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -141,9 +141,11 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
         raise IntegrityError("a bundle of plugins cannot be unpacked", cause=f"{type(error).__name__}: {error}") from error
 
 
-def _is_whole(folder: Path) -> bool:
-    """True if every file is there as it was sent: a cleaner of temporary files or an editor may have been in the folder."""
+def _is_whole(folder: Path, sha256: str) -> bool:
+    """True if the archive is that of the digest and every file is there as in it: a cleaner or an editor may have been in the folder."""
     try:
+        if file_sha256(folder / _ARCHIVE) != sha256:
+            return False
         with _opened(folder / _ARCHIVE) as opened:
             return all((folder / name).read_bytes() == opened.read(name) for name in opened.namelist())
     except (OSError, IntegrityError):

@@ -77,7 +77,13 @@ class Supervisor:
         return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def hello(self) -> dict[str, Any]:
-        """What this node would run; ready for work when it answers."""
+        """What this node would run; ready for work when it answers.
+
+        Raises:
+            BackendUnreachable: its own folder for trials is not safe to use.
+        """
+        if self._forwards:  # checked here and not when the actor starts: an actor that does not start is tried again
+            places.own_folder(places.own_folder(self._root.parent) / self._root.name)
         return self._fork_server().describe()
 
     def _fork_server(self) -> ForkServer:
@@ -194,13 +200,11 @@ def _beating(work: Callable[[], _T]) -> Generator[dict[str, Any], None, _T]:
 
 
 def _root_on_this_node(home: Path, known: str) -> Path:
-    """The driver's home where this node sees it, so that checkpoints and logs are shared; else a private folder of this node."""
+    """The driver's home where this node sees it, so that checkpoints and logs are shared; else a folder of this node, still to be made."""
     if is_home(home, known):
         return home
     name = hashlib.sha256(f"{home} {known}".encode()).hexdigest()[:12]
-    root = Path(tempfile.gettempdir()) / f"sparsefleet-{getpass.getuser()}" / name
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return root
+    return Path(tempfile.gettempdir()) / f"sparsefleet-{getpass.getuser()}" / name
 
 
 def _leave_with(raylet: int) -> None:

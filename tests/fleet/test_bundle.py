@@ -142,3 +142,13 @@ def test_nothing_in_it_takes_another_modules_place(local, store, tmp_path, plugi
     with pytest.raises(PluginError, match=r"brings sitecustomize\.py"):
         unpacked({"sha256": store.put(tmp_path / "evil.zip").sha256}, store, tmp_path / "node")
     assert not list((tmp_path / "node" / "bundles").iterdir())
+
+
+def test_an_archive_that_agrees_with_its_folder_but_not_with_its_digest_is_not_used(local, store, tmp_path):
+    told = make_bundle(catalog(), ["pruner/bu-local"], store)
+    folder = tmp_path / "node" / "bundles" / told["sha256"][:32]
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / ".plugins.zip", "w") as planted:
+        planted.writestr("bu_local.py", "X = 1\n")
+    (folder / "bu_local.py").write_text("X = 1\n")
+    assert (unpacked(told, store, tmp_path / "node") / "bu_local.py").read_bytes() == (local / "bu_local.py").read_bytes()
