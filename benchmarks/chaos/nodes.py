@@ -62,8 +62,10 @@ class Nodes:
         return psutil.Process(self._nodes[0].all_processes["gcs_server"][0].process.pid)
 
     def close(self) -> None:
-        """End all, and what was cut off from its raylet with it."""
+        """End all, what is stopped or was cut off from its raylet with it."""
         everything = [p for n in range(_NODES) for p in _below(lambda n=n: self.processes(f"node-{n}"))]
+        everything += _below(lambda: [self.head()])
+        _signal(everything, signal.SIGCONT)
         self._cluster.shutdown()
         _signal(everything, signal.SIGKILL)
 
@@ -73,18 +75,31 @@ def _scene(n_trials: int, epochs: int) -> Iterator[tuple[Nodes, Sweep, subproces
     """A cluster, a sweep on it that has ended some trials, and its driver."""
     with tempfile.TemporaryDirectory(prefix="sparsefleet-nodes-") as folder:
         sweep = Sweep(Path(folder), n_trials // 2, epochs=epochs, more=_RESOURCES)
-        nodes = Nodes()
-        driver = sweep.driver("--address", nodes.address)
-        try:
+        with _running(Nodes()) as nodes, _ended(sweep.driver("--address", nodes.address)) as driver:
             sweep.wait_for(3, driver, 240.0)
             if driver.poll() is not None:
                 raise RuntimeError(f"the driver ended early: {sweep.log}")
             yield nodes, sweep, driver
-        finally:
-            if driver.poll() is None:
-                driver.kill()
-            driver.wait()
-            nodes.close()
+
+
+@contextmanager
+def _running(nodes: Nodes) -> Iterator[Nodes]:
+    """Closed afterwards."""
+    try:
+        yield nodes
+    finally:
+        nodes.close()
+
+
+@contextmanager
+def _ended(driver: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Killed afterwards, if it lives."""
+    try:
+        yield driver
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+        driver.wait()
 
 
 @dataclass(frozen=True)
@@ -232,6 +247,32 @@ def zombie(asked: Run) -> list[Figure]:
     ]
 
 
+def frozen_before(asked: Run) -> list[Figure]:
+    """A node is frozen, and Ray does not know it yet, when a sweep is started: the others begin, nothing is sent there."""
+    n_trials = asked.pick(16, 8)
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-nodes-") as folder, _running(Nodes()) as nodes:
+        sweep = Sweep(Path(folder), n_trials // 2, more=_RESOURCES)
+        stopped = nodes.processes("node-2")
+        _signal(stopped, signal.SIGSTOP)
+        asked.say(f"SIGSTOP to all {len(stopped)} processes of node-2, then resume")
+        begun = time.monotonic()
+        with _ended(sweep.driver("--address", nodes.address)) as driver:
+            sweep.wait_for(1, driver, 240.0)
+            first_s = time.monotonic() - begun
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(_LIMIT_S)
+        there = sum(a["node"] == "node-2" for row in sweep.rows() for a in row.attempts)
+        succeeded, said, broken = sum(row.state == "SUCCEEDED" for row in sweep.rows()), sweep.log, violations(sweep.home, sweep.id)
+    asked.keep({"exit": driver.poll(), "log": said[-2000:], "violations": broken})
+    return [
+        Figure("start of the driver until the first result", "s", first_s, target=60.0, at_least=False, note=asked.note()),
+        Figure("it says which node is silent", "sentences", said.count("node-2 did not answer within 30 s"), target=1, note=asked.note()),
+        Figure("trials that were sent there", "trials", there, target=0, at_least=False, note=asked.note()),
+        Figure("results", "trials", succeeded, target=n_trials, note=asked.note()),
+        Figure("violations of the contract", "rows", len(broken), target=0, at_least=False, note=asked.note()),
+    ]
+
+
 def head(asked: Run) -> list[Figure]:
     """The head is killed: the driver ends with a message, no trial runs on, and another cluster finishes the sweep."""
     n_trials = asked.pick(20, 10)
@@ -241,34 +282,75 @@ def head(asked: Run) -> list[Figure]:
         ours += [p for p in psutil.Process(driver.pid).children(recursive=True) if _is_ours(p)]
         asked.say(f"SIGKILL to the global control store; {len(ours)} supervisors, fork servers and trials run")
         nodes.head().kill()
-        begun = time.monotonic()
-        with suppress(subprocess.TimeoutExpired):
-            driver.wait(120.0)
-        ended_s, code, said = time.monotonic() - begun, driver.poll(), sweep.log
+        ended = _end_without_head(sweep, driver)
         left_s = _lifetime(ours, 90.0)
-        broken = violations(sweep.home, sweep.id)
-        second = Nodes()
-        try:
-            again = sweep.driver("--address", second.address)
-            with suppress(subprocess.TimeoutExpired):
-                again.wait(_LIMIT_S)
-            if again.poll() is None:
-                again.kill()
-        finally:
-            second.close()
-        succeeded = sum(row.state == "SUCCEEDED" for row in sweep.rows())
-        broken += violations(sweep.home, sweep.id)
-        asked.keep({"said": said[-2000:], "code": code, "violations": broken, "second": again.poll(), "log": sweep.log[-2000:]})
-    named = int(f"sparsefleet resume {sweep.id}" in said and "Traceback" not in said)
+        with _running(Nodes()) as second:
+            result = _resumed(sweep, second.address)
+    asked.keep({**ended, **result})
     return [
-        Figure("head's death until the driver has ended", "s", ended_s, target=30.0, at_least=False, note=asked.note()),
-        Figure("its exit code", "code", code, target=4, most=4, note=asked.note()),
-        Figure("one message that names the command to go on", "messages", named, target=1, note=asked.note()),
+        *_told_without_head(ended, 30.0, asked),
         Figure(
             "supervisors and trials that lived on for", "s", left_s, target=15.0, at_least=False, note=asked.note("after the driver's end")
         ),
-        Figure("results after resume on another cluster", "trials", succeeded, target=n_trials, note=asked.note()),
-        Figure("violations of the contract", "rows", len(broken), target=0, at_least=False, note=asked.note()),
+        *_told_resumed(result, "results after resume on another cluster", n_trials, asked),
+    ]
+
+
+def head_frozen(asked: Run) -> list[Figure]:
+    """The head is stopped and its port still takes connections: the driver ends with a message, and goes on when the head does."""
+    n_trials = asked.pick(60, 48)  # enough for the half minute in which a silent head is waited for
+    with _scene(n_trials, epochs=60) as (nodes, sweep, driver):
+        _busy_node(sweep)
+        asked.say("SIGSTOP to the global control store")
+        nodes.head().suspend()
+        ended = _end_without_head(sweep, driver)
+        nodes.head().resume()
+        asked.say("SIGCONT")
+        result = _resumed(sweep, nodes.address)
+    asked.keep({**ended, **result})
+    return [
+        *_told_without_head(ended, 60.0, asked),
+        *_told_resumed(result, "results after resume on the same cluster, thawed", n_trials, asked),
+    ]
+
+
+def _end_without_head(sweep: Sweep, driver: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """How the driver ends whose head has just been taken away."""
+    begun = time.monotonic()
+    with suppress(subprocess.TimeoutExpired):
+        driver.wait(120.0)
+    seconds, said = time.monotonic() - begun, sweep.log
+    named = f"sparsefleet resume {sweep.id}" in said and "Traceback" not in said
+    return {
+        "ended_s": seconds,
+        "code": driver.poll(),
+        "named": int(named),
+        "said": said[-2000:],
+        "broken": violations(sweep.home, sweep.id),
+    }
+
+
+def _resumed(sweep: Sweep, address: str) -> dict[str, Any]:
+    """What a second driver makes of it."""
+    with _ended(sweep.driver("--address", address)) as again, suppress(subprocess.TimeoutExpired):
+        again.wait(_LIMIT_S)
+    succeeded = sum(row.state == "SUCCEEDED" for row in sweep.rows())
+    return {"second": again.poll(), "succeeded": succeeded, "violations": violations(sweep.home, sweep.id), "log": sweep.log[-2000:]}
+
+
+def _told_without_head(ended: dict[str, Any], limit_s: float, asked: Run) -> list[Figure]:
+    return [
+        Figure("head's end until the driver has ended", "s", ended["ended_s"], target=limit_s, at_least=False, note=asked.note()),
+        Figure("its exit code", "code", ended["code"], target=4, most=4, note=asked.note()),
+        Figure("one message that names the command to go on", "messages", ended["named"], target=1, note=asked.note()),
+        Figure("violations of the contract then", "rows", len(ended["broken"]), target=0, at_least=False, note=asked.note()),
+    ]
+
+
+def _told_resumed(result: dict[str, Any], what: str, n_trials: int, asked: Run) -> list[Figure]:
+    return [
+        Figure(what, "trials", result["succeeded"], target=n_trials, note=asked.note()),
+        Figure("violations of the contract", "rows", len(result["violations"]), target=0, at_least=False, note=asked.note()),
     ]
 
 

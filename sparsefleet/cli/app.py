@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import click
 
@@ -75,7 +76,7 @@ class Root(LazyGroup):
         session = Session()
         code = self._code(session, *args, obj=session, **named)
         if standalone_mode:
-            sys.exit(code)
+            _end(code)
         return code
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -111,6 +112,15 @@ def _in_words(error: Exception, session: Session) -> Exception:
     found = no_space(session.home, min_free_mib())
     found.__cause__ = error
     return found
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process. Where Ray waits for a head that does not answer, Python's own end would crash in Ray's threads and lose the code."""
+    if any(thread.name == "ray-shutdown" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import socket
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +17,13 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: a supervisor that w
 import ray
 
 from sparsefleet.errors import BackendUnreachable, SparsefleetError, UserError
+from sparsefleet.fleet.head import knock
 from sparsefleet.fleet.shape import Node, Shape
 from sparsefleet.fleet.silence import Silence
 from sparsefleet.fleet.token import protect_token
 from sparsefleet.fleet.view import View
 from sparsefleet.spawn import refuse_other_copies
 
-_KNOCK_S = 5.0
 _OBJECT_STORE_BYTES = 128 << 20
 """Results are records of some kilobytes; files go through the artifact store."""
 _SHUTDOWN_S = 10.0
@@ -58,7 +57,7 @@ class Cluster:
         before = constants.ENABLE_RAY_CLUSTER
         constants.ENABLE_RAY_CLUSTER = not own  # a fleet of one listens on loopback only, as Ray does on a Mac by itself
         try:
-            knock(self.address)
+            knock(self.address)  # Ray would try for minutes
             ray.init(
                 address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
             )
@@ -149,18 +148,12 @@ class Cluster:
 
 
 def _shut_down() -> None:
-    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    """Gives up after some seconds: the thread of that name tells the command line how it may end."""
+    thread = threading.Thread(target=ray.shutdown, daemon=True, name="ray-shutdown")
     thread.start()
     thread.join(_SHUTDOWN_S)
     if thread.is_alive():
         atexit.unregister(ray.shutdown)
-
-
-def knock(address: str) -> None:
-    """Raises an ``OSError`` if nobody listens at ``HOST:PORT``: Ray would try for minutes. Other forms of an address are Ray's to judge."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "//" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 def _silence() -> None:

@@ -12,35 +12,46 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.cluster import Cluster
-from sparsefleet.fleet.shape import Shape
+from sparsefleet.fleet.shape import Node, Shape
+from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.supervisor import Setup, Supervisor
 
 LIMIT_S = 180.0
 
 
-def describe_nodes(cluster: Cluster, setup: Setup, shapes: Iterable[Shape]) -> list[dict[str, Any]]:
+def describe_nodes(cluster: Cluster, setup: Setup, shapes: Iterable[Shape]) -> tuple[list[dict[str, Any]], list[str]]:
     """What each node that could run one of the shapes would run; of a cluster of one node nothing, its first supervisor will tell.
 
+    The second list names nodes on which nothing starts within the lease, once something has elsewhere: they count as silent from now on, and
+    get no trials. When one of them answers, its first supervisor will tell.
+
     Raises:
-        BackendUnreachable: a node does not answer.
+        BackendUnreachable: no node answers, or one that does cannot say what it runs.
     """
     wanted = list(shapes)
     nodes = [node for node in cluster.nodes() if any(node.fits(shape) for shape in wanted)]
     if len(nodes) < 2:
-        return []
+        return [], []
     actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)
     actors = [
         actor_class.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(setup)
         for node in nodes
     ]
-    hellos = [actor.hello.remote() for actor in actors]
+    places, hellos = [actor.place.remote() for actor in actors], [actor.hello.remote() for actor in actors]
     try:
-        _wait_for_all(cluster, hellos)
-        silent = [node.name for node, hello in zip(nodes, hellos, strict=True) if not ray.wait([hello], timeout=0)[0]]
-        if silent:
-            raise BackendUnreachable(f"{', '.join(silent)} did not answer within {LIMIT_S:.0f} s", fix="sparsefleet doctor")
-        told: list[dict[str, Any]] = ray.get(hellos, timeout=LIMIT_S)
-        return [{**description, "node": node.name} for node, description in zip(nodes, told, strict=True)]
+        _wait(cluster, places, LIMIT_S, n=1)  # on a machine that is short of CPU every node takes its time
+        _wait(cluster, places, LEASE_S)
+        silent = [node for node, place in zip(nodes, places, strict=True) if not _is_there(place)]
+        if len(silent) == len(nodes):
+            raise BackendUnreachable(f"none of {_names(nodes)} answered within {LIMIT_S:.0f} s", fix="sparsefleet doctor --cluster")
+        for node in silent:
+            cluster.silence.mark(node.id)
+        asked = [(node, hello) for node, hello in zip(nodes, hellos, strict=True) if node not in silent]
+        _wait(cluster, [hello for _, hello in asked], LIMIT_S)
+        mute = [node for node, hello in asked if not _is_there(hello)]
+        if mute:
+            raise BackendUnreachable(f"{_names(mute)} did not answer within {LIMIT_S:.0f} s", fix="sparsefleet doctor --cluster")
+        return [{**ray.get(hello, timeout=LIMIT_S), "node": node.name} for node, hello in asked], [node.name for node in silent]
     except ray.exceptions.RayError as error:
         cause = str(getattr(error, "cause", None) or error)
         raise BackendUnreachable("a node of the cluster does not say what it runs", cause=cause, fix="sparsefleet doctor") from error
@@ -51,7 +62,16 @@ def describe_nodes(cluster: Cluster, setup: Setup, shapes: Iterable[Shape]) -> l
                     ray.kill(actor)
 
 
-def _wait_for_all(cluster: Cluster, hellos: list[Any]) -> None:
-    until = time.monotonic() + LIMIT_S
-    while time.monotonic() < until and len(ray.wait(hellos, num_returns=len(hellos), timeout=1.0)[0]) < len(hellos):
+def _wait(cluster: Cluster, answers: list[Any], limit_s: float, n: int | None = None) -> None:
+    """Until ``n`` of them are there, by default all, or the limit is over."""
+    n, until = n or len(answers), time.monotonic() + limit_s
+    while time.monotonic() < until and len(ray.wait(answers, num_returns=n, timeout=1.0, fetch_local=False)[0]) < n:
         cluster.view.check()
+
+
+def _is_there(answer: Any) -> bool:
+    return bool(ray.wait([answer], timeout=0, fetch_local=False)[0])
+
+
+def _names(nodes: list[Node]) -> str:
+    return ", ".join(node.name for node in nodes)

@@ -20,6 +20,7 @@ from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.queue import TrialQueue, owner_of
 from sparsefleet.fleet.room import Room
+from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.slots import Message, Slot
 from sparsefleet.fleet.waiting import reasons
 from sparsefleet.home import local_store
@@ -99,8 +100,12 @@ class TrialPhase:
         return needs
 
     def _preflight(self) -> None:
-        """Nothing is queued before every node and every first supervisor has shown its code."""
-        check_nodes(self._pool.describe(self.queue.shapes()), self._open_rows())
+        """Nothing is queued before every node that answers and every first supervisor has shown its code."""
+        descriptions, silent = self._pool.describe(self.queue.shapes())
+        check_nodes(descriptions, self._open_rows())
+        if silent:
+            text = f"{', '.join(silent)} did not answer within {LEASE_S:.0f} s: nothing is sent there before it does"
+            self._emit(Event("note", {"text": text}))
         self._pool.adjust(self._needs())
         while self._needs() and self._pool.starting and not self._interrupts.stopping:
             self._pool.adjust(self._needs())

@@ -18,11 +18,10 @@ from sparsefleet.fleet.cluster import Cluster
 from sparsefleet.fleet.describe import describe_nodes
 from sparsefleet.fleet.events import Event
 from sparsefleet.fleet.shape import Node, Shape
+from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.slots import Assignment, Message, Slot
 from sparsefleet.fleet.supervisor import BEAT_S, Setup, Supervisor
 
-LEASE_S = 30.0
-"""A supervisor that says nothing for so long, by this process's monotonic clock, has lost its work."""
 _DEPTH = 2
 """Jobs at one supervisor: one in its child, one behind it or being stored."""
 _START_LIMIT_S = 180.0
@@ -109,8 +108,8 @@ class Pool:
             self._cluster.view.claim(node.id)
             self._start_whole(shape, node)
 
-    def describe(self, shapes: Iterable[Shape]) -> list[dict[str, Any]]:
-        """What the nodes would run; see ``describe_nodes``."""
+    def describe(self, shapes: Iterable[Shape]) -> tuple[list[dict[str, Any]], list[str]]:
+        """What the nodes would run, and those that do not say; see ``describe_nodes``."""
         return describe_nodes(self._cluster, self._setup, shapes)
 
     def _start(self, shape: Shape) -> None:

@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is import
 import ray
 
 from sparsefleet.errors import BackendUnreachable, SweepLocked
-from sparsefleet.fleet.cluster import knock
+from sparsefleet.fleet.head import knock
 from sparsefleet.fleet.remote import ENDED, JobExists, JobServer
 from sparsefleet.ledger import is_held, read_ledger
 from sparsefleet.ledger.rows import LIVE_SWEEP

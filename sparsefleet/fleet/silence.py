@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+LEASE_S = 30.0
+"""Who says nothing for so long, by this process's monotonic clock, has lost its work; a node that does not answer for so long gets none."""
 _AGAIN_S = 2.0
 _NAME = b"ray::Supervisor"
 
@@ -29,9 +31,9 @@ class Silence:
         """Ray's ids of the silent ones."""
         return frozenset(self._given_up)
 
-    def mark(self, node: str, supervisor: int) -> None:
-        """A supervisor there, by its process id, was given up, and nothing else there has said a word."""
-        self._given_up.setdefault(node, set()).add(supervisor)
+    def mark(self, node: str, *supervisors: int) -> None:
+        """Nothing there has said a word; ``supervisors``, by their process ids, were given up."""
+        self._given_up.setdefault(node, set()).update(supervisors)
 
     def listen(self, alive: Iterable[str]) -> list[str]:
         """Nodes that are silent no longer: they answered, or Ray has given them up too."""

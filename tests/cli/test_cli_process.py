@@ -72,6 +72,14 @@ def test_a_reader_that_was_never_there_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_ray_that_does_not_end_leaves_the_exit_code_alone(tmp_path: Path) -> None:
+    """Python's own end, here one that fails, is not reached while Ray's shutdown is stuck."""
+    stuck = "threading.Thread(target=time.sleep, args=(60,), daemon=True, name='ray-shutdown').start()"
+    code = f"import atexit, os, threading, time; from sparsefleet.cli import main; atexit.register(os._exit, 11); {stuck}; main()"
+    done = subprocess.run([sys.executable, "-c", code, "status"], env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert (done.returncode, "there is no ledger" in done.stderr) == (2, True)
+
+
 def test_plan_is_data_on_stdout_and_talk_on_stderr(tmp_path: Path, grid: Path) -> None:
     done = run_program("plan", str(grid), home=tmp_path / "home")
     assert done.returncode == 0
