@@ -52,6 +52,7 @@ def drive(session: Session, wanted: Drive) -> int:
     row = read_ledger(home).sweep(wanted.sweep)
     if has_ended(row) and not (wanted.only_failed or wanted.remeasure) and not _has_more(home, row.sweep):
         say(f"already complete: {row.counts.get('total', 0)} cached, 0 to run")
+        _send_what_waits(session, home)
         return _finish(session, row, wanted)
     told = figures(row)
     again = told["failed"] if wanted.only_failed else 0
@@ -82,6 +83,23 @@ def _has_more(home: Path, sweep: str) -> bool:
 
     with read_ledger(home) as ledger:
         return lacks_timings(ledger, sweep) or bool(ledger.damaged(sweep, store_of(artifact_root(), home)))
+
+
+def _send_what_waits(session: Session, home: Path) -> None:
+    """Runs and files of what has ended may still wait for a MLflow or a store that was away: a process in the background tries again."""
+    from sparsefleet.ledger import read_ledger
+    from sparsefleet.ledger.spool import FOLDER, pending
+
+    with read_ledger(home) as ledger:
+        n_items = ledger.outbox_size(without="pictures")
+    n_files = len(pending(home / FOLDER))
+    if not (n_items or n_files):
+        return
+    from sparsefleet.fleet.uploader import Uploader
+
+    Uploader(home, session.get("mlflow_uri"), lambda event: say(event.data["text"])).start()
+    waiting = [f"{n_items} items wait for MLflow"] * bool(n_items) + [f"{n_files} files wait for the artifact store"] * bool(n_files)
+    say(f"{' and '.join(waiting)}; they are sent in the background, log {home / 'uploader.log'}")
 
 
 def has_ended(row: SweepRow) -> bool:

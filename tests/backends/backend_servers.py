@@ -151,22 +151,27 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every process that reads or writes it needs; nothing of the user's own account is looked at."""
-        return {
-            "AWS_ENDPOINT_URL": self.address,
-            "AWS_ACCESS_KEY_ID": f"id-{self.secret[:12]}",
-            "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
+        """See ``s3_environment``."""
+        return s3_environment(self.address, self.secret)
+
+
+def s3_environment(address: str, secret: str) -> dict[str, str]:
+    """What every process that reads or writes the S3 needs; nothing of the user's own account is looked at."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": f"id-{secret[:12]}",
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
 
 
 @contextmanager
-def object_store(folder: Path) -> Iterator[ObjectStore]:
-    """moto's S3 as a process of its own."""
-    port = free_port()
+def object_store(folder: Path, port: int | None = None) -> Iterator[ObjectStore]:
+    """moto's S3 as a process of its own, at ``port`` or where there is room."""
+    port = port or free_port()
     with (folder / "s3.log").open("wb") as log:
         command = [sys.executable, "-c", "from moto.server import main; main()", "-H", HOST, "-p", str(port)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -223,11 +228,12 @@ def mlflow_server(folder: Path, database: str, environment: Mapping[str, str]) -
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A head with two CPUs and a node with one, that does not see ``hidden``."""
+    """Two nodes of one CPU each, called ``head`` and ``node``."""
 
     address: str
     token: str
-    hidden: Path
+    scratch: Path
+    """The nodes' folder for temporary files."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -237,18 +243,19 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(folder: Path, hidden: Path, environment: Mapping[str, str]) -> Iterator[RayCluster]:
-    """Two nodes by ``ray start`` with token authentication; where the kernel allows it, the second has an empty folder at ``hidden``."""
+    """Two nodes by ``ray start`` with token authentication; the second has an empty folder at ``hidden``."""
     token, port = secrets.token_hex(32), free_port()
-    cluster = RayCluster(f"{HOST}:{port}", token, hidden)
     scratch = Path(tempfile.mkdtemp(prefix="sf-ray-", dir="/tmp"))  # short: sockets lie in it
+    cluster = RayCluster(f"{HOST}:{port}", token, scratch)
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", f"--node-ip-address={HOST}"]
-    ray += ["--object-store-memory=134217728", f"--temp-dir={scratch}"]
-    env = {**os.environ, **environment, **cluster.environment}
+    ray += ["--object-store-memory=134217728", f"--temp-dir={scratch}", "--min-worker-port=0", "--max-worker-port=0", "--num-cpus=1"]
+    own = [f"--port={port}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
+    env = {**os.environ, **environment, **cluster.environment, "TMPDIR": str(scratch)}
     started = []
     try:
         for name, command in (
-            ("head", [*ray, "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]),
-            ("node", [*_without(hidden), *ray, f"--address={cluster.address}", "--num-cpus=1"]),
+            ("head", [*ray, "--head", "--node-name=head", *own]),
+            ("node", [*_without(hidden), *ray, "--node-name=node", f"--address={cluster.address}"]),
         ):
             with (folder / f"ray-{name}.log").open("wb") as log:
                 started.append(
