@@ -238,6 +238,8 @@ class Pool:
         slot.heard = now
         if body["kind"] == "started":
             assignment.started = now
+        elif body["kind"] == "storing":
+            assignment.storing = True
         elif body["kind"] == "ended":
             slot.jobs.remove(assignment)
             self._lost_in_a_row = 0

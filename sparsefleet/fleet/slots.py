@@ -17,6 +17,8 @@ class Assignment:
     job: dict[str, Any]
     messages: Any
     started: float | None = None
+    storing: bool = False
+    """Its child has ended in time; a slow store may take as long as it likes, while the supervisor gives signs of life."""
 
     @property
     def key(self) -> str:
@@ -26,7 +28,7 @@ class Assignment:
     def overdue(self, now: float) -> bool:
         """True if its own node should have ended it long ago."""
         limit = overdue_s(self.job)
-        return limit is not None and self.started is not None and now - self.started > limit
+        return limit is not None and self.started is not None and not self.storing and now - self.started > limit
 
 
 @dataclass

@@ -96,7 +96,7 @@ class Supervisor:
         return self._server
 
     def run(self, job_text: str) -> Iterator[dict[str, Any]]:
-        """Run one job (JSON; see ``sparsefleet.fleet.jobs``): ``started``, ``progress``, ``output``, ``beat`` while it is silent, and ``ended`` last."""
+        """Run one job (JSON; see ``sparsefleet.fleet.jobs``): ``started``, ``progress``, ``output``, ``storing``, ``beat`` while silent, and ``ended`` last."""
         job = json.loads(job_text)
         for key in job.pop("forget", []):
             shutil.rmtree(self._workdir(key), ignore_errors=True)
@@ -104,6 +104,7 @@ class Supervisor:
             job = yield from _beating(lambda: self._prepared(job))
             with self._turn:  # the next job's child may run while this one's files are stored
                 said = yield from self._child(job)
+            yield {"kind": "storing"}  # the child's time is over
             outcome = yield from _beating(lambda: self._stored(job, classify(said["o"], said)))
         except NoSpace as error:
             outcome = Outcome(WAITS, str(error))
