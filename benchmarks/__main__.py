@@ -33,6 +33,7 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     when.add_argument("--daily", action="store_true", help="only the parts that are short enough for every day (marked *)")
     when.add_argument("--nightly", action="store_true", help="all parts, the long ones too; the default")
     parser.add_argument("--quick", action="store_true", help="few cells: shows that it works, not how well")
+    parser.add_argument("--require-all", action="store_true", help="what was not run counts as missed")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, the lines for people on stderr")
     parser.add_argument(
         "--results", type=results_folder, default=RESULTS, metavar="FOLDER", help="where the file is kept; default: benchmarks/results"
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{n} {word}" for word, n in words.items()), file=talk)
     if options.json:
         print(json.dumps({"schema": SCHEMA, "machine": machine["id"], "figures": done}, allow_nan=False))
-    return int(bool(words["MISSED"] or words["BROKEN"]))
+    return int(bool(words["MISSED"] or words["BROKEN"] or (options.require_all and words["not run"])))
 
 
 def said(part: Part, found: Found) -> str:

@@ -271,12 +271,15 @@ PLANTED: dict[str, tuple[str, ...]] = {
     "a trial vanished from the sweep": ("DELETE FROM sweep_trials WHERE ordinal=0",),
 }
 """Faults that a driver or a ledger could have, as SQL on a copy of a good ledger."""
+CONTROL = "nothing: a copy as it is"
 _FILES = {"an artifact is altered": lambda path: path.write_bytes(b"x" * path.stat().st_size), "an artifact is gone": Path.unlink}
 
 
 def planted(home: Path, sweep: str) -> dict[str, list[str]]:
     """What ``violations`` says of copies of a good home, each with one fault."""
     found = {}
+    with _copied(home) as copy:
+        found[CONTROL] = violations(copy, sweep)
     for name, statements in PLANTED.items():
         with _copied(home) as copy:
             db = sqlite3.connect(copy / "ledger.db")
@@ -326,6 +329,7 @@ def figures(asked: Run) -> list[Figure]:
         good += violations(home, sweep.id)
         ended = sweep.row()
         found = planted(home, sweep.id)
+    good += found.pop(CONTROL)
     missed = [name for name, said in found.items() if not said]
     asked.keep({"good": good, "planted": found, "counts": ended.counts, "state": ended.state})
     quick = asked.note()

@@ -73,6 +73,14 @@ def told(sweep: Sweep) -> dict[str, Any]:
     }
 
 
+def hit(found: dict[str, Any], kills: int, every_s: float, asked: Run) -> list[Figure]:
+    """Whether the kills really came and were felt: without them nothing is shown."""
+    return [
+        Figure("workers killed", "workers", kills, target=max(1, round(found["running_s"] / every_s / 4)), note=asked.note()),
+        Figure("attempts lost with them", "attempts", found["ends"].get("LOST", 0), target=1, note=asked.note()),
+    ]
+
+
 def contract(found: dict[str, Any], n_trials: int, asked: Run, note: str) -> list[Figure]:
     """The figures that every sweep under kills must keep."""
     wrong = found["violations"]
@@ -105,7 +113,7 @@ def figures(asked: Run) -> list[Figure]:
     slower = chaos["running_s"] / result["baseline"]["running_s"]
     return [
         *contract(chaos, n_trials, asked, f"{chaos['kills']} workers killed"),
-        Figure("workers killed", "workers", chaos["kills"], target=1, note=asked.note()),
+        *hit(chaos, chaos["kills"], 3.0, asked),
         Figure("time under kills", "s", chaos["running_s"], note=asked.note()),
         Figure("time under kills over time without", "times", slower, target=2.0, at_least=False, note=asked.note()),
     ]
@@ -144,6 +152,7 @@ def storm(asked: Run) -> list[Figure]:
     named = f"sparsefleet watch {sweep.id}" in said
     return [
         *contract(found, n_trials, asked, f"{killer.kills} workers and {n_driver_kills} drivers killed"),
+        *hit(found, killer.kills, 1.0, asked),
         Figure("drivers killed", "drivers", n_driver_kills, target=len(shares), note=asked.note()),
         Figure("the second submit's exit code", "", code, target=_HELD, most=_HELD, note=asked.note()),
         Figure("it names the command that watches the first", "(1: yes)", int(named), target=1, note=asked.note()),
@@ -172,6 +181,7 @@ def soak(asked: Run) -> list[Figure]:
     asked.keep({**found, "kills": killer.kills, "rss": sizes, "ledger_mb": ledger_mb, "exit": driver.returncode})
     return [
         *contract(found, n_trials, asked, f"{killer.kills} workers killed"),
+        *hit(found, killer.kills, _SOAK_EVERY_S, asked),
         Figure("the driver's resident memory, from a twentieth of the trials to the end", "MB", grown, target=50, at_least=False),
         Figure("the ledger, with its log", "MB", ledger_mb, target=5, at_least=False, note=asked.note()),
         Figure("trials per second under kills", "trials/s", n_trials / found["running_s"], note=asked.note()),

@@ -193,6 +193,12 @@ def test_only_runs_a_part_and_leaves_the_rest_as_it_was(run: Any) -> None:
     assert "1 not run, 1 MISSED" in said or "1 MISSED, 1 not run" in said
 
 
+def test_where_everything_must_run_what_did_not_is_a_failure(run: Any) -> None:
+    assert run("mine", "--only", "NOT_HERE")[0] == 0
+    assert run("mine", "--only", "NOT_HERE", "--require-all")[0] == 1
+    assert run("mine", "--only", "GOOD", "--require-all")[0] == 0
+
+
 def test_only_takes_a_word_of_the_title_and_refuses_one_that_is_nowhere(run: Any) -> None:
     assert [figure["id"] for figure in run("mine", "--only", "library")[3]["figures"]] == ["NOT_HERE"]
     code, _, said, _ = run("mine", "--only", "MT-99")

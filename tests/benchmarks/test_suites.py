@@ -19,6 +19,13 @@ def test_every_part_of_every_suite_is_there() -> None:
             assert f"\ndef {function}(" in (root / f"{module.replace('.', '/')}.py").read_text(), one.id
 
 
+def test_every_fault_has_a_part_and_those_of_a_day_fit_into_a_quarter_of_an_hour() -> None:
+    asked = [f"RF-{n:02}" for n in range(1, 25)] + [f"BI-{n:02}" for n in range(1, 7)] + [f"SE-{n:02}" for n in (1, 2, 3, 4, 6, 8)]
+    chaos = {part.id: part for part in suites.SUITES["chaos"]}
+    assert set(asked) - set(chaos) == set()
+    assert sum(part.minutes for part in chaos.values() if part.daily) <= 15
+
+
 def test_help_imports_nothing_heavy() -> None:
     look = "import sys; from benchmarks.__main__ import asked; print([m for m in ('torch', 'ray', 'mlflow', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
