@@ -47,6 +47,7 @@ class Cluster:
         self._sweep = sweep
         self._view: View | None = None
         self.silence = Silence()
+        self._fitted: set[Shape] = set()
 
     def __enter__(self) -> Cluster:
         refuse_other_copies(Path.cwd())
@@ -109,23 +110,39 @@ class Cluster:
         """Nodes on which no trial may start: they are silent, or someone waits to measure there."""
         return self.silence.nodes | self.view.claimed()
 
-    def slots(self, shape: Shape) -> int:
-        """How many trials of this shape run at once on the nodes that are open; 0 if all that could are closed for now.
+    def require(self, shape: Shape) -> None:
+        """Nothing, if a node could hold one trial of this shape, or once could: what was lost may come back.
 
         Raises:
-            UserError: no node could ever hold one.
+            UserError: none could, as far as this driver has seen.
         """
         nodes = self.nodes()
-        if not any(node.fits(shape) for node in nodes):
-            if self.silence.nodes:  # they may come back
-                return 0
+        if any(node.fits(shape) for node in nodes):
+            self._fitted.add(shape)
+        elif shape not in self._fitted and not self.silence.nodes:
             raise UserError(
                 f"no node has what a trial needs: {shape}",
                 cause="; ".join(map(str, nodes)) or "none is alive",
                 fix="resources: in the grid, or another cluster by --address",
             )
+
+    def slots(self, shape: Shape) -> int:
+        """How many trials of this shape run at once on the nodes that are open; 0 if all that could are closed for now, or gone."""
         closed = self.closed()
-        return sum(node.fits(shape) for node in nodes if node.id not in closed)
+        return sum(node.fits(shape) for node in self.nodes() if node.id not in closed)
+
+    def is_dry(self, shape: Shape) -> bool:
+        """True if no node that answers could hold one, whoever uses it now."""
+        return not any(node.fits(shape) for node in self.nodes() if node.id not in self.silence.nodes)
+
+    def lack(self, shape: Shape, waited_s: float) -> BackendUnreachable:
+        """What to raise when no node has come for so long."""
+        nodes = [f"{node} (silent)" if node.id in self.silence.nodes else str(node) for node in self.nodes()]
+        return BackendUnreachable(
+            f"for {waited_s / 60:.0f} min no node has had what a trial needs: {shape}",
+            cause="; ".join(nodes) or "none is alive",
+            fix=f"sparsefleet resume {self._sweep} goes on where the ledger stands, once there is one",
+        )
 
     def options(self, shape: Shape) -> dict[str, Any]:
         """How Ray is asked for a place for one trial."""

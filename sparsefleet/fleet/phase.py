@@ -20,6 +20,7 @@ from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.queue import TrialQueue, owner_of
 from sparsefleet.fleet.room import Room
+from sparsefleet.fleet.shape import Shape
 from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.slots import Message, Slot
 from sparsefleet.fleet.waiting import reasons
@@ -101,7 +102,9 @@ class TrialPhase:
 
     def _preflight(self) -> None:
         """Nothing is queued before every node that answers and every first supervisor has shown its code."""
-        descriptions, silent = self._pool.describe(self.queue.shapes())
+        descriptions, silent = self._pool.describe(
+            {Shape.of(row.resources) for row in self._open_rows() if row.key not in self.queue.elsewhere}
+        )
         check_nodes(descriptions, self._open_rows())
         if silent:
             text = f"{', '.join(silent)} did not answer within {LEASE_S:.0f} s: nothing is sent there before it does"

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.cluster import Cluster
 from sparsefleet.fleet.describe import describe_nodes
+from sparsefleet.fleet.drought import LIMIT_S, Drought
 from sparsefleet.fleet.events import Event
 from sparsefleet.fleet.shape import Node, Shape
 from sparsefleet.fleet.silence import LEASE_S
@@ -26,6 +27,7 @@ _DEPTH = 2
 """Jobs at one supervisor: one in its child, one behind it or being stored."""
 _START_LIMIT_S = 180.0
 _MAX_LOST_IN_A_ROW = 10
+_ONE_LOSS_S = 5.0
 _READ_S = 5.0
 """A word that is too long to come with the news of it is fetched from its node; a frozen one never sends it."""
 _LISTEN_ON_S = 600.0
@@ -47,6 +49,8 @@ class Pool:
         self.slots: list[Slot] = []
         self._given_up: list[tuple[Slot, Assignment, float]] = []
         self._lost_in_a_row = 0
+        self._loss_on: dict[str, float] = {}
+        self._drought = Drought(lambda: time.monotonic())
 
     # starting
 
@@ -58,10 +62,10 @@ class Pool:
         """Start supervisors for the shapes in need (trials per shape), and retire idle ones that stand in their way or that nobody needs.
 
         Raises:
-            UserError: no node could ever hold a shape.
-            BackendUnreachable: the head of the cluster is lost.
+            BackendUnreachable: the head of the cluster is lost; or there has been no node for anything in need for ``drought.LIMIT_S``.
         """
         self._cluster.silence.listen(node.id for node in self._cluster.nodes())
+        self._look_for_nodes(needs)
         claimed = self._cluster.view.claimed()
         for slot in [s for s in self.slots if s.node_id in claimed and not s.jobs and not s.whole]:
             self.kill(slot)
@@ -74,6 +78,13 @@ class Pool:
             if not any(slot.shape == shape and slot.ready for slot in self.slots):
                 for slot in [s for s in self.slots if s.shape != shape and s.ready and not s.jobs and not needs.get(s.shape)]:
                     self.kill(slot)
+
+    def _look_for_nodes(self, needs: dict[Shape, int]) -> None:
+        """A node that was lost is waited for, within limits; other shapes go on meanwhile."""
+        dry = next((shape for shape in needs if self._cluster.is_dry(shape)), None)
+        self._drought.look(dry=dry is not None and not self.n_busy and all(map(self._cluster.is_dry, needs)))
+        if dry is not None and self._drought.over:
+            raise self._cluster.lack(dry, LIMIT_S)
 
     def _give_back(self, needs: dict[Shape, int]) -> None:
         """End what is more than needed: requests for a place at once, supervisors that have one when they have been idle for a while."""
@@ -92,10 +103,11 @@ class Pool:
 
         Raises:
             UserError: no node could ever hold the shape.
-            BackendUnreachable: the head of the cluster is lost.
+            BackendUnreachable: as ``adjust``.
         """
         self._cluster.silence.listen(node.id for node in self._cluster.nodes())
-        self._cluster.slots(shape)
+        self._cluster.require(shape)
+        self._look_for_nodes({shape: 1})
         have = next((s for s in self.slots if s.whole and s.shape == shape), None)
         node = self._cluster.quietest(shape)
         free = node is not None and node.free.cpus >= node.total.cpus
@@ -109,7 +121,15 @@ class Pool:
             self._start_whole(shape, node)
 
     def describe(self, shapes: Iterable[Shape]) -> tuple[list[dict[str, Any]], list[str]]:
-        """What the nodes would run, and those that do not say; see ``describe_nodes``."""
+        """What the nodes would run, and those that do not say; see ``describe_nodes``.
+
+        Raises:
+            UserError: no node could ever hold one of the shapes.
+            BackendUnreachable: no node answers.
+        """
+        shapes = list(shapes)
+        for shape in shapes:
+            self._cluster.require(shape)
         return describe_nodes(self._cluster, self._setup, shapes)
 
     def _start(self, shape: Shape) -> None:
@@ -232,7 +252,7 @@ class Pool:
         try:
             body = ray.get(next(stream), timeout=_READ_S)
         except (ray.exceptions.RayError, StopIteration) as error:
-            self._count_loss(str(error))
+            self._count_loss(str(error), slot.node_id)
             return self._lose(slot, _brief(error))
         now = time.monotonic()
         slot.heard = now
@@ -273,7 +293,12 @@ class Pool:
         self.kill(slot)
         return lost
 
-    def _count_loss(self, reason: str) -> None:
+    def _count_loss(self, reason: str, node: str = "") -> None:
+        """What is lost of a node at once is one loss: it may be the only node, and come back."""
+        last = self._loss_on.get(node, -_ONE_LOSS_S)
+        if node and time.monotonic() - last < _ONE_LOSS_S:
+            return
+        self._loss_on[node] = time.monotonic()
         self._lost_in_a_row += 1
         if self._lost_in_a_row > _MAX_LOST_IN_A_ROW and not any(slot.ready for slot in self.slots):
             raise BackendUnreachable(
@@ -320,6 +345,7 @@ class Pool:
 
     def event(self, sweep: str, waiting: list[dict[str, Any]]) -> Event:
         """Of kind ``fleet``."""
+        waiting = [{**one, "why": one["why"] + self._drought.told()} for one in waiting]
         time_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return Event("fleet", {"sweep": sweep, "time": time_utc, "nodes": self._utilisation(), "waiting": waiting})
 

@@ -27,15 +27,22 @@ class Ref:
 
     value: Any = None
 
+    def __next__(self) -> Ref:
+        """The next word of a stream."""
+        return self
+
 
 class _Method:
     def remote(self, *_: Any) -> Ref:
         return Ref()
 
+    def options(self, **_: Any) -> _Method:
+        return self
+
 
 class _Actor:
     def __init__(self, options: dict[str, Any]) -> None:
-        self.options, self.place, self.hello = options, _Method(), _Method()
+        self.options, self.place, self.hello, self.run = options, _Method(), _Method(), _Method()
 
 
 class _Actors:

@@ -138,7 +138,7 @@ def test_a_measurement_has_a_node_to_itself_and_others_leave_it(cluster: str) ->
     shape = Shape(1, 0, 0, "", (("zone", "a"),))
     with Cluster(cluster, None) as entered:
         with pytest.raises(UserError, match="no node has what a trial needs: 1 CPU, zone=c"):
-            entered.slots(Shape(1, 0, 0, "", (("zone", "c"),)))
+            entered.require(Shape(1, 0, 0, "", (("zone", "c"),)))
         other = View(ray.get_runtime_context().gcs_address, "other")
         other.start()
 

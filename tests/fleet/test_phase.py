@@ -24,8 +24,8 @@ class Nobody:
     def __init__(self, limit: int = 5) -> None:
         self.looks, self._limit = 0, limit
 
-    def describe(self, shapes: Any) -> list[dict[str, Any]]:
-        return []
+    def describe(self, shapes: Any) -> tuple[list[dict[str, Any]], list[str]]:
+        return [], []
 
     def adjust(self, needs: Any) -> None: ...
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fleet_wire import CPU, node
+import ray
+from fleet_wire import CPU, GPU, node
 
-from sparsefleet.errors import BackendUnreachable
+from sparsefleet.errors import BackendUnreachable, UserError
+from sparsefleet.fleet.drought import LIMIT_S
 from sparsefleet.fleet.shape import Amount, Shape
 
 
@@ -73,3 +75,48 @@ def test_a_short_pause_costs_no_supervisor(wire: Any) -> None:
         for slot in w.pool.slots:
             slot.heard = w.now  # its trial has ended
     assert not w.killed
+
+
+def test_the_last_node_that_fits_is_waited_for_while_others_work_on(wire: Any) -> None:
+    w = wire(cpus := node("cpus", 2), gpus := node("gpus", 2, 1))
+    w.cluster.require(GPU)
+    w.cluster.require(CPU)
+    with pytest.raises(UserError, match="no node has what a trial needs: 1 CPU, 8 GPUs"):
+        w.cluster.require(Shape(1, 8))
+    w.adjust({CPU: 5, GPU: 5})
+    runs = next(slot for slot in w.pool.slots if slot.shape == CPU)
+    w.up(runs, "cpus")
+    w.pool.send(runs, {"key": "k", "attempt": 1})
+    w.machines.alive = [cpus]
+    w.cluster.require(GPU)  # it was there
+    for _ in range(5):
+        assert w.adjust({CPU: 5, GPU: 5}, after_s=LIMIT_S)[CPU] == 4
+    assert runs in w.pool.slots
+    assert w.pool.event("s", [{"why": "waits for 1 CPU, 1 GPU"}]).data["waiting"] == [{"why": "waits for 1 CPU, 1 GPU"}]
+
+    runs.jobs.clear()
+    w.adjust({GPU: 5})
+    w.adjust({GPU: 5}, after_s=LIMIT_S - 600)
+    (told,) = w.pool.event("s", [{"why": "waits for 1 CPU, 1 GPU"}]).data["waiting"]
+    assert told["why"] == "waits for 1 CPU, 1 GPU; the sweep ends in 10 min if none comes, and can be resumed"
+    w.machines.alive = [cpus, gpus]
+    assert w.adjust({GPU: 5}, after_s=601) == {GPU: 1}
+    w.machines.alive = [cpus]
+    w.adjust({GPU: 5}, after_s=1)
+    with pytest.raises(BackendUnreachable, match="for 60 min no node has had what a trial needs: 1 CPU, 1 GPU") as ended:
+        w.adjust({GPU: 5}, after_s=LIMIT_S + 1)
+    assert ended.value.fix is not None
+    assert "sparsefleet resume sweep-1" in ended.value.fix
+
+
+def test_a_node_with_many_supervisors_is_one_loss(wire: Any) -> None:
+    w = wire(node("big", 16))
+    w.adjust({CPU: 16})
+    for slot in list(w.pool.slots):
+        w.up(slot, "big")
+        w.pool.send(slot, {"key": str(id(slot)), "attempt": 1})
+        slot.jobs[0].messages.value = ray.exceptions.ActorDiedError()
+    w.machines.alive = []
+    lost = w.pool.hear(0.0)
+    assert [message.kind for message in lost] == ["lost"] * 16
+    assert w.adjust({CPU: 16}) == {}
