@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -250,6 +251,25 @@ def test_reading_needs_a_ledger_and_writes_nothing(tmp_path: Path) -> None:
     with read_ledger(tmp_path) as ledger, pytest.raises(sqlite3.OperationalError):
         ledger.set_sweep_state("a", "DONE")
     assert (tmp_path / "ledger.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_reader_waits_for_a_ledger_that_is_being_made(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").touch()
+    with pytest.raises(UserError, match="there is no ledger"):  # nobody makes it
+        read_ledger(tmp_path)
+    maker = threading.Timer(0.3, lambda: open_ledger(tmp_path).close())
+    maker.start()
+    with read_ledger(tmp_path) as ledger:
+        assert ledger.sweeps() == []
+    maker.join()
+
+
+def test_a_ledger_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+        db.execute("PRAGMA user_version=1")
+    for opened in (read_ledger, open_ledger):
+        with pytest.raises(UserError, match="has ledger format 1, this sparsefleet reads 2"):
+            opened(tmp_path)
 
 
 def test_another_process_does_not_take_the_log_away(ledger: Ledger) -> None:
