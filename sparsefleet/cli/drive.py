@@ -75,14 +75,16 @@ def drive(session: Session, wanted: Drive) -> int:
 
 
 def _has_more(home: Path, sweep: str) -> bool:
-    """True if a committed trial is not what it was, which the driver sets aside and runs again, or if a timing is lacking through no fault of its own."""
+    """True if a committed trial or timing is not what it was, which the driver sets aside, or if a timing is lacking through no fault of its own."""
     from sparsefleet.fleet.untimed import lacks_timings
     from sparsefleet.home import artifact_root
     from sparsefleet.ledger import read_ledger
     from sparsefleet.ledger.spool import store_of
 
     with read_ledger(home) as ledger:
-        return lacks_timings(ledger, sweep) or bool(ledger.damaged(sweep, store_of(artifact_root(), home)))
+        if ledger.damaged(sweep, store_of(artifact_root(), home)) or ledger.damaged_timings(sweep):
+            return True
+        return lacks_timings(ledger, sweep)
 
 
 def _send_what_waits(session: Session, home: Path) -> None:

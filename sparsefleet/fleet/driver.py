@@ -51,6 +51,7 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
                 ledger.retry_failed(sweep)
             store = store_of(artifact_root(), home)
             _set_aside(ledger, ledger.damaged(sweep, store), on_event)
+            _set_timings_aside(ledger, sweep, on_event)
             _empty_spool(store, on_event)
             row = ledger.sweep(sweep)
             if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure and not lacks_timings(ledger, sweep):
@@ -148,6 +149,13 @@ def _set_aside(ledger: Ledger, damaged: dict[str, str], emit: Callable[[Event], 
     for key, reason in damaged.items():
         path = ledger.set_aside(key, reason)
         emit(Event("note", {"text": f"{reason}: it runs again; its record was moved to {path}"}))
+
+
+def _set_timings_aside(ledger: Ledger, sweep: str, emit: Callable[[Event], None]) -> None:
+    """Timings that are not what was measured are taken away: the measure phase finds them missing."""
+    for config_key, reason in ledger.damaged_timings(sweep).items():
+        path = ledger.set_timing_aside(sweep, config_key)
+        emit(Event("note", {"text": f"{reason}: it is measured again; what is left of it was moved to {path}"}))
 
 
 def _broken_networks(ledger: Ledger, sweep: str, store: ArtifactStore) -> dict[str, str]:

@@ -35,8 +35,9 @@ def enter(db: sqlite3.Connection, texts: Texts, home: Path, asked: SweepRow, tri
             return
         if is_held(home, sweep):
             raise SweepLocked(f"sweep {sweep!r} is being driven with other trials", fix=f"sparsefleet watch {sweep}")
+        mail.note_places(db, texts, sweep)
         db.execute("DELETE FROM sweep_trials WHERE sweep=?", (sweep,))
-        _keep_timings(db, sweep, {trial.key for trial in trials})
+        _keep_timings(db, home, sweep, {trial.key for trial in trials})
     db.execute(
         "INSERT INTO sweeps (sweep, name, digest, grid_text, state, created, settings) VALUES (?,?,?,?,'RUNNING',?,?)"
         " ON CONFLICT (sweep) DO UPDATE SET state='RUNNING', ended=NULL, grid_text=excluded.grid_text, settings=excluded.settings",
@@ -48,8 +49,10 @@ def enter(db: sqlite3.Connection, texts: Texts, home: Path, asked: SweepRow, tri
         passing("enqueue-inside")
 
 
-def _keep_timings(db: sqlite3.Connection, sweep: str, keys: set[str]) -> None:
+def _keep_timings(db: sqlite3.Connection, home: Path, sweep: str, keys: set[str]) -> None:
     """Timings took minutes each and are of their configurations: they stay, for those of their trials that are still asked for."""
+    for config_key in timings.damaged(db, sweep):
+        timings.set_aside(db, home, sweep, config_key)
     for timing in timings.of_sweep(db, sweep):
         timings.store(db, sweep, replace(timing, keys=[key for key in timing.keys if key in keys]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sparsefleet.ledger.packed import dump, pattern_of, record_kind, sha256
 from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, TIMED, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
 from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.ledger.transactions import Transactions
-from sparsefleet.ledger.trials import Finished, Truth, attempts, attempts_of_sweep, finished, read, seconds, test_figures
+from sparsefleet.ledger.trials import Finished, Truth, alone, attempts, attempts_of_sweep, finished, read, seconds, test_figures
 from sparsefleet.redact import redacted, redacted_json
 
 _LISTED = 8
@@ -130,6 +130,23 @@ class Ledger(Transactions):
         key = found[0]["key"]
         past = {key: attempts(self._db, key)}
         return next(read(self._texts, where, (key, sweep), record=True, truth=Truth(self._db, self.home), past=past))
+
+    def trial_to_report(self, key: str, place: Mapping[str, Any]) -> TrialRow:
+        """The trial of this key; one that no sweep shows any more as ``place`` of its outbox item says that it was shown.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._db.execute("SELECT 1 FROM sweep_trials WHERE key=?", (key,)).fetchone():
+            return self.trial(key)
+        row = alone(self._texts, key, place)
+        if row is None:
+            raise UserError(f"unknown trial {key!r}")
+        return row
+
+    def grids_of(self, key: str) -> list[str]:
+        """The names of the sweeps that show this trial, or ran it once: where MLflow may have a run of it."""
+        return sweeps.grids_of(self._db, key)
 
     def finished(self, spec_ids: Iterable[str]) -> Iterator[Finished]:
         """The trials of these specs that have ended, under whatever code they ran."""
@@ -292,8 +309,21 @@ class Ledger(Transactions):
     # timings
 
     def timings(self, sweep: str) -> list[TimingRow]:
-        """The sweep's timings, one row per configuration."""
+        """The sweep's timings, one row per configuration.
+
+        Raises:
+            IntegrityError: one is not what was entered; the message names its configuration.
+        """
         return times.of_sweep(self._db, sweep)
+
+    def damaged_timings(self, sweep: str) -> dict[str, str]:
+        """Timings of the sweep that do not match their digest: what is wrong, by configuration."""
+        return times.damaged(self._db, sweep)
+
+    def set_timing_aside(self, sweep: str, config_key: str) -> Path | None:
+        """Take a timing away, so that ``resume`` measures it again; where what is left of it lies now."""
+        with self.batch():
+            return times.set_aside(self._db, self.home, sweep, config_key)
 
     def measure_seconds(self) -> float | None:
         """What measuring one configuration took, the median; None where nothing has been measured."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import suppress
 from typing import Any
 
 from sparsefleet.crash_points import passing
 from sparsefleet.ledger.clock import now
+from sparsefleet.ledger.packed import Altered, Texts
 from sparsefleet.ledger.rows import OutboxItem
 
 
@@ -27,6 +29,22 @@ def enqueue_trial(db: sqlite3.Connection, key: str, attempt: int, state: str) ->
     for (sweep,) in db.execute("SELECT sweep FROM sweep_trials WHERE key=?", (key,)).fetchall():
         shared = owner is not None and owner[0] != sweep
         enqueue(db, "trial", sweep, key, {"attempt": attempt, "state": state, "shared": shared})
+
+
+def note_places(db: sqlite3.Connection, texts: Texts, sweep: str) -> None:
+    """Write into the sweep's waiting items of trials how it shows them, before it does so no more: their results are still to be uploaded."""
+    asked = (
+        "SELECT o.id, o.payload, s.arm, s.twin_key, s.rival_key, s.request, (SELECT spec_id FROM trials WHERE key=s.twin_key) AS twin,"
+        " (SELECT spec_id FROM trials WHERE key=s.rival_key) AS rival FROM outbox o JOIN sweep_trials s ON s.sweep=o.sweep AND s.key=o.key"
+        " WHERE o.kind='trial' AND o.sweep=? AND o.uploaded IS NULL"
+    )
+    for row in db.execute(asked, (sweep,)).fetchall():
+        place = {name: row[name] for name in ("arm", "twin_key", "rival_key")}
+        with suppress(Altered):  # then its selections are not told
+            place["request"] = {"tuning": json.loads(texts.text(row["request"])).get("tuning", {})}
+        spec_ids = {row[f"{side}_key"]: row[side] for side in ("twin", "rival") if row[side]}
+        payload = {**json.loads(row["payload"]), "place": place, "spec_ids": spec_ids}
+        db.execute("UPDATE outbox SET payload=? WHERE id=?", (json.dumps(payload, allow_nan=False), row["id"]))
 
 
 def waiting(db: sqlite3.Connection, limit: int) -> list[OutboxItem]:

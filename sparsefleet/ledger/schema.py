@@ -2,7 +2,7 @@
 
 ``spec`` of trials and ``body`` of records and texts are packed (``sparsefleet.ledger.packed``); ``resources``, ``limits`` and ``request`` of
 sweep_trials and ``text`` of dictionaries are numbers of texts, ``record`` of trials is one of records. A record has a table of its own so that
-the rows that are looked through stay small; ``record_sha256`` is that of its text.
+the rows that are looked through stay small; ``record_sha256`` is that of its text, ``sha256`` of timings that of the rest of the row.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CREATE TABLE attempts (
 ) WITHOUT ROWID;
 CREATE TABLE timings (
     sweep TEXT NOT NULL REFERENCES sweeps, config_key TEXT NOT NULL, keys TEXT NOT NULL, state TEXT NOT NULL, timings TEXT NOT NULL,
-    samples_ref TEXT, reason TEXT, created TEXT NOT NULL, PRIMARY KEY (sweep, config_key)
+    samples_ref TEXT, reason TEXT, created TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (sweep, config_key)
 ) WITHOUT ROWID;
 CREATE TABLE samples (ref TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE outbox (

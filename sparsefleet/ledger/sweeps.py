@@ -20,6 +20,15 @@ def all_sweeps(db: sqlite3.Connection, home: Path) -> list[SweepRow]:
     return [_read(db, home, row) for row in db.execute(_NEWEST_FIRST).fetchall()]
 
 
+def grids_of(db: sqlite3.Connection, key: str) -> list[str]:
+    """The names of the sweeps that show this trial, or ran it once."""
+    asked = (
+        "SELECT DISTINCT name FROM sweeps WHERE sweep IN (SELECT sweep FROM sweep_trials WHERE key=?1"
+        " UNION SELECT sweep FROM attempts WHERE key=?1) ORDER BY name"
+    )
+    return [row["name"] for row in db.execute(asked, (key,))]
+
+
 def find(db: sqlite3.Connection, home: Path, prefix: str) -> SweepRow:
     """The sweep with this id, or the only one whose id begins so.
 

@@ -1,21 +1,27 @@
-"""Timings per configuration, and their raw samples by digest."""
+"""Timings per configuration, behind a digest of all that is said of one, and their raw samples by digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.ledger.clock import now
-from sparsefleet.ledger.packed import dump
+from sparsefleet.ledger.packed import dump, sha256
 from sparsefleet.ledger.rows import TimingRow
+from sparsefleet.ledger.store import QUARANTINE
 
+_TOLD = ("sweep", "config_key", "keys", "state", "timings", "samples_ref", "reason", "created")
+_COLUMNS = ", ".join(f"CAST({name} AS BLOB) AS {name}" for name in (*_TOLD, "sha256"))
+"""As bytes: SQLite's own reader would stop at text that is no UTF-8 any more."""
 _LOOKED_AT = 200
 _SHARED_S, _PAUSE_S = 0.5, 900.0
 """Timings nearer than this were entered together; ones farther apart were taken by two drivers."""
@@ -47,32 +53,89 @@ def load_samples(db: sqlite3.Connection, ref: str) -> bytes:
 def store(db: sqlite3.Connection, sweep: str, row: TimingRow) -> None:
     """Enter or replace the sweep's timing of one configuration."""
     values = (sweep, row.config_key, dump(row.keys), row.state, dump(row.timings), row.samples_ref, row.reason, row.created or now())
-    db.execute("INSERT OR REPLACE INTO timings VALUES (?,?,?,?,?,?,?,?)", values)
+    db.execute("INSERT OR REPLACE INTO timings VALUES (?,?,?,?,?,?,?,?,?)", (*values, sha256(dump(values))))
 
 
 def of_sweep(db: sqlite3.Connection, sweep: str) -> list[TimingRow]:
-    """All timings of the sweep, in the order in which they were taken."""
-    return [_row(row) for row in db.execute("SELECT * FROM timings WHERE sweep=? ORDER BY created, config_key", (sweep,))]
+    """All timings of the sweep, in the order in which they were taken.
+
+    Raises:
+        IntegrityError: one is not what was entered.
+    """
+    return [_timing(row) for row in _rows(db, "sweep=? ORDER BY created, config_key", sweep)]
+
+
+def damaged(db: sqlite3.Connection, sweep: str) -> dict[str, str]:
+    """What is wrong with timings of the sweep, by configuration."""
+    found = {}
+    for row in _rows(db, "sweep=?", sweep):
+        try:
+            _timing(row)
+        except IntegrityError as error:
+            found[_text(row["config_key"])] = error.what
+    return found
+
+
+def set_aside(db: sqlite3.Connection, home: Path, sweep: str, config_key: str) -> Path | None:
+    """Takes a timing away, so that it is measured again; where what is left of it lies now. Inside a transaction.
+
+    The sweep has not ended any more.
+    """
+    for row in _rows(db, "sweep=?", sweep):
+        if _text(row["config_key"]) == config_key:
+            break
+    else:
+        return None
+    folder = home / QUARANTINE
+    folder.mkdir(exist_ok=True, mode=0o700)
+    path = folder / f"timing-{sweep}-{hashlib.sha256(bytes(row['config_key'])).hexdigest()[:16]}.json"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(dump({name: _text(row[name]) for name in _TOLD}).encode())
+    db.execute("DELETE FROM timings WHERE sweep=? AND CAST(config_key AS BLOB)=?", (sweep, bytes(row["config_key"])))
+    db.execute("UPDATE sweeps SET state='INTERRUPTED' WHERE state IN ('DONE','FAILED') AND sweep=?", (sweep,))
+    return path
 
 
 def seconds_each(db: sqlite3.Connection) -> float | None:
     """The median time between two timings that one sweep took one after the other; None where there are no such two."""
-    rows = db.execute("SELECT sweep, created FROM timings ORDER BY created DESC LIMIT ?", (_LOOKED_AT,)).fetchall()
     taken: dict[str, list[float]] = {}
-    for row in rows:
-        taken.setdefault(row["sweep"], []).append(datetime.fromisoformat(row["created"]).timestamp())
+    for row in _rows(db, "1 ORDER BY created DESC LIMIT ?", _LOOKED_AT):
+        if _is_whole(row):
+            taken.setdefault(_text(row["sweep"]), []).append(datetime.fromisoformat(_text(row["created"])).timestamp())
     gaps = [later - earlier for times in taken.values() for later, earlier in pairwise(times) if _SHARED_S < later - earlier < _PAUSE_S]
     return median(gaps) if gaps else None
 
 
 def of_config(db: sqlite3.Connection, config_key: str, states: Sequence[str]) -> TimingRow | None:
-    """The newest timing of this configuration in any sweep that is in one of ``states``."""
-    for row in db.execute("SELECT * FROM timings WHERE config_key=? ORDER BY created DESC", (config_key,)):
-        if row["state"] in states:
-            return _row(row)
+    """The newest timing of this configuration in any sweep that is in one of ``states``; one that was altered is none."""
+    for row in _rows(db, "config_key=? ORDER BY created DESC", config_key):
+        if _text(row["state"]) in states and _is_whole(row):
+            return _timing(row)
     return None
 
 
-def _row(row: sqlite3.Row) -> TimingRow:
+def _rows(db: sqlite3.Connection, where: str, value: str | int) -> list[sqlite3.Row]:
+    return db.execute(f"SELECT {_COLUMNS} FROM timings WHERE {where}", (value,)).fetchall()
+
+
+def _text(value: bytes | None) -> str:
+    return bytes(value or b"").decode(errors="replace")
+
+
+def _is_whole(row: sqlite3.Row) -> bool:
+    """True if all that is said of the timing is what was entered."""
+    told = [None if row[name] is None else _text(row[name]) for name in _TOLD]
+    return sha256(dump(told)) == _text(row["sha256"])
+
+
+def _timing(row: sqlite3.Row) -> TimingRow:
+    config_key = _text(row["config_key"])
+    if not _is_whole(row):
+        sweep = _text(row["sweep"])
+        raise IntegrityError(
+            f"the timing of configuration {config_key[:12]} of {sweep} does not match its digest",
+            fix=f"sparsefleet resume {sweep} sets it aside and measures it again",
+        )
     timings: list[dict[str, Any]] = json.loads(row["timings"])
-    return TimingRow(row["config_key"], json.loads(row["keys"]), row["state"], timings, row["samples_ref"], row["reason"], row["created"])
+    ref, reason = (None if row[name] is None else _text(row[name]) for name in ("samples_ref", "reason"))
+    return TimingRow(config_key, json.loads(row["keys"]), _text(row["state"]), timings, ref, reason, _text(row["created"]))

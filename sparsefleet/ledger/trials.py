@@ -83,6 +83,30 @@ def read(
         )
 
 
+def alone(texts: Texts, key: str, place: Mapping[str, Any]) -> TrialRow | None:
+    """The trial of this key without a sweep; None if there is none.
+
+    Args:
+        place: how a sweep showed it, where that is known: ``arm``, ``twin_key``, ``rival_key``, ``request``.
+
+    Raises:
+        IntegrityError: its spec or its record is not what was stored.
+    """
+    found = texts.db.execute("SELECT t.*, r.body AS told FROM trials t LEFT JOIN records r ON r.id = t.record WHERE t.key=?", (key,))
+    row = found.fetchone()
+    if row is None:
+        return None
+    shown: dict[str, Any] = {"arm": "", "twin_key": None, "rival_key": None, "request": {}}
+    return TrialRow(
+        ordinal=0,
+        **{name: row[name] for name in ("key", "spec_id", "state", "attempt", "node", "reason", "started", "ended")},
+        **{name: place.get(name, default) for name, default in shown.items()},
+        spec=_Parsed(texts).spec(key, row["spec"]),
+        record=_record(texts, row, ()) if row["record_sha256"] else None,
+        attempts=attempts(texts.db, key),
+    )
+
+
 def _record(texts: Texts, row: sqlite3.Row, names: Sequence[str]) -> dict[str, Any]:
     """The record behind its digest; with ``names`` these of its keys."""
     if names:

@@ -60,7 +60,12 @@ def label_of(spec: Mapping[str, Any]) -> str:
 def run_name(row: TrialRow) -> str:
     """``method-layer-dDENSITY-sSEED-spec_id``, in ``[A-Za-z0-9._-]``."""
     density = row.spec.get("narrow_to_density") or row.spec["density"]
-    parts = [row.arm if row.arm != "sparse" else label_of(row.spec), row.spec["layer"]["name"], f"d{density:g}", f"s{row.spec['seed']}"]
+    parts = [
+        row.arm if row.arm not in ("", "sparse") else label_of(row.spec),
+        row.spec["layer"]["name"],
+        f"d{density:g}",
+        f"s{row.spec['seed']}",
+    ]
     text = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in "-".join(parts)).lstrip(".")
     return f"{text[: _LONGEST_NAME - len(row.spec_id) - 1]}-{row.spec_id}"
 

@@ -64,7 +64,7 @@ class PictureWriter:
                 self._log(parent.info.run_id, self._draw.sweep(self._ledger, sweep.sweep, self._store, Path(folder)))
         drawn = (row for row in self._ledger.trials(sweep.sweep, with_record=False) if row.state in DRAWN and _owner(row) == sweep.sweep)
         for row, _ in zip(drawn, range(MOST_TRIALS), strict=False):
-            run = self._runs.find_trial(row.key, row.attempt, sweep)
+            run = self._runs.find_trial(row.key, row.attempt, [sweep.name])
             if run is None or names.PICTURES in run.data.tags:
                 continue
             if time.monotonic() > end:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.ledger.rows import TimingRow, TrialRow
-from sparsefleet.ledger.store import refuse_web
+from sparsefleet.ledger.store import is_web, refuse_web
 from sparsefleet.track import names, server
 from sparsefleet.track.runs import every_run, tagged
 
@@ -107,12 +107,7 @@ def _experiments(client: MlflowClient) -> list[str]:
 def _trials(client: MlflowClient, parent: Run, folder: Path) -> list[TrialRow]:
     listed = _json(client, parent.info.run_id, names.SWEEP_JSON, folder)["trials"]
     home, sweep_state = parent.data.tags[names.HOME], parent.data.tags.get(names.STATE)
-    here = parent.info.experiment_id
-    by_key = {run.data.tags[names.TRIAL_KEY]: run for run in every_run(client, [here], tagged(KIND="trial", HOME=home))}
-    if any(trial["key"] not in by_key for trial in listed):  # run by a sweep of another grid
-        elsewhere = [experiment_id for experiment_id in _experiments(client) if experiment_id != here]
-        if elsewhere:
-            by_key = {run.data.tags[names.TRIAL_KEY]: run for run in every_run(client, elsewhere, tagged(KIND="trial", HOME=home))} | by_key
+    by_key = _runs(client, parent.info.experiment_id, home, {trial["key"] for trial in listed})
 
     def read(trial: Mapping[str, Any]) -> TrialRow:
         run = by_key.get(trial["key"])
@@ -125,6 +120,32 @@ def _trials(client: MlflowClient, parent: Run, folder: Path) -> list[TrialRow]:
         return list(pool.map(read, listed))
 
 
+def _runs(client: MlflowClient, here: str, home: str, keys: set[str]) -> dict[str, Run]:
+    """The run of each trial's newest attempt, by key; a sweep of another grid may have made it."""
+    wanted = tagged(KIND="trial", HOME=home)
+    by_key: dict[str, Run] = {}
+    _take_newest(by_key, every_run(client, [here], wanted))
+    elsewhere = [experiment_id for experiment_id in _experiments(client) if experiment_id != here]
+    if elsewhere:
+        if all(key in by_key and _attempt(by_key[key]) for key in keys):  # only an attempt after the first can be a newer one
+            wanted += f" AND tags.`{names.ATTEMPT}` != '1'"
+        _take_newest(by_key, (run for run in every_run(client, elsewhere, wanted) if not is_web(str(run.info.artifact_uri))))
+    return by_key
+
+
+def _take_newest(by_key: dict[str, Run], runs: Iterable[Run]) -> None:
+    for run in runs:
+        key = run.data.tags[names.TRIAL_KEY]
+        if key not in by_key or _attempt(run) > _attempt(by_key[key]):
+            by_key[key] = run
+
+
+def _attempt(run: Run) -> int:
+    """Of a run without a readable number 0."""
+    text = run.data.tags.get(names.ATTEMPT, "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _record(client: MlflowClient, run: Run, folder: Path) -> dict[str, Any] | None:
     digest = run.data.tags.get(names.RECORD_SHA256)
     if digest is None:
@@ -134,10 +155,12 @@ def _record(client: MlflowClient, run: Run, folder: Path) -> dict[str, Any] | No
 
 
 def _timings(client: MlflowClient, parent: Run, folder: Path) -> list[TimingRow]:
-    files = client.list_artifacts(parent.info.run_id, str(Path(names.TIMING_JSON).parent))
-    return sorted(
-        (TimingRow(**_json(client, parent.info.run_id, file.path, folder)) for file in files), key=lambda row: (row.created, row.config_key)
-    )
+    run_id, tags = parent.info.run_id, parent.data.tags
+    rows = []
+    for file in client.list_artifacts(run_id, str(Path(names.TIMING_JSON).parent)):
+        digest = tags.get(names.TIMING_SHA256.format(config_key=Path(file.path).stem))
+        rows.append(TimingRow(**_json(client, run_id, file.path, folder, digest)))
+    return sorted(rows, key=lambda row: (row.created, row.config_key))
 
 
 def _json(client: MlflowClient, run_id: str, name: str, folder: Path, digest: str | None = None) -> Any:

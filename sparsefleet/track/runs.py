@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from sparsefleet.errors import UserError
@@ -106,12 +106,16 @@ class Runs:
         """Read the sweep's run anew next time."""
         self._parents.pop(sweep.sweep, None)
 
-    def find_trial(self, key: str, attempt: int, owner: SweepRow) -> Run | None:
-        """The trial's run in the experiment of the sweep that ran it; runs of earlier attempts are deleted."""
-        experiment_id = self.experiment(owner.name, create=False)
-        if experiment_id is None:
+    def find_trial(self, key: str, attempt: int, experiments: Iterable[str]) -> Run | None:
+        """The trial's run, whichever sweep ran it; runs of earlier attempts are deleted.
+
+        Args:
+            experiments: names of those of all sweeps that show or ran the trial.
+        """
+        ids = [found for name in experiments if (found := self.experiment(name, create=False)) is not None]
+        if not ids:
             return None
-        runs = list(every_run(self._client, [experiment_id], tagged(KIND="trial", TRIAL_KEY=key, HOME=self._home)))
+        runs = list(every_run(self._client, ids, tagged(KIND="trial", TRIAL_KEY=key, HOME=self._home)))
         current = [run for run in runs if run.data.tags.get(names.ATTEMPT) == str(attempt)]
         for run in runs:
             if run not in current:

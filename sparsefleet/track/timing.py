@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.track import names
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunData
 
 _UNTRUSTED = "NOT_TRUSTWORTHY"
 _THEORY = {names.THEORETICAL: "flop_ratio", names.ROOFLINE: "roofline_speedup"}
 _MEMORY = {names.PEAK: "peak_bytes", names.PEAK_DENSE: "dense_peak_bytes"}
-_CONDITIONS = ("level", "op", "batch_size", "dtype", "device", "threads", "execution", "baseline", "processes", "fingerprint")
+_CONDITIONS = ("config_key", "level", "op", "batch_size", "dtype", "device", "threads", "execution", "baseline", "processes", "fingerprint")
 
 
 def metrics_of(timing: Mapping[str, Any]) -> dict[str, float]:
@@ -38,6 +43,31 @@ def tags_of_timing(timing: Mapping[str, Any]) -> dict[str, str]:
         names.REASONS.format(config=config): "; ".join(timing["reasons"]),
         names.TIMED.format(config=config): json.dumps({name: timing[name] for name in _CONDITIONS}, ensure_ascii=False),
     }
+
+
+def withdrawn(run: RunData, timing: TimingRow) -> tuple[dict[str, float], dict[str, str]]:
+    """What a run says of this configuration and the ledger does not say any more: its metrics as NaN, which orders no runs, and tags that tell it.
+
+    MLflow forgets no metric. A measurement that failed has none, and its tags say how it ended.
+    """
+    confirmed = {name for one in timing.timings for name in metrics_of(one)}
+    configs = {config_of(one) for one in timing.timings} or set(_configs(run.tags, timing.config_key))
+    shown = [name for name, value in run.metrics.items() if name not in confirmed and not math.isnan(value)]
+    stale = [name for name in shown if any(name.startswith(f"timing/{config}/") for config in configs)]
+    said: dict[str, str] = {}
+    for config in configs if not timing.timings else ():
+        said[names.VERDICT.format(config=config)] = said[names.RIVAL_VERDICT.format(config=config)] = "NONE"
+        said[names.REASONS.format(config=config)] = f"{timing.state}: {timing.reason or ''}"
+        said[names.TIMED.format(config=config)] = json.dumps({"config_key": timing.config_key, "state": timing.state})
+    return dict.fromkeys(stale, math.nan), said
+
+
+def _configs(tags: Mapping[str, str], config_key: str) -> Iterator[str]:
+    """Under which names a run shows timings of this configuration."""
+    before, _, _ = names.TIMED.partition("{")
+    for name, text in tags.items():
+        if name.startswith(before) and f'"config_key": {json.dumps(config_key)}' in text:
+            yield name.removeprefix(before)
 
 
 def config_of(timing: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from sparsefleet.track import facts, names, staging
 from sparsefleet.track.facts import Point
 from sparsefleet.track.pictures import Draw, PictureWriter
 from sparsefleet.track.runs import Runs
-from sparsefleet.track.timing import metrics_of, tags_of_timing
+from sparsefleet.track.timing import metrics_of, tags_of_timing, withdrawn
 from sparsefleet.trial.files import MODEL
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Writer:
 
     def _trial(self, item: OutboxItem) -> str:
         key = item.key or ""
-        row = self._ledger.trial(key)
+        row = self._ledger.trial_to_report(key, item.payload.get("place") or {})
         if row.state in ("PENDING", "LEASED", "RUNNING"):
             return ""  # put back into the queue since; its next end is an item of its own
         owner = self._owner(row, item)
@@ -174,13 +174,14 @@ class Writer:
         static = self._rows_of(owner.sweep)
         mine = next((other for other in static if other.key == key), row)
         row = _with_place(row, mine)
-        run = self._runs.find_trial(key, row.attempt, owner)
+        run = self._runs.find_trial(key, row.attempt, self._ledger.grids_of(key))
         if run is not None and run.info.status != "RUNNING":
             return str(run.info.run_id)
         fresh = run is None
         if run is None:
             run = self._runs.create_trial(row, owner, parent.info.run_id, facts.started_of(row))
-        self._fill(run, row, facts.tags_of(row, {other.key: other.spec_id for other in static}, owner), fresh=fresh)
+        spec_ids = {other.key: other.spec_id for other in static} | (item.payload.get("spec_ids") or {})
+        self._fill(run, row, facts.tags_of(row, spec_ids, owner), fresh=fresh)
         self.client.set_terminated(run.info.run_id, facts.status_of(row.state), facts.ended_of(row))
         return str(run.info.run_id)
 
@@ -249,20 +250,26 @@ class Writer:
             return ""
         parent = self._parent(self._ledger.sweep(item.sweep))
         when = facts.milliseconds(item.created)
-        points = [Point(name, value, when, 0) for one in timing.timings for name, value in metrics_of(one).items()]
-        tags = {name: facts.cut(text, _NOTE_LENGTH) for one in timing.timings for name, text in tags_of_timing(one).items()}
+        metrics = {name: value for one in timing.timings for name, value in metrics_of(one).items()}
+        tags = {name: text for one in timing.timings for name, text in tags_of_timing(one).items()}
+        file_text = staging.dumps(staging.timing_facts(timing))
+        digest = {names.TIMING_SHA256.format(config_key=config_key): hashlib.sha256(file_text.encode()).hexdigest()}
         run_ids = [parent.info.run_id]
         for key in timing.keys:
-            row = self._ledger.trial(key)
-            run = self._runs.find_trial(key, row.attempt, self._owner(row, item))
+            row = self._ledger.trial_to_report(key, {})
+            run = self._runs.find_trial(key, row.attempt, self._ledger.grids_of(key))
             if run is None or run.info.status == "RUNNING":
                 raise NotYet(f"trial {row.spec_id} of timing {config_key[:12]} is not uploaded yet")
-            self._log(run.info.run_id, points=points, tags=tags)
+            gone, said = withdrawn(run.data, timing)
+            points = [Point(name, value, when, 0) for name, value in {**metrics, **gone}.items()]
+            told = {name: facts.cut(text, _NOTE_LENGTH) for name, text in {**tags, **said, **digest}.items()}
+            self._log(run.info.run_id, points=points, tags=told)
             run_ids.append(run.info.run_id)
+        self._log(parent.info.run_id, tags=digest)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / names.TIMING_JSON.format(config_key=config_key)
             file.parent.mkdir()
-            file.write_text(staging.dumps(staging.timing_facts(timing)), encoding="utf-8")
+            file.write_text(file_text, encoding="utf-8")
             for run_id in run_ids:
                 self.client.log_artifacts(run_id, folder)
         if timing.samples_ref:

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cli_timings import body, measured_home
 from click.testing import CliRunner, Result
 
 from sparsefleet.cli.app import cli
+from sparsefleet.ledger import open_ledger
 
 Invoke = Callable[..., Result]
 
@@ -30,15 +32,11 @@ def invoke(*args: str) -> Result:
 
 
 def alter(home: Path, **changes: object) -> None:
-    """Change a stored timing behind the ledger's back."""
-    with sqlite3.connect(home / "ledger.db") as db:
-        (text,) = db.execute("SELECT timings FROM timings ORDER BY config_key LIMIT 1").fetchone()
-        timings = [{**json.loads(text)[0], **changes}]
-        db.execute(
-            "UPDATE timings SET timings=? WHERE config_key=(SELECT config_key FROM timings ORDER BY config_key LIMIT 1)",
-            (json.dumps(timings),),
-        )
-    db.close()
+    """Enter a timing that its samples do not bear out."""
+    with open_ledger(home) as ledger:
+        sweep = ledger.sweeps()[0].sweep
+        row = min(ledger.timings(sweep), key=lambda row: row.config_key)
+        ledger.share_timing(sweep, replace(row, timings=[{**row.timings[0], **changes}]), row.keys)
 
 
 def test_recheck_comes_to_the_same_in_another_process(home: Path) -> None:
@@ -63,6 +61,19 @@ def test_recheck_names_what_does_not_follow(home: Path, name: str, value: object
     assert "1 of 2 timings" in result.stderr
     assert f"{name} is" in result.stderr
     assert "step, batch 64 (a)" in result.stderr
+
+
+def test_an_altered_timing_is_shown_nowhere_and_resume_is_named(home: Path) -> None:
+    sweep = measured_home(home, body("a"), body("b"))
+    with sqlite3.connect(home / "ledger.db") as db:
+        db.execute("UPDATE timings SET timings=replace(timings, '\"speedup\":2.', '\"speedup\":3.') WHERE config_key='b'")
+    db.close()
+    for args in (("compare", "demo"), ("measure", "recheck", "demo")):
+        result = invoke(*args)
+        assert result.exit_code == 1, args
+        assert result.stdout == ""
+        assert f"the timing of configuration b of {sweep} does not match its digest" in result.stderr
+        assert f"sparsefleet resume {sweep}" in result.stderr
 
 
 def test_recheck_sees_altered_samples(home: Path) -> None:

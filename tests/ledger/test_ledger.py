@@ -388,3 +388,34 @@ def test_an_altered_record_is_set_aside_and_its_trial_runs_again(ledger: Ledger)
         assert ledger.commit(key, ledger.lease(key, "a-1", "n"), record())
     assert [a["end"] for a in ledger.trial(key).attempts] == ["DAMAGED", "SUCCEEDED"]
     assert ledger.damaged("a-1") == {}
+
+
+def test_a_flipped_bit_anywhere_in_a_timing_is_noticed_and_it_is_taken_away(ledger: Ledger) -> None:
+    keys = create(ledger)
+    ledger.commit_timing("a-1", "config", keys, "SUCCEEDED", [{"speedup": 1.5}], b"raw", "a reason")
+    ledger.commit_timing("a-1", "other", keys, "SUCCEEDED", [{"speedup": 2.5}])
+    (kept,) = ledger._db.execute(
+        "SELECT sweep, config_key, keys, state, timings, samples_ref, reason, created, sha256 FROM timings LIMIT 1"
+    )
+    for column in ("config_key", "keys", "state", "timings", "samples_ref", "reason", "created", "sha256"):
+        for bit in range(8 * len(kept[column])):
+            body = kept[column].encode()
+            altered = body[: bit // 8] + bytes([body[bit // 8] ^ 1 << bit % 8]) + body[bit // 8 + 1 :]
+            ledger._db.execute(f"UPDATE timings SET {column}=CAST(? AS TEXT) WHERE config_key != 'other'", (altered,))
+            (name,) = ledger.damaged_timings("a-1")
+            with pytest.raises(IntegrityError, match="does not match its digest"):
+                ledger.timings("a-1")
+            assert ledger.timing("config") is None
+            assert ledger.measure_seconds() is None
+            ledger._db.execute(f"UPDATE timings SET {column}=? WHERE config_key != 'other'", (kept[column],))
+    assert [row.timings for row in ledger.timings("a-1")] == [[{"speedup": 1.5}], [{"speedup": 2.5}]]
+    ledger.set_sweep_state("a-1", "DONE")
+    ledger._db.execute("UPDATE timings SET timings=replace(timings, '1.5', '9.5') WHERE config_key='config'")
+    (name,) = ledger.damaged_timings("a-1")
+    path = ledger.set_timing_aside("a-1", name)
+    assert path is not None
+    assert "9.5" in path.read_text()
+    assert [row.config_key for row in ledger.timings("a-1")] == ["other"]
+    assert ledger.damaged_timings("a-1") == {}
+    assert ledger.sweep("a-1").state == "INTERRUPTED"
+    assert ledger.set_timing_aside("a-1", name) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,36 @@ def test_a_sweep_that_shares_trials_reads_them_too(home: Path) -> None:
     rows, _ = read.rows("other", uploaded(home))
     assert [row.state for row in rows] == ["SUCCEEDED", "SUCCEEDED"]
     assert all(row.record for row in rows)
+
+
+def test_of_a_trial_with_runs_in_two_experiments_the_newest_attempt_is_read(home: Path) -> None:
+    """As after an upload that was cut off, or one by an older version."""
+    full_home(home)
+    enter_sweep(home, 2, sweep="other-87654321", name="other")
+    uri = uploaded(home)
+    client = server.connect(uri)
+    run = next(run for run in trial_runs(client) if run.data.metrics[names.ACCURACY] == 0.901)
+    elsewhere = client.get_experiment_by_name("other").experiment_id
+    newer = client.create_run(elsewhere, 0, {**run.data.tags, names.ATTEMPT: "2"}).info.run_id
+    with tempfile.TemporaryDirectory() as folder:
+        client.log_artifacts(newer, client.download_artifacts(run.info.run_id, "", folder))
+    client.log_text(newer, '{"state": "DIVERGED", "attempt": 2}', names.TRIAL_JSON)
+    client.set_terminated(newer, "FINISHED")
+    rows, _ = read.rows("quick", uri)
+    assert [(row.state, row.attempt) for row in rows] == [("SUCCEEDED", 1), ("DIVERGED", 2)]
+
+
+def test_an_altered_timing_is_refused(home: Path) -> None:
+    full_home(home)
+    uri = uploaded(home)
+    client = server.connect(uri)
+    run = read.find_sweep(client, "quick")
+    name = names.TIMING_JSON.format(config_key="c" * 64)
+    text = Path(client.download_artifacts(run.info.run_id, name, str(home))).read_text()
+    assert '"speedup": 2.0' in text
+    client.log_text(run.info.run_id, text.replace('"speedup": 2.0', '"speedup": 3.0'), name)
+    with pytest.raises(IntegrityError, match=r"timings/c+\.json"):
+        read.rows("quick", uri)
 
 
 def test_an_altered_record_is_refused(home: Path) -> None:
