@@ -1,8 +1,9 @@
 """RF-03: a process is killed at every named point, at its first, a middle and its last passing; what is committed in the end is the same.
 
 The driver is the product's, in a process of its own; the cluster is one that stays, so that a case is not mostly Ray's start. Each case is one
-home whose driver is started until it ends by itself; the deaths of its three passings follow each other. The uploader takes part only where the
-point is one of its own: it takes some seconds of a processor at every start of a driver.
+home with some of the points, whose driver is started until it ends by itself; the deaths of their passings follow each other. Points of a trial's own
+process stand in different homes, or one trial would die oftener than its budgets allow. The uploader takes part only where the point is one of
+its own: it takes some seconds of a processor at every start of a driver.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -74,7 +75,8 @@ _TIMES = ("started", "ended", "wall_s", "phases_s", "attempt", "attempts_log", "
 _ALTERS = ("log.txt", "environment.json", "mask-steps/")
 """Beginnings of the names of artifacts that differ from run to run: times, loads, and safetensors files whose two lines of metadata the library
 writes in an order of chance. The masks of the end, in ``masks.safetensors``, are compared."""
-_MOST_STARTS = 12
+_HOMES = 5
+_MOST_STARTS = 24
 
 
 def committed(home: Path) -> str:
@@ -95,21 +97,17 @@ def committed(home: Path) -> str:
 
 
 class Case:
-    """One home, whose processes die at the given passings of one point."""
+    """One home, whose processes die at the given passings of some points."""
 
-    def __init__(self, home: Path, point: str, passings: tuple[int, ...], address: str) -> None:
-        self.home, self.point, self.passings, self._address = home, point, passings, address
-        self.kind = ["silent" if point not in UPLOAD_POINTS else "uploads", "timed" if point in TIMING_POINTS else "not-timed"]
+    def __init__(self, home: Path, passings: Mapping[str, tuple[int, ...]], address: str, *, timed: bool = False) -> None:
+        self.home, self.passings, self._address, self.timed = home, passings, address, timed
+        self.kind = ["uploads" if passings.keys() & set(UPLOAD_POINTS) else "silent", "timed" if timed else "not-timed"]
         own = {"SPARSEFLEET_HOME": str(home), "SPARSEFLEET_DATA": str(home / "data"), "SPARSEFLEET_PICTURES": "off"}
-        fault = {VARIABLE: ",".join(f"{point}:{n}" for n in passings)} if point else {}
+        fault = {VARIABLE: ",".join(f"{point}:{n}" for point, some in passings.items() for n in some)} if passings else {}
         self._environment = {**os.environ, **own, **fault}
         home.mkdir(mode=0o700)
-        (home / "grid.yaml").write_text(GRID + (TIMED if point in TIMING_POINTS else NOT_TIMED))
+        (home / "grid.yaml").write_text(GRID + (TIMED if timed else NOT_TIMED))
         self.deaths = 0
-
-    def watch(self, points: Mapping[str, tuple[int, ...]]) -> None:
-        """Counts passings of these points, too."""
-        self._environment[VARIABLE] = ",".join(f"{point}:{n}" for point, passings in points.items() for n in passings)
 
     def run(self) -> dict[str, Any]:
         """Until the driver ends by itself; what came of it."""
@@ -118,9 +116,9 @@ class Case:
         sweep = entered.strip().splitlines()[-1]
         state = self._until_it_ends([sys.executable, "-P", "-c", DRIVE, str(self.home), sweep, self._address, *self.kind]).strip()
         return {
-            "point": self.point,
-            "asked": list(self.passings),
-            "passed": passed(self.home).get(self.point, 0),
+            "asked": {point: list(some) for point, some in self.passings.items()},
+            "timed": self.timed,
+            "died": [point for point, some in self.passings.items() if passed(self.home).get(point, 0) >= max(some)],
             "driver_deaths": self.deaths,
             "state": state,
             "committed": committed(self.home),
@@ -134,9 +132,9 @@ class Case:
             if done.returncode == 0:
                 return done.stdout
             if done.returncode != -signal.SIGKILL:
-                raise RuntimeError(f"{self.point}: the process ended with {done.returncode}: {done.stderr[-2000:]}")
+                raise RuntimeError(f"{', '.join(self.passings)}: the process ended with {done.returncode}: {done.stderr[-2000:]}")
             self.deaths += 1
-        raise RuntimeError(f"{self.point}: {_MOST_STARTS} starts, and no end")
+        raise RuntimeError(f"{', '.join(self.passings)}: {_MOST_STARTS} starts, and no end")
 
 
 def passed(home: Path) -> Mapping[str, int]:
@@ -150,50 +148,62 @@ def figures(asked: Run) -> list[Figure]:
     points = [point for point in POINTS if point not in AWAY_POINTS] if not asked.quick else ["lease-inside", "child-end", "commit-inside"]
     with tempfile.TemporaryDirectory(prefix="sparsefleet-crash-") as folder, _cluster(Path(folder)) as address:
         root = Path(folder)
-        every = dict.fromkeys(points, (1 << 30,))  # passings that never come: how often each is passed undisturbed
-        quiet = {kind: Case(root / f"quiet-{kind}", "", (), address) for kind in ("plain", "timed")}
+        never = dict.fromkeys(points, (1 << 30,))  # so that it is counted how often each is passed undisturbed
+        quiet = [Case(root / "quiet", never, address)]
         if any(point in TIMING_POINTS for point in points):
-            (quiet["timed"].home / "grid.yaml").write_text(GRID + TIMED)
-            quiet["timed"].kind[1] = "timed"
-        else:
-            del quiet["timed"]
-        for case in quiet.values():
-            case.watch(every)
-        before = {name: case.run() for name, case in quiet.items()}
-        counts = {point: max(passed(case.home).get(point, 0) for case in quiet.values()) for point in points}
+            quiet.append(Case(root / "quiet-timed", never, address, timed=True))
+        for case in quiet:
+            case.kind[0] = "silent"
+        before = {case.timed: case.run() for case in quiet}
+        counts = {point: max(passed(case.home).get(point, 0) for case in quiet) for point in points}
         asked.say(f"undisturbed: {counts}")
-        cases = []
-        for point in points:
-            n = max(counts[point], 1)
-            cases.append(Case(root / point, point, tuple(sorted({1, (n + 1) // 2, n})), address))
+        cases = [
+            Case(root / f"home-{n}", {p: _moments(counts[p]) for p in some}, address, timed=some[0] in TIMING_POINTS)
+            for n, some in enumerate(_groups(points))
+        ]
+        results = []
         with ThreadPoolExecutor(2) as pool:
-            results = []
             for result in pool.map(Case.run, cases):
-                asked.say(f"{result['point']}: {result['asked']}, {result['driver_deaths']} deaths of the driver, {result['wall_s']} s")
+                asked.say(f"{result['asked']}: {result['driver_deaths']} deaths of the driver, {result['wall_s']} s")
                 results.append(result)
     for result in results:
-        same = before["timed" if result["point"] in TIMING_POINTS else "plain"]["committed"]
-        result["same"] = result["committed"] == same and result["state"] == "DONE"
-        result["died"] = result["passed"] >= max(result["asked"])
-    asked.keep({"undisturbed": before, "passings": counts, "cases": results})
-    wrong = [result["point"] for result in results if not result["same"]]
+        result["same"] = result["committed"] == before[result["timed"]]["committed"] and result["state"] == "DONE"
+    asked.keep({"undisturbed": list(before.values()), "passings": counts, "cases": results})
+    wrong = [point for result in results if not result["same"] for point in result["asked"]]
     n_violations = sum(len(result["violations"]) for result in results) + sum(len(result["violations"]) for result in before.values())
-    n_kills = sum(len(result["asked"]) for result in results if result["died"])
+    n_kills = sum(len(result["asked"][point]) for result in results for point in result["died"])
     quick = asked.note()
     return [
         Figure(
             "points at which a process was killed",
             "points",
-            sum(result["died"] for result in results),
+            sum(len(result["died"]) for result in results),
             target=min(12, len(points)),
             note=quick,
         ),
         Figure("kills", "kills", n_kills, note=quick),
         Figure(
-            "points after which the committed facts differ", "points", len(wrong), target=0, at_least=False, note=", ".join(wrong) or quick
+            "points of homes in which the committed facts differ",
+            "points",
+            len(wrong),
+            target=0,
+            at_least=False,
+            note=", ".join(wrong) or quick,
         ),
         Figure("violations of the contract", "violations", n_violations, target=0, at_least=False, note=quick),
     ]
+
+
+def _moments(n: int) -> tuple[int, ...]:
+    """The first, a middle and the last of so many passings; the first of a point that is passed after deaths only."""
+    return tuple(sorted({1, (n + 1) // 2, n} - {0}))
+
+
+def _groups(points: Sequence[str]) -> list[list[str]]:
+    """Points by home: neighbours in different ones, and those with a driver of their own apart."""
+    special = [[p for p in points if p in some] for some in (TIMING_POINTS, UPLOAD_POINTS)]
+    plain = [p for p in points if p not in TIMING_POINTS + UPLOAD_POINTS]
+    return [some for some in (*(plain[n::_HOMES] for n in range(_HOMES)), *special) if some]
 
 
 @contextmanager
