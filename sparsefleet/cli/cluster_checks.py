@@ -119,8 +119,9 @@ def _node(node: NodeFacts, facts: ClusterFacts) -> Iterator[Check]:
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What a node would run that is other than here, in words."""
     found = [f"sparsefleet {there['sparsefleet']}, here {here['sparsefleet']}"] if there["sparsefleet"] != here["sparsefleet"] else []
-    if there["core"] != here["core"] and not found:
-        found.append(f"sparsefleet's code {str(there['core'])[:12]}, here {str(here['core'])[:12]}")
+    for part, what in (("core", "code"), ("harness", "code that times")):
+        if there.get(part) != here.get(part) and not found:
+            found.append(f"sparsefleet's {what} {str(there.get(part))[:12]}, here {str(here.get(part))[:12]}")
     if there["torch"] != here["torch"]:
         found.append(f"torch {there['torch']}, here {here['torch']}")
     ours, theirs = (

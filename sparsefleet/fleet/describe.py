@@ -29,7 +29,8 @@ def describe_nodes(cluster: Cluster, setup: Setup, shapes: Iterable[Shape]) -> t
         BackendUnreachable: no node answers, or one that does cannot say what it runs.
     """
     wanted = list(shapes)
-    nodes = [node for node in cluster.nodes() if any(node.fits(shape) for shape in wanted)]
+    closed = cluster.view.claimed()  # nothing of ours beside a measurement; their first supervisors will tell
+    nodes = [node for node in cluster.nodes() if node.id not in closed and any(node.fits(shape) for shape in wanted)]
     if len(nodes) < 2:
         return [], []
     actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(Supervisor)

@@ -272,8 +272,9 @@ def _oom_kills() -> int:
 
 
 def description() -> dict[str, Any]:
-    """What a trial started here would run: code and plugins."""
+    """What a trial or a measurement started here would run: code and plugins."""
     import sparsefleet
+    from sparsefleet.measure.config import harness_digest
     from sparsefleet.registry import catalog
     from sparsefleet.trial.identity import core_digest
 
@@ -284,6 +285,7 @@ def description() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "sparsefleet": sparsefleet.__version__,
         "core": core_digest(),
+        "harness": harness_digest(),
         "torch": metadata.version("torch"),
         "plugins": [[e.family, e.name, e.distribution, e.version, e.digest, e.libraries] for e in entries if e.state == "ok"],
         "unusable": [[e.distribution, e.version, e.state, e.reason] for e in entries if e.state != "ok"],

@@ -13,6 +13,7 @@ from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import measure_job
 from sparsefleet.fleet.outcome import DAMAGED, LOST_BUDGET, RESULT, WAITS
 from sparsefleet.fleet.pool import Pool
+from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.room import Room
 from sparsefleet.fleet.shape import Shape
 from sparsefleet.fleet.slots import Message
@@ -22,7 +23,7 @@ from sparsefleet.home import local_store
 from sparsefleet.ledger import Ledger, TrialRow
 from sparsefleet.ledger.rows import TimingRow
 from sparsefleet.measure.assemble import beside
-from sparsefleet.measure.config import MeasureJob
+from sparsefleet.measure.config import MeasureJob, harness_digest
 from sparsefleet.measure.lease import WAITS_FOR
 from sparsefleet.measure.passes import MeasureRequest, MeasureResult, Memo, PassResult, limits_of, run_passes
 from sparsefleet.measure.verdict import beats_limit, is_doubtful, trust
@@ -51,6 +52,7 @@ class MeasurePhase:
         self._settings, self._interrupts, self._emit = settings, interrupts, emit
         self._asked = settings.measure
         self._rows: dict[str, TrialRow] = {}
+        self._to_time: list[TrialRow] = []
         self._known: dict[str, TimingRow] = {}
         self._memo = Memo()
         self._forget: list[str] = []
@@ -64,6 +66,7 @@ class MeasurePhase:
 
         Raises:
             BackendUnreachable: the artifact store stays away, or a disk is full; what has not been timed is left to the next driver.
+            VersionSkew: the node that is to measure runs other code than the timings are stored under.
         """
         try:
             self._measure()
@@ -77,6 +80,7 @@ class MeasurePhase:
             return
         needed = ("artifacts", "spec_id")  # of a record; ten thousand whole ones would fill the memory
         self._rows = {row.key: row for row in self._ledger.trials(self._sweep, with_record=needed, with_attempts=False)}
+        self._to_time = [self._rows[key] for job in jobs for key in self._nets(job)]
         self._pool.close()
         limits = limits_of(self._request(jobs[0]), self._pass, self._memo)
         if limits is None:
@@ -90,6 +94,11 @@ class MeasurePhase:
         if again is not None:
             for key in self._forget:
                 shutil.rmtree(Path(self._ledger.home) / "work" / key, ignore_errors=True)
+
+    def _nets(self, job: MeasureJob) -> list[str]:
+        """Keys of the trials whose networks take part, those of this sweep."""
+        row = self._rows[job.representative]
+        return [key for key in (row.key, row.twin_key, row.rival_key) if key in self._rows]
 
     def _untimed(self, machine: str | None = None) -> list[MeasureJob]:
         return untimed(self._ledger, self._sweep, self._asked, again=self._settings.remeasure, machine=machine)
@@ -168,8 +177,9 @@ class MeasurePhase:
         while not self._interrupts.stopping:
             if waiting:
                 self._pool.adjust_whole(shape)
-                for slot, _ in self._pool.greet():
-                    slot.ready = True  # its code was checked before the trials, and the result names what it timed
+                for slot, description in self._pool.greet():
+                    check_nodes([description], self._to_time, harness_digest())  # a node that came late, or trials that were there already
+                    slot.ready = True
                 room = [slot for slot in self._pool.with_room(1) if slot.shape == shape and slot.whole]
                 if self._room.closed():
                     if self._room.error:

@@ -166,8 +166,6 @@ class Pool:
             except ray.exceptions.RayTaskError as error:
                 raise BackendUnreachable("a supervisor cannot start", cause=str(error.cause or error)) from error
             slot.hello, slot.node, slot.heard = None, self._name(slot, description), time.monotonic()
-            if slot.whole:
-                self._cluster.view.claim(None)  # it is ours now
             yield slot, {**description, "node": slot.node}
 
     def _name(self, slot: Slot, description: dict[str, Any]) -> str:

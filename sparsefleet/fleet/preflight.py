@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sparsefleet import __version__
 from sparsefleet.errors import VersionSkew
 from sparsefleet.ledger import TrialRow
 
@@ -12,14 +13,17 @@ _SHOWN = 12
 """Hex digits of a digest in a table."""
 
 
-def check_nodes(descriptions: Sequence[dict[str, Any]], rows: Iterable[TrialRow]) -> None:
-    """Compare the code of nodes (as ``Supervisor.hello`` describes it) with that of the trials that are still to run.
+def check_nodes(descriptions: Sequence[dict[str, Any]], rows: Iterable[TrialRow], harness: str = "") -> None:
+    """Compare the code of nodes (as ``Supervisor.hello`` describes it) with that of the trials that are still to run, or to be timed.
+
+    Args:
+        harness: digest of the code that times, where it matters.
 
     Raises:
         VersionSkew: what differs, on which node.
     """
-    digests: dict[str, str] = {}
-    names: dict[str, str] = {}
+    digests: dict[str, str] = {"harness": harness} if harness else {}
+    names: dict[str, str] = {"harness": f"sparsefleet {__version__}"}
     for row in rows:
         digests |= row.request.get("code", {})
         names |= row.request.get("versions", {})
@@ -40,6 +44,8 @@ def _code_there(description: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "core": (description["core"], _shown(f"sparsefleet {description['sparsefleet']}", description["core"])),
         "torch": (description["torch"], description["torch"]),
     }
+    if "harness" in description:
+        found["harness"] = (description["harness"], _shown(f"sparsefleet {description['sparsefleet']}", description["harness"]))
     for family, name, dist, version, digest, libraries in description["plugins"]:
         found[f"{family}/{name}"] = (digest, _shown(f"{dist} {version}", digest))
         found |= {f"library/{library}": (known, known) for library, known in libraries.items()}

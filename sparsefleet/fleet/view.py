@@ -103,13 +103,13 @@ class View(threading.Thread):
         return self._head.lost is not None or time.monotonic() - self._heard > SILENT_S
 
     def claim(self, node: str | None) -> None:
-        """Ask the other sweeps on this cluster to leave a node, by Ray's id, because something is to be measured there; None ends it."""
+        """Ask the other sweeps on this cluster to leave a node, by Ray's id, because something is to be measured there, and as long as it is; None ends it."""
         before, self._mine = self._mine, _CLAIM + f"{node}/{ray.get_runtime_context().get_job_id()}".encode() if node else None
         if before and before != self._mine and not self.lost:
             internal_kv._internal_kv_del(before, namespace=_SPACE)
 
     def claimed(self) -> set[str]:
-        """Nodes that another sweep waits for, to measure there."""
+        """Nodes that another sweep waits for to measure there, or where it does."""
         now = time.monotonic()
         return {re.split("/", key.decode())[1] for key, (_, since) in self._claims.items() if now - since < SILENT_S and key != self._mine}
 

@@ -152,6 +152,11 @@ def execution_of(record: Mapping[str, Any]) -> str:
     return "+".join(sorted(kinds - {"dense"})) or "dense"
 
 
+def harness_digest() -> str:
+    """Digest of the code that times; every key of a timing holds it."""
+    return module_digest("sparsefleet.measure.run")
+
+
 _Specs = tuple[TrialSpec, TrialSpec, "TrialSpec | None"]
 _How = tuple[Op, int, tuple[str, ...]]
 
@@ -173,7 +178,7 @@ def config_key(row: TrialLike, specs: _Specs, how: _How, code: Mapping[str, str]
     return digest(
         {
             "protocol": PROTOCOL,
-            "harness": module_digest("sparsefleet.measure.run"),
+            "harness": harness_digest(),
             "code": dict(sorted(code.items())),
             "data": spec.dataset.model_dump(mode="json"),
             "sides": [[*_architecture(side), [_layer(layer) for layer in layers]] for side, layers in sides],

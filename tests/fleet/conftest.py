@@ -3,6 +3,7 @@
 import pytest
 
 from sparsefleet.ledger import SweepTrial, open_ledger
+from sparsefleet.trial.identity import core_digest
 from sparsefleet.trial.run import run_trial
 
 
@@ -23,7 +24,7 @@ def ledger(tmp_path, digits_request):
         depends_on=None,
         resources={"cpus": 1},
         limits={},
-        request={},
+        request={"code": {"core": core_digest()}},
     )
     with open_ledger(tmp_path / "home") as found:
         for sweep in ("a-1", "b-2"):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from fleet_sweeps import Told, settings
 
-from sparsefleet.errors import BackendUnreachable
+from sparsefleet.errors import BackendUnreachable, VersionSkew
 from sparsefleet.fleet import measuring, room
 from sparsefleet.fleet.events import Event
+from sparsefleet.fleet.forkserver import description
 from sparsefleet.fleet.measuring import MeasurePhase
 from sparsefleet.fleet.outcome import DAMAGED, RESULT, WAITS
 from sparsefleet.fleet.slots import Message, Slot
@@ -172,6 +173,7 @@ class OneSlot(NoPool):
         self.slots = []
         self.told = []
         self.is_closed = 0
+        self.runs = {}
 
     def close(self) -> None:
         self.is_closed += 1
@@ -181,7 +183,7 @@ class OneSlot(NoPool):
             self.slots = [Slot(shape, None, None, None, 0.0, whole=True)]
 
     def greet(self):
-        return [(slot, {}) for slot in self.slots if not slot.ready]
+        return [(slot, {**description(), **self.runs, "node": "late"}) for slot in self.slots if not slot.ready]
 
     def with_room(self, depth):
         return [slot for slot in self.slots if slot.ready]
@@ -268,3 +270,16 @@ def test_a_measurement_that_waits_for_somebody_elses_says_so(driven):
     phase = driven({"values": {"waits_for": "waits for cpu: process 7 measures on it"}}, *results())
     phase.run()
     assert "the measurement waits for cpu: process 7 measures on it" in phase._pool.told
+
+
+@pytest.mark.parametrize("what", ["harness", "core"])
+def test_a_node_with_other_code_times_nothing(driven, ledger, what):
+    """All trials were there already, so that nobody has looked at the node before: it runs other code than the key of the timing says."""
+    phase = driven(*results())
+    phase._pool.runs = {what: "0" * 64}
+    with pytest.raises(VersionSkew) as caught:
+        phase.run()
+    assert list(caught.value.differences) == [what]
+    assert "late" in caught.value.differences[what][1]
+    assert not hasattr(phase._pool, "job")
+    assert ledger.timings("a-1") == []

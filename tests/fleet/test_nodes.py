@@ -168,7 +168,8 @@ def test_a_measurement_has_a_node_to_itself_and_others_leave_it(cluster: str) ->
         until(lambda: next(node.free.cpus for node in entered.nodes() if node.name == "near") == 0, 20)
         late = Trial.options(label_selector={"zone": "a"}).remote()
         assert not ray.wait([late.runs.remote()], timeout=3)[0]  # nobody's trial starts beside it
-        until(lambda: not other.claimed(), 20)
+        assert other.claimed() == {near}  # nor anything else of another sweep's, which is told why
         pool.close()
+        until(lambda: not other.claimed(), 20)
         assert ray.get(late.runs.remote(), timeout=120)
         other.stop()

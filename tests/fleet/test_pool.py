@@ -120,3 +120,10 @@ def test_a_node_with_many_supervisors_is_one_loss(wire: Any) -> None:
     lost = w.pool.hear(0.0)
     assert [message.kind for message in lost] == ["lost"] * 16
     assert w.adjust({CPU: 16}) == {}
+
+
+def test_a_node_where_somebody_measures_is_not_asked_what_it_would_run(wire: Any) -> None:
+    """Asking loads torch there; of the one node that is left its first supervisor will tell."""
+    w = wire(node("a"), node("b"))
+    w.machines.wanted = {"id-b"}
+    assert w.pool.describe([CPU]) == ([], [])

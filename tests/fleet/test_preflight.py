@@ -46,6 +46,17 @@ def test_all_differences_of_all_nodes_come_in_one_table(capsys):
     assert said[5].split()[1:] == ["2.15.0", "the", "same", "2.14.0"]
 
 
+def test_code_that_times_differently_is_refused_where_it_matters():
+    there = node("late") | {"harness": B}
+    check_nodes([there], [row()])
+    check_nodes([there], [row()], harness=B)
+    with pytest.raises(VersionSkew) as caught:
+        check_nodes([there, node("old")], [row()], harness=A)
+    ((wanted, found),) = [caught.value.differences["harness"]]
+    assert wanted.endswith(f"({A[:12]})")
+    assert found == {"late": f"sparsefleet 0.1.0 ({B[:12]})", "old": "not there"}
+
+
 def test_a_plugin_that_a_node_may_not_import_says_why():
     refused = ["sf-mine", "1.0", "unlisted", "sf-mine is not in the allow-list /etc/allow.toml"]
     with pytest.raises(VersionSkew) as caught:
