@@ -18,7 +18,8 @@ class CsrLinear(IndexedLinear):
         crow = stored["crow"].long()
         if crow.shape != (self.out_features + 1,):
             return f"a row pointer of {crow.numel()}, expected {self.out_features + 1}"
-        per_row = crow.diff()
-        if int(crow[0]) != 0 or int(crow[-1]) != stored["col"].numel() or bool((per_row < 0).any()):
-            return f"the row pointer does not divide {stored['col'].numel()} connections into rows"
+        per_row, nnz = crow.diff(), stored["col"].numel()
+        low, high = (int(end) for end in torch.aminmax(crow))  # beyond these a difference could wrap around
+        if low < 0 or high > nnz or int(crow[0]) != 0 or int(crow[-1]) != nnz or bool((per_row < 0).any()):
+            return f"the row pointer does not divide {nnz} connections into rows"
         return torch.repeat_interleave(per_row)

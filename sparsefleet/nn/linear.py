@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from sparsefleet.rng import Rng, key_of, uniform_at
 _Self = TypeVar("_Self", bound="SparseLinear")
 _CHUNK = 1 << 20
 _MOST_UNITS = 2**31 - 1
+_INTEGERS = (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
 
 
 class SparseLinear(SparseModule):
@@ -217,7 +219,13 @@ class SparseLinear(SparseModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = {name: state_dict[f"{prefix}{name}"] for name in (*self.indices, "values_") if f"{prefix}{name}" in state_dict}
         whole = len(stored) == len(self.indices) + 1
-        problem = self._misfit(stored) if whole else f"{', '.join(stored)} without the rest of the layer" if stored else ""
+        problem = (
+            (_not_whole(stored, self.indices) or self._misfit(stored))
+            if whole
+            else f"{', '.join(stored)} without the rest of the layer"
+            if stored
+            else ""
+        )
         if whole and not problem:
             self._forget_unless_at(stored)
             for name in self.indices:
@@ -263,6 +271,12 @@ def _check_sizes(in_features: int, out_features: int, connections: Tensor | Conn
             raise UserError(f"{name} must be a whole number from 1 to {_MOST_UNITS}, got {n!r}")
     if isinstance(connections, Connections) and connections.shape != (out_features, in_features):
         raise UserError(f"connections of {connections.n_out} x {connections.n_in} units for a layer of {out_features} x {in_features}")
+
+
+def _not_whole(stored: Mapping[str, Tensor], indices: Iterable[str]) -> str:
+    """Which index is not of integers: copied into one, half a unit would be another one, and NaN any."""
+    kinds = {name: stored[name].dtype for name in indices}
+    return ", ".join(f"{name} of {kind}, expected integers" for name, kind in kinds.items() if kind not in _INTEGERS)
 
 
 def _version(x: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsefleet.connections import Connections, DenseValues
-from sparsefleet.errors import UserError
+from sparsefleet.errors import InvalidMask, UserError
 from sparsefleet.nn.csr import CsrLinear
 from sparsefleet.nn.module import Remap, SparseModule
 from sparsefleet.rng import Rng
@@ -52,7 +52,10 @@ class MaskedModule(SparseModule):
 
     Args:
         inner: the torch module, materialised; its weight is zero at absent sites.
-        mask: bool, the weight's shape.
+        mask: bool, the weight's shape and device, in memory of its own.
+
+    Raises:
+        InvalidMask: it is not such a mask, or names no connection.
     """
 
     execution = "masked_dense"
@@ -60,7 +63,7 @@ class MaskedModule(SparseModule):
 
     def __init__(self, inner: nn.Module, mask: Tensor) -> None:
         super().__init__()
-        self._hold(inner, mask)
+        self._hold(inner, check_mask(mask, inner.weight))
 
     @classmethod
     def from_connections(cls: type[_Self], conn: Connections, bias: Tensor | None, *, template: nn.Module) -> _Self:
@@ -192,6 +195,13 @@ class MaskedModule(SparseModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}inner.parametrizations.weight.0.mask")
+        if stored is not None and (stored.dtype != torch.bool or stored.shape != self.mask.shape):  # copied into bool, a NaN would be True
+            problem = f"a mask of {stored.dtype} {tuple(stored.shape)}, expected bool {tuple(self.mask.shape)}"
+            args[-1].append(f"{prefix.rstrip('.') or type(self).__name__}: {problem}")  # the last argument collects messages
+            state_dict.update(
+                {name: own for name, own in self.state_dict(prefix=prefix).items() if name in state_dict}
+            )  # nothing is taken over
+            stored = None
         held = bool(self.method_state) or self._mask_module.grad is not None
         if held and stored is not None and stored.shape == self.mask.shape and not torch.equal(stored.to(self.mask), self.mask):
             self.method_state, self._mask_module.grad = {}, None  # they belong to the connections that were
@@ -242,6 +252,31 @@ class MaskedLinear(MaskedModule):
     def out_features(self) -> int:
         """Output units."""
         return self.matrix_shape[0]
+
+
+def check_mask(mask: Tensor, weight: Tensor) -> Tensor:
+    """``mask``, which says of every value of ``weight`` whether it is a connection.
+
+    Raises:
+        InvalidMask: another shape, dtype or device, values that are neither 0 nor 1, not contiguous, in the weight's memory, or all zero.
+    """
+    problem = ""
+    if mask.shape != weight.shape:
+        problem = f"its shape is {tuple(mask.shape)}, the weight's {tuple(weight.shape)}"
+    elif mask.device != weight.device:
+        problem = f"it lies on {mask.device}, the weight on {weight.device}"
+    elif mask.dtype != torch.bool:
+        n_wrong = int(((mask != 0) & (mask != 1)).sum())
+        problem = f"it is {mask.dtype}, not bool{f', and {n_wrong} of {mask.numel()} values are neither 0 nor 1' if n_wrong else ''}"
+    elif mask.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
+        problem = "it lies in the weight's memory"
+    elif not mask.is_contiguous():
+        problem = f"its strides are {mask.stride()}: it is not contiguous"
+    elif not bool(mask.any()):
+        problem = "it names no connection"
+    if problem:
+        raise InvalidMask(f"a mask of a weight of {tuple(weight.shape)} is refused", cause=problem)
+    return mask
 
 
 def inner_of(conn: Connections, bias: Tensor | None, template: nn.Module) -> tuple[nn.Module, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 from sparsefleet.connections import Connections
 from sparsefleet.errors import InvalidMask, PluginError, UserError
 from sparsefleet.nn import CsrLinear, FixedFanInLinear, LayerNorm, MaskedLinear, Sparsifier, remap_sites
+from sparsefleet.nn.masked import MaskedModule
 from sparsefleet.ops import native, sparse_linear
 from sparsefleet.ops.csr import top_absent_products
 
@@ -115,6 +116,51 @@ def test_an_index_of_wide_integers_is_narrowed():
     layer, other, x = CsrLinear(20, 30, 0.2, seed=0), CsrLinear(20, 30, 0.2, seed=1), torch.randn(5, 20)
     other.load_state_dict({name: t.long() if not t.is_floating_point() else t for name, t in layer.state_dict().items()})
     assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda state: {"crow": torch.tensor([0, 2**63 - 1, -2, *[state["col"].numel()] * 28])},  # differences that wrap around
+        lambda state: {"crow": state["crow"].double() + 0.5},
+        lambda state: {"col": torch.full(state["col"].shape, float("nan"))},
+    ],
+)
+def test_an_index_that_only_looks_right_is_refused(wrong):
+    layer, x = CsrLinear(20, 30, 0.2, seed=0), torch.randn(5, 20)
+    before = layer(x)
+    with pytest.raises(RuntimeError, match=r"expected integers|row pointer does not divide"):
+        layer.load_state_dict(layer.state_dict() | wrong(layer.state_dict()))
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (lambda weight: weight.detach(), "24 of 24 values are neither 0 nor 1"),
+        (lambda weight: weight.detach().view(torch.bool)[:, :6], "in the weight's memory"),
+        (lambda weight: torch.ones(4, 6), "not bool"),
+        (lambda weight: torch.ones(6, 4, dtype=torch.bool), "its shape"),
+        (lambda weight: torch.ones(6, 4, dtype=torch.bool).T, "not contiguous"),
+        (lambda weight: torch.ones(4, 6, dtype=torch.bool, device="meta"), "meta"),
+        (lambda weight: torch.zeros(4, 6, dtype=torch.bool), "no connection"),
+    ],
+)
+def test_what_is_no_mask_of_the_weight_is_refused(mask, why):
+    inner = torch.nn.Linear(6, 4)
+    with pytest.raises(InvalidMask) as told:
+        MaskedModule(inner, mask(inner.weight))
+    assert why in str(told.value)
+
+
+def test_a_stored_mask_that_is_not_bool_is_refused_and_nothing_of_it_is_taken():
+    layer, x = MaskedLinear(20, 30, 0.2, seed=0), torch.randn(5, 20)
+    before = layer(x)
+    other = MaskedLinear(20, 30, 0.2, seed=1).state_dict()
+    name = next(name for name in other if name.endswith("mask"))
+    with pytest.raises(RuntimeError, match=r"a mask of torch\.float32 \(30, 20\), expected bool"):
+        layer.load_state_dict(other | {name: torch.full((30, 20), float("nan"))})
+    assert torch.equal(layer(x), before)
 
 
 @pytest.mark.parametrize("keep", [torch.ones(100, dtype=torch.bool), torch.arange(200)])
