@@ -10,7 +10,8 @@ from typing import Any
 
 from sparsefleet.report.plain import plain
 
-_FORMULA = ("=", "+", "-", "@")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the wide ones are formulas too where such are typed
+_UNSEEN = "\u200b\ufeff"
 _PAIRS = ("_ci",)
 _LEFT_OUT = ("timings",)
 
@@ -32,7 +33,7 @@ def cell(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     text = plain(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+    return f"'{text}" if text.lstrip().lstrip(_UNSEEN).lstrip().startswith(_FORMULA) else text
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
