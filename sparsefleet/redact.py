@@ -2,8 +2,10 @@
 
 A secret is the value of an environment variable whose name holds TOKEN, KEY, SECRET, PASSWORD, PASSPHRASE or PWD, at the moment of asking, and the
 password in a variable that is a URL; what follows such a name in a text (``password=…``, ``"api_key": "…"``, ``--password …``, ``Bearer …``, all
-that follows ``Authorization:``); and the user and password of a URL. A value of fewer than six characters is left alone, and so is one that is the
-path of something that exists: neither can be told from ordinary text.
+that follows ``Authorization:``); and the user and password of a URL. A value of fewer than six characters is left alone, and so are the path of
+something that exists and up to 19 letters that can be pronounced, as ``sparsefleet`` or ``test-bucket``: none of them can be told from ordinary
+text, which would be lost with it, and a key that is a word hides nothing. A digit, a mark, letters without vowels or one more word make it a
+secret; after a name and in a URL even a word is one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ _NAME = re.compile(rf"(?:{_WORDS}|authorization)$", re.IGNORECASE)
 _HINTS = ("token", "secret", "pass", "pwd", "api", "access", "private", "credential", "authorization", "bearer", "basic", "://")
 # up to the closing quote; JSON within JSON has backslashes before both
 _QUOTED = rf"""(?P<quote>\\*["'])(?!\s|\[redacted)(?:(?!(?<!\\)(?P=quote)).){{{SHORTEST},2000}}(?<!\\)(?P=quote)"""
+_WORD = re.compile(r"[a-z]{2,}(?:[-_. ][a-z]{2,})*", re.IGNORECASE)
+_MOST_LETTERS = 19
+_VOWELS, _CONSONANTS = re.compile("[aeiouy]", re.IGNORECASE), re.compile("[b-df-hj-np-tv-xz]{5}", re.IGNORECASE)
 # a value that goes on to a call or an index is a line of source, not a secret
 _NO_SOURCE = r"(?![a-z_][\w.]*[(\[](?:[ \t]*$|.*[)\]]))"
 _NO_END = r"""(?![,;)\]}]+(?:\s|$|["'<>\\]|[\w.-]+["']?\s*[:=])|\\+["'])"""
@@ -178,11 +183,18 @@ def _compiled(variables: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], 
     for name, value in variables:
         whole = [value] if _VARIABLE.search(name) else []
         for one in (*whole, *(password for password in passwords_of(value) if len(password) >= SHORTEST)):
-            if one.lower() not in _NO_VALUES and not (one.startswith("/") and os.path.exists(one)):
+            if one.lower() not in _NO_VALUES and not (one.startswith("/") and os.path.exists(one)) and not _is_word(one):
                 for form in _forms(one):
                     names.setdefault(form, name)
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))), names
+
+
+def _is_word(value: str) -> bool:
+    """True for one or two words that people might say; of letters drawn at random hardly any share of vowels and no run of consonants is so."""
+    if len(value) > _MOST_LETTERS or not _WORD.fullmatch(value) or not (value.islower() or value.isupper() or value.istitle()):
+        return False
+    return 0.25 <= len(_VOWELS.findall(value)) / len(value) <= 0.7 and _CONSONANTS.search(value) is None
 
 
 def _forms(value: str) -> Iterator[str]:

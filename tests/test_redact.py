@@ -75,6 +75,23 @@ def test_ordinary_text_stays(text):
     assert redacted(text) == text
 
 
+@pytest.mark.parametrize("word", ["sparsefleet", "minioadmin", "test-bucket", "Production", "DIGITS"])
+def test_a_word_is_no_secret_of_its_own_but_is_after_a_name_and_in_a_url(monkeypatch, word):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", word)
+    assert redacted(f"{word} ran {word}-1a2b") == f"{word} ran {word}-1a2b"
+    assert secret_in(f"name: {word}") == ""
+    assert redacted(f"password={word} s3://{word}:x@host/") == "password=[redacted] s3://[redacted]@host/"
+
+
+@pytest.mark.parametrize(
+    "secret", ["sparsefleet1", "sparse+fleet", "xkqzjvwpbnmt", "aBcDeFgHiJkL", "correct-horse-battery", "hunter22", "AKIAIOSFODNN7EXAMPLE"]
+)
+def test_what_no_text_holds_by_chance_is_one(monkeypatch, secret):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", secret)
+    assert redacted(f"a {secret} b") == "a [redacted: AWS_ACCESS_KEY_ID] b"
+    assert secret_in(f"name: {secret}") == "the value of the environment variable AWS_ACCESS_KEY_ID"
+
+
 def test_json_is_redacted_by_value_and_by_name_but_for_what_is_left():
     found = redacted_json(
         {"spec": {"token": "canary-abcdef-1"}, "w": ["canary-abcdef-1"], "hf_token": "unknown-value", "n": 3}, leave=frozenset({"spec"})
