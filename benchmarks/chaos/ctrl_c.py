@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.history import violations
-from benchmarks.chaos.sweep import Sweep, command_of, gone
+from benchmarks.chaos.sweep import Sweep, command_of, gone, tied
 from benchmarks.figures import Figure, Run
 from sparsefleet.spawn import module_command
 
@@ -30,7 +30,7 @@ def submitted(sweep: Sweep) -> subprocess.Popen[bytes]:
     """``sparsefleet submit grid`` in a session of its own."""
     with (sweep.home / "driver.log").open("ab") as log:
         return subprocess.Popen(
-            module_command("sparsefleet.cli", "submit", "grid", str(sweep.grid)),
+            tied(module_command("sparsefleet.cli", "submit", "grid", str(sweep.grid))),
             env=sweep.environment,
             cwd=sweep.home,
             stdin=subprocess.DEVNULL,

@@ -31,6 +31,17 @@ axes:
 """
 
 
+_TIE = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0);"
+    " os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """The command as one that is killed when this process ends, however that ends, although it has a session of its own; its id stays the same."""
+    return [sys.executable, "-S", "-c", _TIE, str(os.getpid()), *command]
+
+
 class Sweep:
     """The trials are in the ledger of ``home`` once this is made; nothing runs yet.
 
@@ -77,7 +88,7 @@ class Sweep:
         """``sparsefleet resume`` in a session of its own; what it says goes to ``driver.log`` in the home."""
         with (self.home / "driver.log").open("ab") as log:
             return subprocess.Popen(
-                module_command("sparsefleet.cli", "resume", self.id, *flags),
+                tied(module_command("sparsefleet.cli", "resume", self.id, *flags)),
                 env=self.environment,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
