@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _CLOCK_S = 2.0
 _TOKEN = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token (CVE-2023-48022): docs/security.md"
+_NEW_TOKEN = (
+    "others of that machine may have read it: make a new one, ray get-auth-token --generate, chmod 600 it on every node, and restart them"
+)
 _SAME = "install the same versions on every node"
 
 
@@ -58,6 +61,9 @@ def _doors(facts: ClusterFacts) -> Iterator[Check]:
     else:
         told = f"off on {', '.join(without)}, which others reach at {', '.join(outside)}" if without else "on, on every node"
         yield Check("token", "fail" if without else "ok", told, _TOKEN)
+    readable = {name: wrong for name, wrong in [("here", facts.token), *((node.name, node.token) for node in facts.nodes)] if wrong}
+    told = "; ".join(f"{name}: {wrong}" for name, wrong in readable.items())
+    yield Check("token file", "fail" if readable else "ok", told or "nobody else's", _NEW_TOKEN)
     if not facts.dashboard:
         yield Check("dashboard", "ok", "none")
         return

@@ -21,6 +21,7 @@ from sparsefleet.errors import SparsefleetError
 from sparsefleet.fleet.cluster import Cluster
 from sparsefleet.fleet.forkserver import description
 from sparsefleet.fleet.supervisor import Setup, Supervisor
+from sparsefleet.fleet.token import open_token
 from sparsefleet.ledger.store import ArtifactStore, file_sha256
 
 _LIMIT_S = 120.0
@@ -35,6 +36,7 @@ class NodeFacts:
         code: as ``Supervisor.hello`` describes what it would run; empty where it cannot.
         clock_s: how far its clock is ahead of ours, and by how much that may be wrong.
         store: why it cannot use the artifact store; empty if it can.
+        token: what is wrong with its token file; empty if nothing is.
     """
 
     name: str
@@ -48,16 +50,18 @@ class NodeFacts:
     free_bytes: int = 0
     clock_s: tuple[float, float] = (0.0, 0.0)
     store: str = ""
+    token: str = ""
     code: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class ClusterFacts:
-    """The cluster as this process sees it; ``here`` is this process itself."""
+    """The cluster as this process sees it; ``here`` is this process itself, ``token`` what was wrong with its token file until it joined."""
 
     gcs: str
     dashboard: str
     auth: str
+    token: str
     here: dict[str, Any]
     nodes: list[NodeFacts]
 
@@ -71,6 +75,7 @@ def inspect(address: str, home: Path, store: str, data_root: Path) -> ClusterFac
     Raises:
         BackendUnreachable: the cluster cannot be joined.
     """
+    token = open_token()  # which joining takes away from others
     with Cluster(address, None), tempfile.TemporaryDirectory(prefix="sparsefleet-doctor-") as folder:
         sent = Path(folder) / "probe"
         sent.write_text(uuid4().hex)
@@ -87,6 +92,7 @@ def inspect(address: str, home: Path, store: str, data_root: Path) -> ClusterFac
             gcs=str(ray.get_runtime_context().gcs_address),
             dashboard=str(worker.get_dashboard_url() or ""),
             auth=os.environ.get("RAY_AUTH_MODE", ""),
+            token=token,
             here={**description(), "python": platform.python_version(), "ray": ray.__version__},
             nodes=nodes,
         )
@@ -145,6 +151,7 @@ def look(store: str, digest: str, data_root: str) -> dict[str, Any]:
         "has_data": Path(data_root).is_dir() or own_data_root().is_dir(),
         "free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         "store": _why_no_store(store, digest),
+        "token": open_token(),
     }
 
 

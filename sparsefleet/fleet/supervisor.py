@@ -63,6 +63,7 @@ class Supervisor:
 
     def __init__(self, setup: Setup) -> None:
         places.keep_private()
+        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # of a node that somebody else started, too
         self._setup = setup
         self._root = _root_on_this_node(Path(setup.home), setup.home_id)
         self._forwards = self._root != Path(setup.home)

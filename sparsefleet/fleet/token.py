@@ -12,6 +12,16 @@ def token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
+def open_token() -> str:
+    """The token file and its mode if others may read or write it; empty if they may not, or there is none."""
+    path = token_file()
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError:
+        return ""
+    return f"{path} has mode {mode:04o}" if mode & 0o077 else ""
+
+
 def protect_token() -> None:
     """Takes the token away from everybody but its owner, if that is us."""
     path = token_file()
