@@ -6,11 +6,12 @@ import atexit
 import logging
 import os
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # also for a plugin that asks MLflow for something in a worker
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever it was: also for a plugin that asks MLflow for something in a worker
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: a supervisor that waits for its turn keeps its slot waiting
 
@@ -18,6 +19,7 @@ import ray
 
 from sparsefleet.errors import BackendUnreachable, SparsefleetError, UserError
 from sparsefleet.fleet.head import knock
+from sparsefleet.fleet.own_ray import small_ray
 from sparsefleet.fleet.shape import Node, Shape
 from sparsefleet.fleet.silence import Silence
 from sparsefleet.fleet.token import protect_token
@@ -54,18 +56,18 @@ class Cluster:
         _silence()
         own = self.address == "local"
         limits: dict[str, Any] = {"num_cpus": self._cpus or n_usable_cpus(), "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
-        constants: Any = ray._private.ray_constants
-        before = constants.ENABLE_RAY_CLUSTER
-        constants.ENABLE_RAY_CLUSTER = not own  # a fleet of one listens on loopback only, as Ray does on a Mac by itself
         try:
             knock(self.address)  # Ray would try for minutes
-            ray.init(
-                address=self.address, include_dashboard=False if own else None, log_to_driver=False, logging_level=logging.ERROR, **limits
-            )
+            with small_ray() if own else nullcontext():
+                ray.init(
+                    address=self.address,
+                    include_dashboard=False if own else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **limits,
+                )
         except Exception as error:  # Ray raises a bare one where a node does not start in time
             raise BackendUnreachable(f"Ray at {self.address!r} cannot be reached", cause=str(error), fix="sparsefleet doctor") from error
-        finally:
-            constants.ENABLE_RAY_CLUSTER = before  # other Rays of this process are their owners' business
         protect_token()
         self._view = View(ray.get_runtime_context().gcs_address, self._sweep)
         self._view.start()

@@ -57,17 +57,24 @@ def submit(home: Path, sweep: str, settings: DriverSettings, on_event: Callable[
             if row.state in _ENDED and _n_open(row) == 0 and not settings.remeasure and not lacks_timings(ledger, sweep):
                 return row
             ledger.set_sweep_state(sweep, "RUNNING")
-            uploader.start()
             state = "INTERRUPTED"
+
+            def tell(event: Event) -> None:
+                if event.kind == "trial":  # not before: importing MLflow takes the cores for seconds from the first trials' start
+                    uploader.start()
+                on_event(event)
+
             try:
                 on_event(_sweep_event(ledger, sweep))
                 if _n_open(row) or row.counts.get("CANCELLED", 0) or untimed(ledger, sweep, settings.measure, again=settings.remeasure):
-                    state = _run(ledger, sweep, settings, interrupts, on_event, uploader)
+                    state = _run(ledger, sweep, settings, interrupts, tell, uploader)
                 else:  # other sweeps did all of it: nothing to start Ray for
                     state = "FAILED" if any(row.counts.get(end, 0) for end in FAILED) else "DONE"
             finally:
                 _empty_spool(store, on_event, last=True)
                 _note_state(ledger, sweep, state, on_event)
+                if state in _ENDED:
+                    uploader.start()
                 uploader.finish(ledger, interrupts, **({} if state in _ENDED else {"limit_s": 2.0}))
             on_event(_sweep_event(ledger, sweep))
             if interrupts.n_signals and state in _ENDED:
@@ -119,6 +126,7 @@ def _run(
                     if not damaged:
                         ledger.set_sweep_state(sweep, "MEASURING")
                         emit(_sweep_event(ledger, sweep))
+                        uploader.start()
                         uploader.settle(ledger, lambda: interrupts.stopping)
                         timings = MeasurePhase(ledger, sweep, pool, settings, interrupts, emit)
                         timings.run()

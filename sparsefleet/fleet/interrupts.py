@@ -18,7 +18,8 @@ from sparsefleet.fleet.processes import descendants
 from sparsefleet.ledger.lock import lock_path
 
 _POLL_S = 0.25
-_SOON_S = 7.0
+_SOON_S = 6.0
+_START_S = 2.0
 _NOW_S = 1.2
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _EXIT_CODE = 130
@@ -41,10 +42,13 @@ class Interrupts:
 
     Attributes:
         n_signals: 1 asks to drain, 2 to stop now.
+        is_starting: nothing runs yet that could be drained, so that one signal is enough to leave soon, whatever Ray is waiting for.
     """
 
     def __init__(self, home: Path, sweep: str, spared: Callable[[], Sequence[int]] = tuple) -> None:
         self.n_signals = 0
+        self.is_starting = True
+        self._sweep = sweep
         self._path = cancel_path(home, sweep)
         self._spared = spared
         self._cancelled = False
@@ -91,7 +95,7 @@ class Interrupts:
                 return
             for _ in [number for number in heard if number in _NUMBERS]:
                 self.n_signals += 1
-                limit = time.monotonic() + (_SOON_S if self.n_signals == 1 else _NOW_S)
+                limit = time.monotonic() + (_NOW_S if self.n_signals > 1 else _START_S if self.is_starting else _SOON_S)
                 deadline = limit if deadline is None else min(deadline, limit)
 
     def _leave(self) -> None:
@@ -103,7 +107,7 @@ class Interrupts:
                     os.kill(pid, signal.SIGKILL)
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # the cursor, which a progress display hides
-        os.write(2, b"interrupted\n")
+        os.write(2, f"interrupted\nnext: sparsefleet resume {self._sweep}\n".encode())
         os._exit(_EXIT_CODE)
 
     @property

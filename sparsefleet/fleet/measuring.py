@@ -79,6 +79,7 @@ class MeasurePhase:
         if not jobs:
             return
         needed = ("artifacts", "spec_id")  # of a record; ten thousand whole ones would fill the memory
+        self._interrupts.is_starting = False
         self._rows = {row.key: row for row in self._ledger.trials(self._sweep, with_record=needed, with_attempts=False)}
         self._to_time = [self._rows[key] for job in jobs for key in self._nets(job)]
         self._pool.close()

@@ -28,7 +28,7 @@ from sparsefleet.home import local_store
 from sparsefleet.ledger import TERMINAL, Ledger, TrialRow
 from sparsefleet.ledger.rows import ACTIVE, FAILED
 
-DRAIN_S = 4.0
+DRAIN_S = 3.0
 _WAIT_S = 0.2
 _ELSEWHERE_S = 1.0
 _BREAKER = 10
@@ -73,6 +73,7 @@ class TrialPhase:
     def run(self) -> None:
         """Until every trial is terminal, or someone asked to stop, or the first ones all failed alike."""
         self._preflight()
+        self._interrupts.is_starting = False
         self._begun = time.monotonic()
         while self.queue.n_open and not self._interrupts.stopping and not self.tripped:
             self._pool.adjust(self._needs())

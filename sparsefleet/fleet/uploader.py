@@ -19,14 +19,16 @@ _MOST_LOOKED_AT = 10_000
 
 
 class Uploader:
-    """Started when made; ``flush`` and ``finish`` wait for it, within a limit."""
+    """Carries what waits for MLflow beside the trials; ``settle`` and ``finish`` wait for it, within a limit."""
 
     def __init__(self, home: Path, uri: str | None, emit: Callable[[Event], None]) -> None:
         self._home, self._uri, self._emit = home, uri, emit
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; a failure is told and otherwise ignored: the outbox keeps what it did not send."""
+        """Start it, once; a failure is told and otherwise ignored: the outbox keeps what it did not send."""
+        if self._process is not None:
+            return
         try:
             from sparsefleet.track.upload import spawn
 

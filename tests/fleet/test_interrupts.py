@@ -17,7 +17,7 @@ STUCK = """
 import ctypes, subprocess, sys, time
 from pathlib import Path
 from sparsefleet.fleet import interrupts
-interrupts._SOON_S = float(sys.argv[2])
+interrupts._START_S = interrupts._SOON_S = float(sys.argv[2])
 spared = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 (Path(sys.argv[1]) / "locks").mkdir()
 with interrupts.Interrupts(Path(sys.argv[1]), "s", lambda: [spared.pid]):
