@@ -63,7 +63,8 @@ class MaskedModule(SparseModule):
 
     def __init__(self, inner: nn.Module, mask: Tensor) -> None:
         super().__init__()
-        self._hold(inner, check_mask(mask, inner.weight))
+        weight: Any = inner.weight
+        self._hold(inner, check_mask(mask, weight))
 
     @classmethod
     def from_connections(cls: type[_Self], conn: Connections, bias: Tensor | None, *, template: nn.Module) -> _Self:
