@@ -20,7 +20,8 @@ from benchmarks.security.artifacts import ARTIFACTS, BOMB_MIB, canaries
 _GROUPS = ("files", "trials", "mlflow")
 """Doors that are tried in one process; see ``benchmarks.security.doorways``."""
 _ADDRESS_SPACE = 12 << 30
-_MOST_S = 100.0
+_MOST_S = 240.0
+"""Of a whole process; on two quiet cores it takes 20."""
 
 
 def figures(run: Run) -> list[Figure]:
@@ -48,7 +49,7 @@ def figures(run: Run) -> list[Figure]:
         Figure("artifacts that every door refuses in words", "artifacts", len(whole), target=len(ARTIFACTS), note="; ".join(wrong[:4])),
         Figure("doors that were tried", "doors", doors, target=20, note=f"{len(tried)} tries"),
         Figure("memory that one took, at most", "MiB", most_mib, target=BOMB_MIB / 2, at_least=False),
-        Figure("time that one took, at most", "s", most_s, target=5, at_least=False, note=_slowest(tried)),
+        Figure("processor time that one took, at most", "s", most_s, target=5, at_least=False, note=_slowest(tried)),
     ]
 
 
@@ -97,14 +98,14 @@ def main(group: str, answer: Path) -> None:
                 out.write(json.dumps({"at": door, "artifact": name}) + "\n")
                 folder = Path.cwd() / "now"
                 folder.mkdir()
-                begun, before = time.monotonic(), _reset_mib()
+                begun, before = time.process_time(), _reset_mib()
                 known = set(canaries().iterdir())
                 wrong = knock(name, folder)
                 if set(canaries().iterdir()) - known:
                     wrong = "its code ran"
                 said = SAID[-1] if SAID else ""
                 SAID.clear()
-                told = {"door": door, "artifact": name, "wrong": wrong, "said": said, "seconds": round(time.monotonic() - begun, 2)}
+                told = {"door": door, "artifact": name, "wrong": wrong, "said": said, "seconds": round(time.process_time() - begun, 2)}
                 out.write(json.dumps({**told, "mib": round(_status_mib("VmHWM") - before)}) + "\n")
                 shutil.rmtree(folder)
 
