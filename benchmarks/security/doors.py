@@ -22,14 +22,30 @@ from sparsefleet.ledger import open_ledger
 from sparsefleet.spawn import module_command
 
 _START_S = 120.0
+_OF_RAY = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
 _OF_DASHBOARD = ("aiohttp_cors", "opencensus", "prometheus_client", "aiohttp")
 _HOLD = """
-import sys, time
+import sys, ray
 from sparsefleet.fleet.cluster import Cluster
 with Cluster("local", 1):
-    print("up", flush=True)
+    print("up", ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 """
+_KNOCK = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    nodes = GcsClient(address=sys.argv[1]).get_all_node_info(timeout=30)
+except AuthenticationError:
+    print("refused")
+else:
+    print("answered" if len(nodes) == 1 else "empty")
+"""
+_STRANGERS = {
+    "no token": {"RAY_AUTH_MODE": "disabled"},
+    "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4},
+}
 _DASHBOARD = """
 import json, logging, sys, ray
 ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # loopback, as fleet.cluster does
@@ -115,8 +131,18 @@ def _dashboard(here: SmallHome, environment: dict[str, str]) -> tuple[list[tuple
         }
 
 
+def _head(address: str, environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """What the head of the product's own Ray says to strangers and to its own user."""
+    told = {}
+    for name, own in {**_STRANGERS, "its own token": {"RAY_AUTH_MODE": "token"}}.items():
+        command = [sys.executable, "-c", _KNOCK, address]
+        done = subprocess.run(command, env={**environment, **own}, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        told[name] = done.stdout.strip() or done.stderr[-300:]
+    return told
+
+
 def _environment(here: SmallHome) -> dict[str, str]:
-    return {name: value for name, value in here.environment.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    return {name: value for name, value in here.environment.items() if name not in _OF_RAY}
 
 
 def figures(run: Run) -> list[Figure]:
@@ -127,6 +153,7 @@ def figures(run: Run) -> list[Figure]:
         run.say("a local Ray, as submit starts it")
         with Held([sys.executable, "-c", _HOLD], "up", environment, here.folder) as held:
             doors = {"ray": listening(held.process.pid)}
+            head = _head(held.line.split()[1], environment, here.folder)
         missing = [module for module in _OF_DASHBOARD if find_spec(module) is None]
         of_ray: dict[str, int] = {}
         if not missing:
@@ -136,7 +163,7 @@ def figures(run: Run) -> list[Figure]:
         doors["mlflow"], answers = _mlflow(here, environment)
     answers |= of_ray
     strangers = [f"{kind} {ip}:{port} {process}" for kind, found in doors.items() for ip, port, process in found if not is_loopback(ip)]
-    run.keep({"doors": doors, "answers": answers})
+    run.keep({"doors": doors, "answers": answers, "head": head})
     n_doors = sum(map(len, doors.values()))
     mode = token_file().stat().st_mode & 0o777
     told = ", ".join(f"{name}: {code}" for name, code in answers.items())
@@ -154,7 +181,15 @@ def figures(run: Run) -> list[Figure]:
             note="; ".join(strangers[:6]) or f"of {n_doors}",
         ),
         Figure("sockets that were looked at", "sockets", n_doors, target=4),
-        Figure("Ray refuses who has no token", "requests", ray_ok, target=3, note=without or told),
+        Figure(
+            "our own Ray refuses who has no token",
+            "callers",
+            [head[name] for name in _STRANGERS].count("refused"),
+            target=2,
+            note=str(head),
+        ),
+        Figure("our own Ray answers its own user", "callers", int(head["its own token"] == "answered"), target=1),
+        Figure("Ray's dashboard refuses who has no token", "requests", ray_ok, target=3, note=without or told),
         Figure("MLflow refuses an evil Host and Origin", "requests", mlflow_ok, target=2),
         Figure("they answer their own", "requests", own.count(200), target=len(own)),
         Figure("bits of Ray's token file for others", "bits", mode & 0o077, target=0, at_least=False, note=f"{mode:04o}"),
