@@ -198,9 +198,10 @@ def _is_word(value: str) -> bool:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """The value as it may stand in a text: as it is, in a URL, in JSON; of several lines each one that is long enough."""
+    """The value as it may stand in a text: as it is, in a URL, in JSON, in Python; of several lines each one that is long enough."""
     lines = [line.strip() for line in value.splitlines()] if "\n" in value else []
     for one in (value, *(line for line in lines if len(line) >= 16)):
         yield one
         yield quote(one, safe="")
         yield json.dumps(one)[1:-1]
+        yield repr(one)[1:-1]

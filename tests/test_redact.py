@@ -114,6 +114,11 @@ def test_the_password_in_a_url_of_the_environment_is_known_wherever_it_stands(mo
     assert redacted("no s3cret@word here, s3cret stays") == "no [redacted: BACKUP] here, s3cret stays"
 
 
+def test_a_value_that_python_writes_with_backslashes_is_known(monkeypatch):
+    monkeypatch.setenv("VAULT_SECRET", "one'two\"three")
+    assert redacted(repr("one'two\"three")) == "'[redacted: VAULT_SECRET]'"
+
+
 @pytest.mark.parametrize("password", ["pa/ssw0rd", "p#ss?w0rd", "p@ssw0rd", "p%40ssw0rd"])
 def test_a_server_that_cannot_be_reached_is_named_without_its_password(password):
     uri = f"postgresql://mlflow:{password}@db/runs"
