@@ -1,7 +1,8 @@
 """RF-20: what a sweep was submitted with is not what would run: on a node, after an edit, after an upgrade. Each is refused before any trial.
 
 The plugin is a distribution with files of its own, installed by a real folder on the search path: what differs are its files and its metadata.
-The sweep has committed trials by then; they must stay, and ``--accept-new-code`` must run anew only what depends on the plugin.
+The sweep has committed trials by then, and MLflow, which was away, has none of them; they must stay and reach it, and ``--accept-new-code`` must run
+anew only what depends on the plugin.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.history import violations
-from benchmarks.chaos.sweep import Sweep
+from benchmarks.chaos.sweep import Sweep, left_behind
 from benchmarks.figures import Figure, Run
+from sparsefleet.ledger import read_ledger
+from sparsefleet.track import server
 
 _REFUSED = 3
 _STORE_BYTES = 100 << 20
 _LIMIT_S = 300.0
+_NOBODY = "http://127.0.0.1:9"
+"""Where nobody listens."""
 _PLUGIN = '''"""A pruner whose code changes."""
 from sparsefleet import Pruner, hookimpl
 
@@ -106,6 +112,11 @@ def _n_attempts(sweep: Sweep) -> int:
     return sum(len(row.attempts) for row in sweep.rows())
 
 
+def _n_waiting(home: Path) -> int:
+    with read_ledger(home) as ledger:
+        return ledger.outbox_size()
+
+
 def _records(home: Path) -> dict[str, tuple[str, int]]:
     """Of every committed record in the ledger its digest and its trial's attempts, by key; read with SQL, as no sweep shows what it has replaced."""
     asked = "SELECT key, record_sha256, (SELECT count(*) FROM attempts a WHERE a.key = t.key) FROM trials t WHERE record NOT NULL"
@@ -121,7 +132,7 @@ def figures(asked: Run) -> list[Figure]:
         home.mkdir()
         install(here, "1.1", _SUBMITTED)
         install(there, "1.2", _UPGRADED)
-        environment = {"PYTHONPATH": _path(here)}
+        environment = {"PYTHONPATH": _path(here), "MLFLOW_TRACKING_URI": _NOBODY}
         sweep = Sweep(home, n_seeds, methods=_METHOD, epochs=6, more="resources: {cpus: 1}", environment=environment)
         asked.say("a node with another version")
         with _two_nodes([here, there]) as address:
@@ -134,8 +145,10 @@ def figures(asked: Run) -> list[Figure]:
         install(here, "1.2", _UPGRADED)
         asked.say("it was upgraded")
         upgraded = refusal(sweep)
-        asked.say("accepted")
+        asked.say("accepted, and MLflow is there")
+        sweep.environment["MLFLOW_TRACKING_URI"] = server.local_uri(home)
         accepted = _accepted(sweep)
+        accepted |= _uploaded(sweep, accepted["keys"])
         wrong = violations(home, sweep.id)
     cases = {"node": node.is_right("1.1", "1.2"), "edited": edited.is_right("1.1", "1.1"), "upgraded": upgraded.is_right("1.1", "1.2")}
     told = {name: vars(case) for name, case in (("node", node), ("edited", edited), ("upgraded", upgraded))}
@@ -149,6 +162,10 @@ def figures(asked: Run) -> list[Figure]:
         Figure(
             "records from before that changed or ran again", "records", accepted["changed"], target=0, at_least=False, note=asked.note()
         ),
+        Figure(
+            "results from before that MLflow shows", "runs", accepted["shown"], target=accepted["before"], note=asked.note(accepted["why"])
+        ),
+        Figure("items left in the outbox", "items", accepted["left"], target=0, at_least=False, note=asked.note()),
         Figure("violations of the contract", "rows", len(wrong), target=0, at_least=False, note=asked.note("; ".join(wrong[:3]))),
     ]
 
@@ -168,14 +185,31 @@ def _some_trials(sweep: Sweep, n_done: int) -> None:
 
 def _accepted(sweep: Sweep) -> dict[str, Any]:
     """How ``resume --accept-new-code`` ended, and what became of the records that were there."""
-    keys, records = {row.key for row in sweep.rows()}, _records(sweep.home)
+    keys, records, waiting = {row.key for row in sweep.rows()}, _records(sweep.home), _n_waiting(sweep.home)
     code = sweep.driver("--accept-new-code").wait(_LIMIT_S)
     rows, after = sweep.rows(), _records(sweep.home)
+    if waiting < len(records):
+        raise RuntimeError(f"{waiting} items waited for MLflow, and there were {len(records)} results: {sweep.log}")
     return {
         "exit": code,
         "succeeded": sum(row.state == "SUCCEEDED" for row in rows),
         "new": len({row.key for row in rows} - keys),
         "before": len(records),
+        "waited": waiting,
+        "keys": sorted(records),
         "changed": sum(after.get(key) != record for key, record in records.items()),
         "said": sweep.log[-2000:],
     }
+
+
+def _uploaded(sweep: Sweep, keys: Sequence[str]) -> dict[str, Any]:
+    """What is left for MLflow when nobody uploads any more, and how many of the results with these keys it shows."""
+    until = time.monotonic() + _LIMIT_S
+    while left_behind(sweep.home) and time.monotonic() < until:
+        time.sleep(0.2)
+    client = server.connect(server.local_uri(sweep.home))
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
+    finished = {run.data.tags.get("sparsefleet.trial_key") for run in runs if run.info.status == "FINISHED"}
+    with read_ledger(sweep.home) as ledger:
+        left = [f"{item.kind} {(item.key or '')[:12]}" for item in ledger.outbox()]
+    return {"left": len(left), "why": "; ".join(left[:3]), "shown": len(finished & set(keys))}
