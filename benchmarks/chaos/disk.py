@@ -115,11 +115,11 @@ def _one_sweep(home: Path, n_points: int, rng: random.Random, asked: Run) -> lis
         half = half_written(home)
         filler.unlink()
         said = sweep.log[begun:]
+        if code == 0 and sweep.row().counts.get("SUCCEEDED", 0) == sweep.row().counts["total"]:
+            break  # it had ended before the disk was full
         results.append({"code": code, "said": code == EXIT and bool(SAID.search(said)), "half": half, "log": said[-1500:], "last": False})
         results[-1] |= {"violations": violations(home, sweep.id), "completed": False, "blamed": 0}
         asked.say(f"full after {done + 1} trials: exit {code}, {len(half)} half-written")
-        if sweep.row().counts.get("SUCCEEDED", 0) == sweep.row().counts["total"]:
-            results[-1]["said"] = results[-1]["said"] or code == 0  # it had ended before the disk was full
     if not results:
         return []
     driver = sweep.driver()

@@ -23,6 +23,7 @@ from benchmarks.chaos.history import violations
 from benchmarks.chaos.sweep import Sweep
 from benchmarks.figures import Figure, Run
 from sparsefleet.fleet.history import read_history
+from sparsefleet.ledger import open_ledger
 
 _NODES = 3
 _RESOURCES = "resources: {cpus: 1}"
@@ -162,12 +163,24 @@ def _finished(sweep: Sweep, driver: subprocess.Popen[bytes], victim: Hit, n_tria
         "violations": violations(sweep.home, sweep.id),
         "attempts": [[a["n"], a["node"], a["end"], a["reason"]] for a in hit.attempts],
         "told": [[line["event"], line["attempt"], line["node"]] for line in told if line["event"] != "progress"],
+        "fenced": _fenced(sweep, victim),
         "log": sweep.log[-2000:],
     }
 
 
+def _fenced(sweep: Sweep, victim: Hit) -> int:
+    """1 if the ledger refuses the record of the attempt that was given up, and what is committed stays as it is."""
+    before = {row.key: (row.attempt, row.record) for row in sweep.rows()}
+    record = before[victim.key][1]
+    assert record is not None
+    with open_ledger(sweep.home) as ledger:
+        taken = ledger.commit(victim.key, victim.attempt, {**record, "reason": "late"})
+    return int(not taken and {row.key: (row.attempt, row.record) for row in sweep.rows()} == before)
+
+
 def _common(result: dict[str, Any], note: str) -> list[Figure]:
     return [
+        Figure("a result of the lost attempt, given to the ledger again, refused", "results", result["fenced"], target=1, note=note),
         Figure("results lost", "trials", result["lost"], target=0, at_least=False, note=note),
         Figure("results committed twice", "trials", result["twice"], target=0, at_least=False, note=note),
         Figure("violations of the contract", "rows", len(result["violations"]), target=0, at_least=False, note=note),
@@ -242,7 +255,8 @@ def zombie(asked: Run) -> list[Figure]:
         Figure("commits of the zombie's trial", "commits", result["committed"], target=1, most=1, note=asked.note()),
         Figure("lines about the zombie in its trial's history", "lines", logged, target=1, note=asked.note()),
         Figure("raylet's death until its trial is requeued", "s", waited, target=35.0, at_least=False, note=asked.note()),
-        Figure("supervisor, fork server and trial below it lived on for", "s", alive, target=10.0, at_least=False, note=asked.note()),
+        Figure("supervisors, fork servers and trials that were left below it", "processes", len(workers), target=3, note=asked.note()),
+        Figure("they lived on for", "s", alive, target=10.0, at_least=False, note=asked.note()),
         *_common(result, asked.note()),
     ]
 
