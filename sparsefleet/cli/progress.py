@@ -91,9 +91,9 @@ class View:
         lines = []
         for node in self.nodes[:_MAX_RUNNING]:
             gpus = f", {node['gpus_used']:g} of {node['gpus']:g} gpus" if node.get("gpus") else ""
-            silent = " SILENT" if node.get("state") == "silent" else ""
+            state = f" {node['state'].upper()}" if node.get("state", "alive") != "alive" else ""
             busy = f"{node.get('busy', 0)} of {node.get('slots', 0)} slots busy"
-            lines.append(f"{node['node']}:{silent} {busy}, {node.get('cpus_used', 0):g} of {node.get('cpus', 0):g} cpus{gpus}")
+            lines.append(f"{node['node']}:{state} {busy}, {node.get('cpus_used', 0):g} of {node.get('cpus', 0):g} cpus{gpus}")
         if len(self.nodes) > _MAX_RUNNING:
             lines.append(f"and {len(self.nodes) - _MAX_RUNNING} more nodes")
         return lines + [

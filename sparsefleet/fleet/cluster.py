@@ -20,6 +20,7 @@ import ray
 from sparsefleet.errors import BackendUnreachable, SparsefleetError, UserError
 from sparsefleet.fleet.head import knock
 from sparsefleet.fleet.own_ray import small_ray
+from sparsefleet.fleet.refusals import Refusals
 from sparsefleet.fleet.shape import Node, Shape
 from sparsefleet.fleet.silence import Silence
 from sparsefleet.fleet.token import protect_token
@@ -41,6 +42,7 @@ class Cluster:
 
     Attributes:
         silence: nodes that Ray believes alive and that say nothing.
+        refusals: nodes on which no supervisor starts.
     """
 
     def __init__(self, address: str, cpus: int | None, sweep: str = "SWEEP") -> None:
@@ -49,6 +51,7 @@ class Cluster:
         self._sweep = sweep
         self._view: View | None = None
         self.silence = Silence()
+        self.refusals = Refusals()
         self._fitted: set[Shape] = set()
 
     def __enter__(self) -> Cluster:
@@ -109,8 +112,19 @@ class Cluster:
         return self.view.nodes()
 
     def closed(self) -> frozenset[str]:
-        """Nodes on which no trial may start: they are silent, or someone waits to measure there."""
-        return self.silence.nodes | self.view.claimed()
+        """Nodes on which no trial may start: they are silent, cannot start any now, or someone waits to measure there."""
+        return self.silence.nodes | self.view.claimed() | self.refusals.closed().keys()
+
+    def why_closed(self) -> dict[str, str]:
+        """``closed`` with the reason for each, as the end of a sentence on it."""
+        claimed = dict.fromkeys(self.view.claimed(), "is kept for a measurement of another sweep")
+        return {**claimed, **self.refusals.closed(), **dict.fromkeys(self.silence.nodes, "is silent")}
+
+    def listen(self) -> None:
+        """Takes in which nodes have come back, or are gone."""
+        alive = [node.id for node in self.nodes()]
+        self.silence.listen(alive)
+        self.refusals.keep(alive)
 
     def require(self, shape: Shape) -> None:
         """Nothing, if a node could hold one trial of this shape, or once could: what was lost may come back.
@@ -134,15 +148,26 @@ class Cluster:
         return sum(node.fits(shape) for node in self.nodes() if node.id not in closed)
 
     def is_dry(self, shape: Shape) -> bool:
-        """True if no node that answers could hold one, whoever uses it now."""
-        return not any(node.fits(shape) for node in self.nodes() if node.id not in self.silence.nodes)
+        """True if no node that answers and can start supervisors could hold one, whoever uses it now."""
+        out = self.silence.nodes | self.refusals.reasons().keys()
+        return not any(node.fits(shape) for node in self.nodes() if node.id not in out)
+
+    def refused(self, shape: Shape) -> BackendUnreachable | None:
+        """What to raise if a sweep cannot begin, since every node that answers and fits has failed more than once."""
+        able = [node for node in self.nodes() if node.fits(shape) and node.id not in self.silence.nodes]
+        if not able or not {node.id for node in able} <= self.refusals.given_up():
+            return None
+        why = self.refusals.reasons()
+        return BackendUnreachable(
+            "no supervisor can start", cause="; ".join(f"{node.name}: {why[node.id]}" for node in able), fix="sparsefleet doctor --cluster"
+        )
 
     def lack(self, shape: Shape, waited_s: float) -> BackendUnreachable:
         """What to raise when no node has come for so long."""
-        nodes = [f"{node} (silent)" if node.id in self.silence.nodes else str(node) for node in self.nodes()]
+        why = {**self.refusals.reasons(), **dict.fromkeys(self.silence.nodes, "it is silent")}
         return BackendUnreachable(
             f"for {waited_s / 60:.0f} min no node has had what a trial needs: {shape}",
-            cause="; ".join(nodes) or "none is alive",
+            cause="; ".join(f"{node}: {why[node.id]}" if node.id in why else str(node) for node in self.nodes()) or "none is alive",
             fix=f"sparsefleet resume {self._sweep} goes on where the ledger stands, once there is one",
         )
 
@@ -161,7 +186,8 @@ class Cluster:
 
     def quietest(self, shape: Shape) -> Node | None:
         """The node to measure this shape on: of those that hold it and answer, the one of which the others hold least."""
-        nodes = [node for node in self.nodes() if node.fits(shape) and node.id not in self.silence.nodes]
+        out = self.silence.nodes | self.refusals.closed().keys()
+        nodes = [node for node in self.nodes() if node.fits(shape) and node.id not in out]
         claimed = self.view.claimed()
         return min(nodes, key=lambda n: (n.id in claimed, n.total.cpus - n.free.cpus, n.id), default=None)
 

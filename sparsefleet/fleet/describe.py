@@ -12,21 +12,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sparsefleet.errors import BackendUnreachable
 from sparsefleet.fleet.cluster import Cluster
+from sparsefleet.fleet.refusals import brief
 from sparsefleet.fleet.shape import Node, Shape
 from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.supervisor import Setup, Supervisor
 
 LIMIT_S = 180.0
+_READ_S = 5.0
 
 
 def describe_nodes(cluster: Cluster, setup: Setup, shapes: Iterable[Shape]) -> tuple[list[dict[str, Any]], list[str]]:
     """What each node that could run one of the shapes would run; of a cluster of one node nothing, its first supervisor will tell.
 
-    The second list names nodes on which nothing starts within the lease, once something has elsewhere: they count as silent from now on, and
-    get no trials. When one of them answers, its first supervisor will tell.
+    The second list is what the user is told of the others. Nodes on which nothing starts within the lease, once something has elsewhere, count as
+    silent from now on; those that answer and cannot say what they run are refused. Neither gets trials until it does, and then its first
+    supervisor will tell.
 
     Raises:
-        BackendUnreachable: no node answers, or one that does cannot say what it runs.
+        BackendUnreachable: no node says what it runs.
     """
     wanted = list(shapes)
     closed = cluster.view.claimed()  # nothing of ours beside a measurement; their first supervisors will tell
@@ -49,13 +52,19 @@ def describe_nodes(cluster: Cluster, setup: Setup, shapes: Iterable[Shape]) -> t
             cluster.silence.mark(node.id)
         asked = [(node, hello) for node, hello in zip(nodes, hellos, strict=True) if node not in silent]
         _wait(cluster, [hello for _, hello in asked], LIMIT_S)
-        mute = [node for node, hello in asked if not _is_there(hello)]
-        if mute:
-            raise BackendUnreachable(f"{_names(mute)} did not answer within {LIMIT_S:.0f} s", fix="sparsefleet doctor --cluster")
-        return [{**ray.get(hello, timeout=LIMIT_S), "node": node.name} for node, hello in asked], [node.name for node in silent]
-    except ray.exceptions.RayError as error:
-        cause = str(getattr(error, "cause", None) or error)
-        raise BackendUnreachable("a node of the cluster does not say what it runs", cause=cause, fix="sparsefleet doctor") from error
+        told: list[dict[str, Any]] = []
+        said = [f"{_names(silent)} did not answer within {LEASE_S:.0f} s: nothing is sent there before it does"] if silent else []
+        wrong: list[str] = []
+        for node, hello in asked:
+            description = _read(hello)
+            if isinstance(description, str):
+                said.append(cluster.refusals.add(node.id, node.name, description) or "")
+                wrong.append(f"{node.name}: {description}")
+            else:
+                told.append({**description, "node": node.name})
+        if not told:
+            raise BackendUnreachable("no node of the cluster says what it runs", cause="; ".join(wrong), fix="sparsefleet doctor --cluster")
+        return told, list(filter(None, said))
     finally:
         for actor in actors:
             if not cluster.lost:
@@ -72,6 +81,17 @@ def _wait(cluster: Cluster, answers: list[Any], limit_s: float, n: int | None = 
 
 def _is_there(answer: Any) -> bool:
     return bool(ray.wait([answer], timeout=0, fetch_local=False)[0])
+
+
+def _read(hello: Any) -> dict[str, Any] | str:
+    """What the node would run, or why it does not say."""
+    if not _is_there(hello):
+        return f"it did not answer within {LIMIT_S:.0f} s"
+    try:
+        found: dict[str, Any] = ray.get(hello, timeout=_READ_S)
+        return found
+    except ray.exceptions.RayError as error:
+        return brief(error)
 
 
 def _names(nodes: list[Node]) -> str:

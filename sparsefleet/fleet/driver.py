@@ -115,7 +115,7 @@ def _run(
         with Cluster(settings.address, settings.cpus, sweep) as cluster:
             interrupts.take_signals()
             setup = Setup(str(ledger.home), artifact_root(), cluster.own_node, node_server.path, bundle, home_id(ledger.home))
-            pool = Pool(cluster, setup, settings.max_parallel)
+            pool = Pool(cluster, setup, settings.max_parallel, emit)
             try:
                 for _ in range(_MOST_REPAIRS):
                     trials = TrialPhase(ledger, sweep, pool, settings, interrupts, emit)

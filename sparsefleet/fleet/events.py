@@ -26,8 +26,8 @@ class Event:
     fleet     ``sweep, time, nodes, waiting``: where trials run and why the others wait; at most every ``FLEET_EVERY_S`` seconds
     ========  ==========================================================================================================
 
-    ``nodes`` of ``fleet`` is a list of ``{node, state, slots, busy, cpus, cpus_used, gpus, gpus_used, trials}``: ``state`` is ``alive`` or
-    ``silent``, ``slots`` this sweep's supervisors there and ``busy`` those that run a trial, ``cpus_used`` and ``gpus_used`` what anybody
+    ``nodes`` of ``fleet`` is a list of ``{node, state, slots, busy, cpus, cpus_used, gpus, gpus_used, trials}``: ``state`` is ``alive``,
+    ``silent`` or ``refused`` (no supervisor starts there), ``slots`` this sweep's supervisors there and ``busy`` those that run a trial, ``cpus_used`` and ``gpus_used`` what anybody
     holds, ``trials`` the keys of what they run. ``waiting`` is a list of ``{why, n, keys, resources}``: a sentence, how many trials it holds for,
     the first ``WAITING_KEYS`` of them, and what such a trial asks for (None where that is not the point); a trial is in at most one, and each
     that is PENDING in one. ``sparsefleet.fleet.waiting.reason_of`` says from them why a given trial waits.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sparsefleet.crash_points import passing
-from sparsefleet.errors import SparsefleetError
+from sparsefleet.errors import SparsefleetError, VersionSkew
 from sparsefleet.fleet.events import FLEET_EVERY_S, DriverSettings, Event
 from sparsefleet.fleet.forward import append
 from sparsefleet.fleet.history import Histories
@@ -19,9 +19,9 @@ from sparsefleet.fleet.outcome import BUSY, DAMAGED, WAITS, Outcome, judge
 from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
 from sparsefleet.fleet.queue import TrialQueue, owner_of
+from sparsefleet.fleet.refusals import other_code
 from sparsefleet.fleet.room import Room
 from sparsefleet.fleet.shape import Shape
-from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.slots import Message, Slot
 from sparsefleet.fleet.waiting import reasons
 from sparsefleet.home import local_store
@@ -103,12 +103,11 @@ class TrialPhase:
 
     def _preflight(self) -> None:
         """Nothing is queued before every node that answers and every first supervisor has shown its code."""
-        descriptions, silent = self._pool.describe(
+        descriptions, told = self._pool.describe(
             {Shape.of(row.resources) for row in self._open_rows() if row.key not in self.queue.elsewhere}
         )
         check_nodes(descriptions, self._open_rows())
-        if silent:
-            text = f"{', '.join(silent)} did not answer within {LEASE_S:.0f} s: nothing is sent there before it does"
+        for text in told:
             self._emit(Event("note", {"text": text}))
         self._pool.adjust(self._needs())
         while self._needs() and self._pool.starting and not self._interrupts.stopping:
@@ -120,7 +119,13 @@ class TrialPhase:
 
     def _greet(self) -> None:
         for slot, description in self._pool.greet():
-            check_nodes([description], self._open_rows())
+            try:
+                check_nodes([description], self._open_rows())
+            except VersionSkew as error:
+                if not self._pool.accepted:
+                    raise
+                self._pool.refuse(slot, other_code(error))  # a node that came late ends nothing
+                continue
             slot.ready = True
 
     def _open_rows(self) -> list[TrialRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -18,10 +18,12 @@ from sparsefleet.fleet.cluster import Cluster
 from sparsefleet.fleet.describe import describe_nodes
 from sparsefleet.fleet.drought import LIMIT_S, Drought
 from sparsefleet.fleet.events import Event
+from sparsefleet.fleet.refusals import brief
 from sparsefleet.fleet.shape import Node, Shape
 from sparsefleet.fleet.silence import LEASE_S
 from sparsefleet.fleet.slots import Assignment, Message, Slot
 from sparsefleet.fleet.supervisor import BEAT_S, Setup, Supervisor
+from sparsefleet.fleet.utilisation import utilisation
 
 _DEPTH = 2
 """Jobs at one supervisor: one in its child, one behind it or being stored."""
@@ -42,21 +44,23 @@ class Pool:
 
     Args:
         limit: supervisors at once, whatever would fit; None for no limit.
+        emit: is told of nodes that cannot be used.
+
+    Attributes:
+        accepted: True once a supervisor was: from then on what is wrong with a node is that node's problem.
     """
 
-    def __init__(self, cluster: Cluster, setup: Setup, limit: int | None) -> None:
-        self._cluster, self._setup, self._limit = cluster, setup, limit
+    def __init__(self, cluster: Cluster, setup: Setup, limit: int | None, emit: Callable[[Event], None] = lambda event: None) -> None:
+        self._cluster, self._setup, self._limit, self._emit = cluster, setup, limit, emit
+        self.accepted = False
         self.slots: list[Slot] = []
         self._given_up: list[tuple[Slot, Assignment, float]] = []
         self._lost_in_a_row = 0
         self._loss_on: dict[str, float] = {}
+        self._start_at = 0.0
         self._drought = Drought(lambda: time.monotonic())
 
     # starting
-
-    def wanted(self, shape: Shape, n_trials: int) -> int:
-        """How many supervisors of this shape are worth having."""
-        return min(self._cluster.slots(shape), n_trials, self._limit or n_trials)
 
     def adjust(self, needs: dict[Shape, int]) -> None:
         """Start supervisors for the shapes in need (trials per shape), and retire idle ones that stand in their way or that nobody needs.
@@ -64,16 +68,18 @@ class Pool:
         Raises:
             BackendUnreachable: the head of the cluster is lost; or there has been no node for anything in need for ``drought.LIMIT_S``.
         """
-        self._cluster.silence.listen(node.id for node in self._cluster.nodes())
+        self._cluster.listen()
         self._look_for_nodes(needs)
         claimed = self._cluster.view.claimed()
         for slot in [s for s in self.slots if s.node_id in claimed and not s.jobs and not s.whole]:
             self.kill(slot)
         self._give_back(needs)
+        closed = self._cluster.closed()
         for shape, n in needs.items():
-            have = sum(1 for slot in self.slots if slot.shape == shape)
+            have = [slot for slot in self.slots if slot.shape == shape]
+            n_free = self._cluster.slots(shape) - sum(slot.node_id not in closed for slot in have)
             room = self._limit - len(self.slots) if self._limit else n
-            for _ in range(min(self.wanted(shape, n) - have, room)):
+            for _ in range(min(n_free, n - len(have), room) if time.monotonic() >= self._start_at else 0):
                 self._start(shape)
             if not any(slot.shape == shape and slot.ready for slot in self.slots):
                 for slot in [s for s in self.slots if s.shape != shape and s.ready and not s.jobs and not needs.get(s.shape)]:
@@ -105,7 +111,7 @@ class Pool:
             UserError: no node could ever hold the shape.
             BackendUnreachable: as ``adjust``.
         """
-        self._cluster.silence.listen(node.id for node in self._cluster.nodes())
+        self._cluster.listen()
         self._cluster.require(shape)
         self._look_for_nodes({shape: 1})
         have = next((s for s in self.slots if s.whole and s.shape == shape), None)
@@ -121,7 +127,7 @@ class Pool:
             self._start_whole(shape, node)
 
     def describe(self, shapes: Iterable[Shape]) -> tuple[list[dict[str, Any]], list[str]]:
-        """What the nodes would run, and those that do not say; see ``describe_nodes``.
+        """What the nodes would run, and what is said of those that do not tell; see ``describe_nodes``. Of a sweep that has begun nothing.
 
         Raises:
             UserError: no node could ever hold one of the shapes.
@@ -130,7 +136,7 @@ class Pool:
         shapes = list(shapes)
         for shape in shapes:
             self._cluster.require(shape)
-        return describe_nodes(self._cluster, self._setup, shapes)
+        return ([], []) if self.accepted else describe_nodes(self._cluster, self._setup, shapes)
 
     def _start(self, shape: Shape) -> None:
         self._launch(shape, self._cluster.options(shape))
@@ -151,6 +157,8 @@ class Pool:
     def greet(self) -> Iterator[tuple[Slot, dict[str, Any]]]:
         """Supervisors that are up and what they would run; the caller sets ``ready`` on those it accepts."""
         for slot in [s for s in self.slots if not s.ready and s.hello is not None]:
+            if slot not in self.slots:
+                continue  # its node was refused a moment ago
             self._place(slot)
             done, _ = ray.wait([slot.hello], timeout=0)
             if not done or slot.place is not None:
@@ -159,14 +167,40 @@ class Pool:
                 continue
             try:
                 description = ray.get(slot.hello, timeout=_READ_S)
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-                self._count_loss(str(error))
-                self.kill(slot)
+            except ray.exceptions.RayError as error:
+                self.refuse(slot, brief(error))
                 continue
-            except ray.exceptions.RayTaskError as error:
-                raise BackendUnreachable("a supervisor cannot start", cause=str(error.cause or error)) from error
             slot.hello, slot.node, slot.heard = None, self._name(slot, description), time.monotonic()
             yield slot, {**description, "node": slot.node}
+            if slot.ready:
+                self.accepted = True
+                self._cluster.refusals.forgive(slot.node_id)
+
+    def refuse(self, slot: Slot, reason: str) -> None:
+        """No supervisor works on this one's node: it is left alone for a while, and other nodes get what would have started there.
+
+        Raises:
+            BackendUnreachable: the sweep has not begun, and none of the nodes works.
+        """
+        self.kill(slot)
+        if slot.whole:
+            self._cluster.view.claim(None)
+        node = slot.node_id or self._cluster.view.place_of(slot.actor)
+        name = next((n.name for n in self._cluster.nodes() if n.id == node), None)
+        if name is None:  # lost with its node, or nobody knows where
+            self._start_at = time.monotonic() + _ONE_LOSS_S
+            self._count_loss(reason, node)
+            return
+        told = self._cluster.refusals.add(node, name, reason)
+        if told is None:
+            return
+        for other in [s for s in self.slots if not s.ready and not s.whole and (s.node_id == node or s.place is not None)]:
+            self.kill(other)  # what has no place yet could get one there
+        if told:
+            self._emit(Event("note", {"text": told}))
+        error = None if self.accepted else self._cluster.refused(slot.shape)
+        if error:
+            raise error
 
     def _name(self, slot: Slot, description: dict[str, Any]) -> str:
         """What the node is called: as it was named for Ray, else its host's name. Ray names nodes by their addresses."""
@@ -338,34 +372,14 @@ class Pool:
 
     def places(self) -> tuple[list[Node], dict[str, str]]:
         """The nodes as Ray sees them, and by Ray's id why nothing starts on some of them."""
-        closed = dict.fromkeys(self._cluster.view.claimed(), "is kept for a measurement of another sweep")
-        return self._cluster.nodes(), {**closed, **dict.fromkeys(self._cluster.silence.nodes, "is silent")}
+        return self._cluster.nodes(), self._cluster.why_closed()
 
     def event(self, sweep: str, waiting: list[dict[str, Any]]) -> Event:
         """Of kind ``fleet``."""
         waiting = [{**one, "why": one["why"] + self._drought.told()} for one in waiting]
         time_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return Event("fleet", {"sweep": sweep, "time": time_utc, "nodes": self._utilisation(), "waiting": waiting})
-
-    def _utilisation(self) -> list[dict[str, Any]]:
-        told = []
-        for node in self._cluster.nodes():
-            here = [slot for slot in self.slots if slot.node_id == node.id]
-            busy = [slot for slot in here if slot.jobs]
-            told.append(
-                {
-                    "node": here[0].node if here and here[0].ready else node.name,
-                    "state": "silent" if node.id in self._cluster.silence.nodes else "alive",
-                    "slots": len(here),
-                    "busy": len(busy),
-                    "cpus": node.total.cpus,
-                    "cpus_used": round(node.total.cpus - node.free.cpus, 3),
-                    "gpus": node.total.gpus,
-                    "gpus_used": round(node.total.gpus - node.free.gpus, 3),
-                    "trials": [slot.jobs[0].key for slot in busy],
-                }
-            )
-        return told
+        nodes = utilisation(self._cluster.nodes(), self.slots, self._cluster.silence.nodes, self._cluster.refusals.closed())
+        return Event("fleet", {"sweep": sweep, "time": time_utc, "nodes": nodes, "waiting": waiting})
 
     @property
     def n_busy(self) -> int:

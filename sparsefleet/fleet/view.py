@@ -15,6 +15,7 @@ from sparsefleet.fleet.head import SILENT_S, HeadWatch
 from sparsefleet.fleet.shape import Amount, Node
 
 _EVERY_S = 1.0
+_PLACE_S = 2.0
 _MIB = 1 << 20
 _SPACE = b"sparsefleet"
 _CLAIM = b"measuring/"
@@ -113,11 +114,26 @@ class View(threading.Thread):
         now = time.monotonic()
         return {re.split("/", key.decode())[1] for key, (_, since) in self._claims.items() if now - since < SILENT_S and key != self._mine}
 
+    def place_of(self, actor: Any) -> str:
+        """Ray's id of the node where an actor's process was begun, also of one that failed at that; empty if Ray does not say at once."""
+        found: list[str] = []
+        asking = threading.Thread(target=_ask_place, args=(actor, found), daemon=True)
+        asking.start()
+        asking.join(_PLACE_S)
+        return found[0] if found else ""
+
     def stop(self) -> None:
         """End it."""
         self.claim(None)
         self._ended.set()
         self._head.stop()
+
+
+def _ask_place(actor: Any, found: list[str]) -> None:
+    try:
+        found.append(str(ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"]))
+    except Exception:  # noqa: BLE001  Ray raises what it likes; then nobody knows
+        found.append("")
 
 
 def _nodes() -> list[Node]:

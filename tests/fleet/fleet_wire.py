@@ -8,7 +8,9 @@ from typing import Any
 import ray
 
 from sparsefleet.fleet.cluster import Cluster
+from sparsefleet.fleet.events import Event
 from sparsefleet.fleet.pool import Pool
+from sparsefleet.fleet.refusals import Refusals
 from sparsefleet.fleet.shape import Amount, Node, Shape
 from sparsefleet.fleet.slots import Slot
 from sparsefleet.fleet.supervisor import Setup
@@ -59,6 +61,7 @@ class Machines:
     def __init__(self, *nodes: Node) -> None:
         self.alive = list(nodes)
         self.wanted: set[str] = set()
+        self.places: dict[Any, str] = {}
 
     def nodes(self) -> list[Node]:
         """As the test has set them."""
@@ -67,6 +70,13 @@ class Machines:
     def claimed(self) -> set[str]:
         """As the test has set them."""
         return self.wanted
+
+    def claim(self, node: str | None) -> None:
+        """Nobody else is there to be told."""
+
+    def place_of(self, actor: Any) -> str:
+        """As the test has set it."""
+        return self.places.get(actor, "")
 
     def check(self) -> None:
         """The head is always there."""
@@ -82,7 +92,9 @@ class Wire:
         self.machines = Machines(*nodes)
         self.cluster = Cluster("wire", None, "sweep-1")
         self.cluster._view = self.machines
-        self.pool = Pool(self.cluster, Setup("home", "store"), limit)
+        self.cluster.refusals = Refusals(self.monotonic)
+        self.told: list[Event] = []
+        self.pool = Pool(self.cluster, Setup("home", "store"), limit, self.told.append)
         self.killed: list[Any] = []
 
     def monotonic(self) -> float:

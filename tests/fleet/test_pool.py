@@ -127,3 +127,97 @@ def test_a_node_where_somebody_measures_is_not_asked_what_it_would_run(wire: Any
     w = wire(node("a"), node("b"))
     w.machines.wanted = {"id-b"}
     assert w.pool.describe([CPU]) == ([], [])
+
+
+def full_disk() -> ray.exceptions.RayError:
+    return ray.exceptions.RayTaskError("hello", "a stack", OSError(28, "No space left on device"))
+
+
+def fail(w: Any, slot: Any, name: str) -> None:
+    w.place(slot, name)
+    slot.hello.value = full_disk()
+
+
+def test_a_node_where_nothing_starts_is_left_alone_and_the_others_work_on(wire: Any) -> None:
+    w = wire(node("good", 2), node("bad", 2))
+    w.adjust({CPU: 9})
+    first, second, *rest = w.pool.slots
+    w.up(first, "good")
+    w.pool.send(first, {"key": "k", "attempt": 1})
+    w.place(second, "good")
+    for slot in rest:
+        fail(w, slot, "bad")
+    assert not list(w.pool.greet())
+    assert w.pool.slots == [first, second]
+    assert [event.data["text"] for event in w.told] == [
+        "bad is left alone for now, and tried again from time to time: OSError: [Errno 28] No space left on device"
+    ]
+    assert w.pool.places()[1] == {"id-bad": "is left alone for now: OSError: [Errno 28] No space left on device"}
+    assert {one["node"]: one["state"] for one in w.pool.event("s", []).data["nodes"]} == {"good": "alive", "bad": "refused"}
+    for _ in range(4):
+        assert w.adjust({CPU: 9}, after_s=1) == {CPU: 2}  # no churn
+    w.adjust({CPU: 9}, after_s=1)
+    again = [slot for slot in w.pool.slots if slot not in (first, second)]
+    assert len(again) == 2  # some seconds later it is tried again
+    fail(w, again[0], "bad")
+    assert not list(w.pool.greet())
+    assert w.pool.slots == [first, second]
+    assert w.adjust({CPU: 9}, after_s=9) == {CPU: 2}
+    w.adjust({CPU: 9}, after_s=2)
+    w.up(w.pool.slots[-1], "bad")
+    assert not w.pool.places()[1]
+    assert len(w.told) == 1
+    assert first in w.pool.slots
+
+
+def test_what_has_no_place_yet_is_asked_for_elsewhere(wire: Any) -> None:
+    w = wire(node("good", 2), node("bad", 2))
+    w.adjust({CPU: 9})
+    waits, fails = w.pool.slots[0], w.pool.slots[1]
+    fail(w, fails, "bad")
+    w.pool.accepted = True
+    assert not list(w.pool.greet())
+    assert waits.actor in w.killed
+    w.adjust({CPU: 9})
+    assert [slot.actor.options["label_selector"] for slot in w.pool.slots] == [{"ray.io/node-id": "!in(id-bad)"}] * 2
+
+
+def test_a_process_that_never_came_up_is_found_by_its_actor(wire: Any) -> None:
+    w = wire(node("good", 2), node("bad", 2))
+    w.adjust({CPU: 1})
+    (slot,) = w.pool.slots
+    w.machines.places[slot.actor] = "id-bad"
+    slot.place.value = slot.hello.value = ray.exceptions.ActorDiedError(full_disk())
+    assert not list(w.pool.greet())
+    assert list(w.cluster.refusals.closed()) == ["id-bad"]
+
+
+def test_a_sweep_that_cannot_begin_anywhere_ends_after_a_second_try(wire: Any) -> None:
+    w = wire(node("a"), node("b", 1))
+    for name in ("a", "b", "a"):
+        w.adjust({CPU: 1}, after_s=6)
+        fail(w, w.pool.slots[-1], name)
+        assert not list(w.pool.greet())
+    w.adjust({CPU: 1}, after_s=6)
+    fail(w, w.pool.slots[-1], "b")
+    with pytest.raises(BackendUnreachable, match="no supervisor can start") as ended:
+        list(w.pool.greet())
+    full = "OSError: [Errno 28] No space left on device"
+    assert ended.value.cause == f"a: {full}; b: {full}"
+
+
+def test_a_sweep_that_has_begun_waits_for_its_only_node_to_work_again(wire: Any) -> None:
+    w = wire(node("a", 1))
+    w.adjust({CPU: 1})
+    w.up(w.pool.slots[0], "a")
+    w.pool.kill(w.pool.slots[0])
+    end = w.now + LIMIT_S
+    while w.now < end:
+        w.adjust({CPU: 1}, after_s=1)
+        for slot in w.pool.slots:
+            fail(w, slot, "a")
+        assert not list(w.pool.greet())
+    assert 8 < len(w.killed) < 20
+    with pytest.raises(BackendUnreachable, match="for 60 min no node") as ended:
+        w.adjust({CPU: 1}, after_s=20)
+    assert ended.value.cause == "a: 1 CPUs, 0 GPUs, 1,048,576 MiB: OSError: [Errno 28] No space left on device"

@@ -1,0 +1,71 @@
+"""Nodes on which no supervisor starts: how long they are left alone, and what is said of them."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from sparsefleet.errors import VersionSkew
+from sparsefleet.fleet.refusals import Refusals, brief, other_code
+
+FULL = "OSError: [Errno 28] No space left on device"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_node_is_tried_again_later_each_time_and_told_of_once() -> None:
+    clock = Clock()
+    refusals = Refusals(clock)
+    assert refusals.add("a", "node-a", FULL) == f"node-a is left alone for now, and tried again from time to time: {FULL}"
+    assert refusals.add("a", "node-a", FULL) is None  # the other supervisors that were starting there
+    pauses = []
+    for _ in range(10):
+        begun = clock.now
+        while refusals.closed():
+            clock.now += 1.0
+        pauses.append(clock.now - begun)
+        assert refusals.add("a", "node-a", FULL) == ""
+    assert pauses == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
+    clock.now += 600
+    assert refusals.add("a", "node-a", "ModuleNotFoundError: No module named 'sparsefleet'")
+
+
+def test_a_node_that_works_again_is_as_good_as_any_other() -> None:
+    clock = Clock()
+    refusals = Refusals(clock)
+    refusals.add("a", "node-a", FULL)
+    refusals.add("b", "node-b", FULL)
+    assert refusals.given_up() == set()
+    clock.now += 6
+    assert refusals.closed() == {}
+    assert set(refusals.reasons()) == {"a", "b"}  # nothing works there, as far as is known
+    refusals.forgive("a")
+    refusals.add("b", "node-b", FULL)
+    assert refusals.given_up() == {"b"}
+    assert refusals.closed() == {"b": f"is left alone for now: {FULL}"}
+    refusals.keep(["a"])
+    assert refusals.reasons() == {}
+
+
+def test_the_reason_is_one_line() -> None:
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError as cause:
+        task = ray.exceptions.RayTaskError("hello", "a stack\nof lines\n" + FULL, cause)
+    assert brief(task) == FULL
+    assert brief(ray.exceptions.ActorDiedError(task)) == FULL
+    assert brief(ray.exceptions.GetTimeoutError()) == "GetTimeoutError"
+    assert len(brief(ray.exceptions.RayActorError(error_msg="x" * 1000))) == 200
+
+
+@pytest.mark.parametrize(("n", "end"), [(1, "core is b, not a"), (5, "and 2 more")])
+def test_other_code_is_told_in_a_line(n: int, end: str) -> None:
+    names = ["core", "torch", "pruner/mine", "pruner/yours", "library/numpy"]
+    told = other_code(VersionSkew({name: ("a", {"node": "b"}) for name in names[:n]}))
+    assert told.startswith("it runs other code than the sweep was submitted with: core is b, not a")
+    assert told.endswith(end)
