@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sparsefleet.errors import VersionSkew
+from sparsefleet.redact import redacted
 
 _FIRST_S, _MOST_S = 5.0, 600.0
 _ENOUGH = 2
@@ -71,9 +72,9 @@ def brief(error: BaseException) -> str:
     """One line on an error of a supervisor. Of a failed start Ray tells the stack; what was raised comes last."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
-        return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:_MOST_CHARACTERS]}"
+        return redacted(f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}")[:_MOST_CHARACTERS]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:_MOST_CHARACTERS] if lines else type(error).__name__
+    return redacted(lines[-1])[:_MOST_CHARACTERS] if lines else type(error).__name__
 
 
 def other_code(skew: VersionSkew) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet_sweeps import Told
 
+from sparsefleet.errors import VersionSkew
 from sparsefleet.fleet.events import DriverSettings, Event
 from sparsefleet.fleet.phase import TrialPhase
 from sparsefleet.fleet.shape import Shape
@@ -141,3 +143,49 @@ def test_another_selection_of_the_same_grid_keeps_the_timings(ledger: Ledger) ->
     enter(ledger, "a", asked("one"))
     (timing,) = ledger.timings("a")
     assert (timing.keys, timing.timings) == (["one"], [{"op": "step"}])
+
+
+CODE = {"core": "a" * 64, "torch": "2.15.0"}
+
+
+def hello(name: str, **other: str) -> dict[str, Any]:
+    return {"node": name, "sparsefleet": "0.1.0", **CODE, "plugins": [], "unusable": [], **other}
+
+
+def test_a_node_with_other_code_that_comes_late_ends_nothing(ledger: Ledger, wire: Any) -> None:
+    from fleet_wire import node
+
+    enter(ledger, "a", *(replace(asked(key), request={"code": CODE}) for key in ("one", "two")))
+    w, told = wire(node("good", 1)), Told()
+    loop = phase(ledger, "a", told, w.pool)
+    w.pool.adjust(loop._needs())
+    (good,) = w.pool.slots
+    w.place(good, "good")
+    good.hello.value = hello("good")
+    loop._greet()
+    loop._feed()
+    w.machines.alive.append(node("late", 1))
+    w.pool.adjust(loop._needs())
+    late = next(slot for slot in w.pool.slots if slot is not good)
+    w.place(late, "late")
+    late.hello.value = hello("late", torch="2.14.0")
+    loop._greet()
+    assert w.pool.slots == [good]
+    assert [job.key for job in good.jobs] == ["one"]
+    assert w.cluster.closed() == {"id-late"}
+    reason = "it runs other code than the sweep was submitted with: torch is 2.14.0, not 2.15.0"
+    assert [event.data["text"] for event in w.told] == [f"late is left alone for now, and tried again from time to time: {reason}"]
+
+
+def test_other_code_on_the_first_node_is_refused_before_anything_is_queued(ledger: Ledger, wire: Any) -> None:
+    from fleet_wire import node
+
+    enter(ledger, "a", replace(asked("one"), request={"code": CODE}))
+    w = wire(node("only"))
+    loop = phase(ledger, "a", pool=w.pool)
+    w.pool.adjust(loop._needs())
+    w.place(w.pool.slots[0], "only")
+    w.pool.slots[0].hello.value = hello("only", core="b" * 64)
+    with pytest.raises(VersionSkew):
+        loop._preflight()
+    assert ledger.trial("one").attempts == []

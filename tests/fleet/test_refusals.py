@@ -60,6 +60,7 @@ def test_the_reason_is_one_line() -> None:
     assert brief(task) == FULL
     assert brief(ray.exceptions.ActorDiedError(task)) == FULL
     assert brief(ray.exceptions.GetTimeoutError()) == "GetTimeoutError"
+    assert "hunter2" not in brief(ray.exceptions.RayActorError(error_msg="no answer from https://me:hunter2@store/bucket"))
     assert len(brief(ray.exceptions.RayActorError(error_msg="x" * 1000))) == 200
 
 
