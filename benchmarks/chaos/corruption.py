@@ -1,8 +1,9 @@
-"""RF-15: bits are flipped and files cut in records, masks, models and checkpoints. Each is noticed before it is used, and its trial runs again."""
+"""RF-15: bits are flipped and files cut in what the ledger and the store keep. Each is noticed before it is used, and what it was of is made again."""
 
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -16,12 +17,15 @@ from benchmarks.chaos.history import violations
 from benchmarks.chaos.sweep import Sweep
 from benchmarks.figures import Figure, Run
 from sparsefleet.errors import IntegrityError
-from sparsefleet.ledger import ArtifactStore, open_ledger
+from sparsefleet.ledger import ArtifactStore, SweepTrial, TrialRow, open_ledger, read_ledger
 from sparsefleet.trial.checkpoint import FILE, SIDE, load_checkpoint, save_checkpoint
 from sparsefleet.trial.files import MANIFEST, MASKS, MODEL
 
 N_FLIPS, N_CUTS = 200, 50
-KINDS = ("record", MODEL, MASKS, MANIFEST, FILE, SIDE)
+_LIMIT_S = 400.0
+_METHOD = "{rewirer: set, layer: csr}"
+_MEASURE = "measure: {level: screen, batch_sizes: [32], ops: [forward]}"
+KINDS = ("record", "timing", "spec", "text", MODEL, MASKS, MANIFEST, FILE, SIDE)
 
 
 def figures(asked: Run) -> list[Figure]:
@@ -31,8 +35,9 @@ def figures(asked: Run) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="sparsefleet-corruption-") as folder:
         home = Path(folder) / "home"
         home.mkdir()
-        sweep = Sweep(home, 3, epochs=1)
-        sweep.driver().wait(240)
+        sweep = Sweep(home, 3, epochs=1, methods=_METHOD, measure=_MEASURE)
+        if code := sweep.driver().wait(_LIMIT_S):
+            raise RuntimeError(f"the sweep ended with {code}: {sweep.log[-2000:]}")
         before = committed(home)
         for n in range(n_flips + n_cuts):
             damage = _flip if n < n_flips else _cut
@@ -50,7 +55,11 @@ def figures(asked: Run) -> list[Figure]:
         Figure("damaged files still in place", "damages", sum(not r["aside"] for r in results), target=0, at_least=False, note=quick),
         Figure("readers that crashed", "damages", sum(bool(r["error"]) for r in results), target=0, at_least=False, note=quick),
         Figure(
-            "damaged trials that ran again and ended as before", "sweeps", float(again["same"] and not wrong), target=1, note=again["note"]
+            "damaged trials that ran again and ended as before",
+            "sweeps",
+            float(again["same"] and again["timed"] and not wrong),
+            target=1,
+            note=again["note"],
         ),
     ]
 
@@ -68,6 +77,10 @@ def _one(sweep: Sweep, kind: str, damage: Callable[[bytes, random.Random], bytes
     """One damage, what a reader says to it, and whether what was damaged is out of the way. Everything is as before afterwards."""
     if kind == "record":
         return _damaged_record(sweep, damage, rng)
+    if kind == "timing":
+        return _damaged_timing(sweep, damage, rng)
+    if kind in ("spec", "text"):
+        return _damaged_asked(sweep, kind, damage, rng)
     if kind in (FILE, SIDE):
         return _damaged_checkpoint(kind, damage, rng, scratch)
     return _damaged_artifact(sweep, kind, damage, rng, scratch)
@@ -101,6 +114,64 @@ def _damaged_record(sweep: Sweep, damage: Callable[[bytes, random.Random], bytes
             db.executemany(f"INSERT OR REPLACE INTO attempts VALUES ({','.join('?' * len(ends[0]))})", ends)
             db.execute("UPDATE sweeps SET state='DONE'")
     return found
+
+
+def _damaged_timing(sweep: Sweep, damage: Callable[[bytes, random.Random], bytes], rng: random.Random) -> dict[str, Any]:
+    """Of all that the ledger says of one: the digest is of the whole row."""
+    found: dict[str, Any] = {"kind": "timing", "noticed": False, "aside": False, "error": ""}
+    column = rng.choice(("keys", "state", "timings", "timings", "timings", "samples_ref", "created", "sha256"))
+    with closing(sqlite3.connect(sweep.home / "ledger.db")) as db:
+        kept = rng.choice(db.execute("SELECT * FROM timings").fetchall())
+        place = "sweep=? AND config_key=?"
+        (body,) = db.execute(f"SELECT CAST({column} AS BLOB) FROM timings WHERE {place}", kept[:2]).fetchone()
+        with db:
+            db.execute(f"UPDATE timings SET {column}=CAST(? AS TEXT) WHERE {place}", (damage(body or b"-", rng), *kept[:2]))
+        try:
+            with open_ledger(sweep.home) as ledger:
+                try:
+                    ledger.timings(sweep.id)
+                except IntegrityError:
+                    found["noticed"] = list(ledger.damaged_timings(sweep.id)) == [kept[1]] and ledger.timing(kept[1]) is None
+                aside = ledger.set_timing_aside(sweep.id, kept[1])
+                left = [row.config_key for row in ledger.timings(sweep.id)]
+                found["aside"] = aside is not None and aside.is_file() and kept[1] not in left
+        except Exception as error:  # noqa: BLE001
+            found["error"] = f"{type(error).__name__}: {error}"
+        with db:
+            db.execute(f"INSERT OR REPLACE INTO timings VALUES ({','.join('?' * len(kept))})", kept)
+            db.execute("UPDATE sweeps SET state='DONE'")
+    return found
+
+
+def _damaged_asked(sweep: Sweep, kind: str, damage: Callable[[bytes, random.Random], bytes], rng: random.Random) -> dict[str, Any]:
+    """A spec, which is refused until the grid is submitted again; or one copy of what trials share, which the other copy stands in for."""
+    found: dict[str, Any] = {"kind": kind, "noticed": False, "aside": False, "error": ""}
+    before = sweep.rows()
+    table, name, column = ("trials", "key", "spec") if kind == "spec" else ("texts", "id", rng.choice(("body", "copy")))
+    with closing(sqlite3.connect(sweep.home / "ledger.db")) as db:
+        place, body = rng.choice(db.execute(f"SELECT {name}, {column} FROM {table}").fetchall())
+        with db:
+            db.execute(f"UPDATE {table} SET {column}=? WHERE {name}=?", (damage(body, rng), place))
+        try:
+            try:
+                found["noticed"] = sweep.rows() == before and kind == "text"
+            except IntegrityError as error:
+                found["noticed"] = kind == "spec" and place[:12] in error.what
+            _submit_again(sweep, before)
+            found["aside"] = sweep.rows() == before
+        except Exception as error:  # noqa: BLE001
+            found["error"] = f"{type(error).__name__}: {error}"
+        with db:
+            db.execute(f"UPDATE {table} SET {column}=? WHERE {name}=?", (body, place))
+    return found
+
+
+def _submit_again(sweep: Sweep, rows: list[TrialRow]) -> None:
+    """What ``submit grid`` does with a grid that is known."""
+    trials = [SweepTrial(**{name: getattr(row, name) for name in SweepTrial.__dataclass_fields__}) for row in rows]
+    with open_ledger(sweep.home) as ledger:
+        known = ledger.sweep(sweep.id)
+        ledger.create_sweep(sweep.id, known.name, known.digest, known.grid_text, known.settings, trials)
 
 
 def _damaged_checkpoint(kind: str, damage: Callable[[bytes, random.Random], bytes], rng: random.Random, scratch: Path) -> dict[str, Any]:
@@ -143,8 +214,12 @@ def _damaged_artifact(
 
 
 def _all_at_once(sweep: Sweep, rng: random.Random) -> dict[str, Any]:
-    """A record altered, a model gone, another altered and noticed by a reader: ``resume`` runs three trials again."""
+    """A record altered, a model gone, another altered and noticed by a reader: ``resume`` runs three trials again. And a timing that it takes again."""
     rows = sweep.rows()
+    with closing(sqlite3.connect(sweep.home / "ledger.db")) as db, db:
+        (told,) = db.execute("SELECT timings FROM timings LIMIT 1").fetchone()
+        altered = re.sub(r'("sparse_s":{"[^:]*":[0-9]*\.)([0-9])', lambda m: m[1] + str((int(m[2]) + 1) % 10), told)
+        db.execute("UPDATE timings SET timings=?", (altered,))
     with closing(sqlite3.connect(sweep.home / "ledger.db")) as db, db:
         number, body = db.execute(
             "SELECT id, body FROM records WHERE id=(SELECT record FROM trials WHERE key=?)", (rows[0].key,)
@@ -161,7 +236,10 @@ def _all_at_once(sweep: Sweep, rng: random.Random) -> dict[str, Any]:
         moved = not paths[1].exists()
     else:
         moved = False
-    code = sweep.driver().wait(240)
+    code = sweep.driver().wait(_LIMIT_S)
     ends = {row.key: [attempt["end"] for attempt in row.attempts] for row in sweep.rows()}
     n_again = sum("DAMAGED" in ended for ended in ends.values())
-    return {"code": code, "moved": moved, "n_again": n_again, "note": f"{n_again} trials ran again, exit {code}", "log": sweep.log[-2000:]}
+    with read_ledger(sweep.home) as ledger:
+        timed = altered != told and not ledger.damaged_timings(sweep.id) and bool(ledger.timings(sweep.id)[0].timings)
+    note = f"{n_again} trials ran again, {'the timing was taken again' if timed else 'the timing was not'}, exit {code}"
+    return {"code": code, "moved": moved, "n_again": n_again, "timed": timed, "note": note, "log": sweep.log[-2000:]}
