@@ -43,7 +43,7 @@ axes:
 limits: {checkpoint_every_s: 0.001}
 """
 NOT_TIMED = "measure: {level: none}\n"
-TIMED = "measure: {level: screen, batch_sizes: [32], ops: [forward]}\n"
+TIMED = "layer: csr\nmeasure: {level: screen, batch_sizes: [32], ops: [forward]}\n"
 ENTER = """
 import sys
 from pathlib import Path
@@ -105,7 +105,10 @@ class Case:
         self.kind = ["uploads" if passings.keys() & set(UPLOAD_POINTS) else "silent", "timed" if timed else "not-timed"]
         own = {"SPARSEFLEET_HOME": str(home), "SPARSEFLEET_DATA": str(home / "data"), "SPARSEFLEET_PICTURES": "off"}
         fault = {VARIABLE: ",".join(f"{point}:{n}" for point, some in passings.items() for n in some)} if passings else {}
-        self._environment = {**os.environ, **own, **fault}
+        of_job = {
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {**own, **fault}}})
+        }  # the cluster's workers have not ours
+        self._environment = {**os.environ, **own, **fault, **of_job}
         home.mkdir(mode=0o700)
         (home / "grid.yaml").write_text(GRID + (TIMED if timed else NOT_TIMED))
         self.deaths = 0
@@ -146,7 +149,9 @@ def passed(home: Path) -> Mapping[str, int]:
 
 def figures(asked: Run) -> list[Figure]:
     """How many of the cases end with what the undisturbed run committed."""
-    points = [point for point in POINTS if point not in AWAY_POINTS] if not asked.quick else ["lease-inside", "child-end", "commit-inside"]
+    points = (
+        [point for point in POINTS if point not in AWAY_POINTS] if not asked.quick else ["store-after", "commit-inside", "timing-inside"]
+    )
     with tempfile.TemporaryDirectory(prefix="sparsefleet-crash-") as folder, _cluster(Path(folder)) as address:
         root = Path(folder)
         never = dict.fromkeys(points, (1 << 30,))  # so that it is counted how often each is passed undisturbed
