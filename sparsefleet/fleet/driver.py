@@ -138,7 +138,7 @@ def _run(
                 else:
                     raise IntegrityError(
                         f"networks of {sweep} are not what was stored, {_MOST_REPAIRS} times one after the other",
-                        cause="; ".join(reason.splitlines()[0] for reason in damaged.values()),
+                        cause="; ".join(damaged.values()),
                         fix=f"look after the disk of the artifact store, then: sparsefleet resume {sweep}",
                     )
                 if interrupts.cancelled:

@@ -72,7 +72,7 @@ class MeasurePhase:
             self._measure()
         except _Damaged as found:
             self._pool.close()
-            self.damaged = {found.key: found.reason}
+            self.damaged = {found.key: found.reason.splitlines()[0]}
 
     def _measure(self) -> None:
         jobs = self._untimed()

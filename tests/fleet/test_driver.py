@@ -13,8 +13,10 @@ from fleet_sweeps import Told, enter, read_until, settings, start_driver
 
 from sparsefleet.errors import SweepLocked, VersionSkew
 from sparsefleet.fleet.driver import cancel, submit
+from sparsefleet.fleet.measuring import MeasurePhase
 from sparsefleet.ledger import Ledger, TrialRow, is_held, open_ledger
 from sparsefleet.ledger.packed import dump
+from sparsefleet.trial.files import MODEL
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
@@ -256,6 +258,29 @@ def test_other_code_on_a_node_is_refused_before_anything_runs(home: Path, ledger
     assert caught.value.exit_code == 3
     assert caught.value.differences["rewirer/set"][0] == "sparsefleet 0.1.0 (abcdef)"
     assert {(row.state, row.attempt) for row in ledger.trials(sweep)} == {("PENDING", 0)}
+
+
+def test_a_network_that_is_damaged_before_its_timing_is_trained_again(home: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the driver has looked at all of them: the node finds out. Nothing is entered for it but the timing of the new one."""
+    sweep = enter(home, f"name: altered\n{ONE_EPOCH}seeds: [0]\naxes: {{density: [0.2], method: [{{rewirer: static, layer: csr}}]}}\n")
+    key = next(row.key for row in ledger.trials(sweep) if row.spec["density"] == 0.2)
+    begin, phases = MeasurePhase._measure, []
+
+    def alter_once(phase: MeasurePhase) -> None:
+        phases.append(phase)
+        if len(phases) == 1:
+            digest = digests(ledger.trial(key), MODEL)[MODEL]
+            (path,) = (home / "artifacts").rglob(digest)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        begin(phase)
+
+    monkeypatch.setattr(MeasurePhase, "_measure", alter_once)
+    told = Told()
+    asked = {"level": "screen", "batch_sizes": [64], "ops": ["forward"], "baselines": ["dense_eager"]}
+    assert submit(home, sweep, settings(home, measure=asked, cpus=1), told).state == "DONE"
+    assert [attempt["end"] for attempt in ledger.trial(key).attempts] == ["DAMAGED", "SUCCEEDED"]
+    assert [row.state for row in ledger.timings(sweep)] == ["SUCCEEDED"]
+    assert any("does not match its digest: it runs again" in event.data["text"] for event in told.events if event.kind == "note")
 
 
 def child_gone_with(driver: subprocess.Popen[str], number: int) -> None:

@@ -258,7 +258,7 @@ def test_a_long_outage_ends_the_sweep_and_enters_nothing(driven, ledger):
 
 
 def test_a_damaged_network_is_handed_back_to_be_trained_again(driven, ledger):
-    phase = driven(results()[0], said(DAMAGED, "artifact aaaa does not match its digest"))
+    phase = driven(results()[0], said(DAMAGED, "artifact aaaa does not match its digest\n  cause: it was moved"))
     phase.run()
     (row,) = ledger.trials("a-1")
     assert phase.damaged == {row.key: "artifact aaaa does not match its digest"}
