@@ -168,7 +168,7 @@ class Pool:
             try:
                 description = ray.get(slot.hello, timeout=_READ_S)
             except ray.exceptions.RayError as error:
-                self.refuse(slot, brief(error))
+                self.refuse(slot, brief(error), sure=getattr(error, "actor_init_failed", True))  # another death may be the node's
                 continue
             slot.hello, slot.node, slot.heard = None, self._name(slot, description), time.monotonic()
             yield slot, {**description, "node": slot.node}
@@ -176,7 +176,7 @@ class Pool:
                 self.accepted = True
                 self._cluster.refusals.forgive(slot.node_id)
 
-    def refuse(self, slot: Slot, reason: str) -> None:
+    def refuse(self, slot: Slot, reason: str, *, sure: bool = True) -> None:
         """No supervisor works on this one's node: it is left alone for a while, and other nodes get what would have started there.
 
         Raises:
@@ -191,7 +191,7 @@ class Pool:
             self._start_at = time.monotonic() + _ONE_LOSS_S
             self._count_loss(reason, node)
             return
-        told = self._cluster.refusals.add(node, name, reason)
+        told = self._cluster.refusals.add(node, name, reason, sure=sure)
         if told is None:
             return
         for other in [s for s in self.slots if not s.ready and not s.whole and (s.node_id == node or s.place is not None)]:

@@ -21,6 +21,7 @@ class _Refusal:
     reason: str
     n: int
     until: float
+    told: bool
 
 
 class Refusals:
@@ -34,16 +35,20 @@ class Refusals:
         self._clock = clock
         self._known: dict[str, _Refusal] = {}
 
-    def add(self, node: str, name: str, reason: str) -> str | None:
-        """A supervisor failed there: a sentence on it; empty if it has been said, None if the node is being left alone already."""
+    def add(self, node: str, name: str, reason: str, *, sure: bool = True) -> str | None:
+        """A supervisor failed there: a sentence on it; empty if there is nothing to say, None if the node is being left alone already.
+
+        Args:
+            sure: the node is to blame; else it is told of only when it happens again, since the whole node may be gone in a moment.
+        """
         before, now = self._known.get(node), self._clock()
         if before and now < before.until:
             return None
         n = before.n + 1 if before else 1
-        self._known[node] = _Refusal(reason, n, now + min(_MOST_S, _FIRST_S * 2 ** (n - 1)))
-        if before and before.reason == reason:
-            return ""
-        return f"{name} is left alone for now, and tried again from time to time: {reason}"
+        known = before is not None and before.told and before.reason == reason
+        tell = not known and (sure or n >= _ENOUGH)
+        self._known[node] = _Refusal(reason, n, now + min(_MOST_S, _FIRST_S * 2 ** (n - 1)), known or tell)
+        return f"{name} is left alone for now, and tried again from time to time: {reason}" if tell else ""
 
     def forgive(self, node: str) -> None:
         """A supervisor there was accepted."""

@@ -190,6 +190,12 @@ def test_a_process_that_never_came_up_is_found_by_its_actor(wire: Any) -> None:
     slot.place.value = slot.hello.value = ray.exceptions.ActorDiedError(full_disk())
     assert not list(w.pool.greet())
     assert list(w.cluster.refusals.closed()) == ["id-bad"]
+    assert len(w.told) == 1
+    w.adjust({CPU: 1}, after_s=1)
+    w.machines.places[w.pool.slots[0].actor] = "id-good"
+    w.pool.slots[0].place.value = w.pool.slots[0].hello.value = ray.exceptions.ActorDiedError()  # its whole node may be gone in a moment
+    assert not list(w.pool.greet())
+    assert (set(w.cluster.refusals.closed()), len(w.told)) == ({"id-bad", "id-good"}, 1)
 
 
 def test_a_sweep_that_cannot_begin_anywhere_ends_after_a_second_try(wire: Any) -> None:

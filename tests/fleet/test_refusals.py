@@ -52,6 +52,17 @@ def test_a_node_that_works_again_is_as_good_as_any_other() -> None:
     assert refusals.reasons() == {}
 
 
+def test_a_death_that_may_be_the_nodes_own_is_told_when_it_happens_again() -> None:
+    clock = Clock()
+    refusals = Refusals(clock)
+    assert refusals.add("a", "node-a", "killed", sure=False) == ""
+    assert refusals.closed()
+    clock.now += 6
+    assert refusals.add("a", "node-a", "killed", sure=False) == "node-a is left alone for now, and tried again from time to time: killed"
+    clock.now += 11
+    assert refusals.add("a", "node-a", "killed", sure=False) == ""
+
+
 def test_the_reason_is_one_line() -> None:
     try:
         raise OSError(28, "No space left on device")
