@@ -1,31 +1,45 @@
-"""SE-04: thirty secrets that a plugin prints, raises, reports and is given; none of them is found in anything that a sweep leaves behind."""
+"""SE-04: thirty secrets that a plugin prints, raises, reports and is given; none of them is found in anything that a sweep leaves behind.
+
+Each is two random halves around what passwords have between letters; either half is a leak wherever it is found.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
 import sqlite3
+import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
 from benchmarks.chaos.stored import Stored
 from benchmarks.figures import Figure, Run
 from benchmarks.security.small import SmallHome
+from sparsefleet.ledger import read_ledger
+from sparsefleet.spawn import module_command
 
 VARIABLES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "VAULT_PWD", "MY_SECRET", "Github_Token", "DB_PASSWORD_2")
 PAIRS = (
     "token={0}",
     'x {{"api_key": "{0}"}}',
     "password: {0}",
-    "Authorization: Bearer {0}",
     "aws_secret_access_key = {0}",
     "--db-pwd={0}",
     "credentials='{0}'",
     "private_key={0};",
+    "PWD={0};Server=x",
+    "login --password {0} --verbose",
+    "['--api-key', '{0}', '--verbose']",
+    "passphrase={0}",
+    '{{\\"password\\": \\"{0}\\", \\"n\\": 1}}',
+    "{{'Authorization': 'Token {0}', 'n': 1}}",
+    "Authorization: Bearer {0}",
+    "Authorization: ApiKey {0}",
+    "authorization: Digest user, response={0}",
 )
 URLS = (
     "https://{0}@git.example.org/x.git",
@@ -35,6 +49,10 @@ URLS = (
     "http://admin:{0}@127.0.0.1:5000/",
     "mongodb+srv://u:{0}@c.example.org/?w=1",
 )
+BETWEEN_ENV = ("", "/", "@", "#?&", "','", '"', "\\", " é%")
+BETWEEN_PAIR = ("&", "/", "@", "#?", ",", "=", "%2F", ":&")
+BETWEEN_URL = ("", "/", "#?", "@", "%40", "/@?#&")
+BETWEEN_GRID = ("/", "", "@", "&", "/", "@", "/", "&")
 PLUGIN = '''"""Says whatever it knows, wherever it can."""
 import os, sys
 from pathlib import Path
@@ -79,18 +97,24 @@ def sparsefleet_doctor():
 
 def figures(run: Run) -> list[Figure]:
     """Secrets found in the ledger, MLflow's database and files, logs, bundles, caches and every command's output."""
-    canaries = [f"sfc{number:02}{secrets.token_hex(9)}" for number in range(30)]
+    between = [*BETWEEN_ENV, *BETWEEN_PAIR, *BETWEEN_URL, *BETWEEN_GRID]
+    halves = [(f"sfc{number:02}{secrets.token_hex(8)}", f"z{secrets.token_hex(8)}") for number in range(len(between))]
+    canaries = [f"{a}{middle}{b}" for (a, b), middle in zip(halves, between, strict=True)]
     of_env, of_pairs, of_urls, of_grids = canaries[:8], canaries[8:16], canaries[16:22], canaries[22:]
     with tempfile.TemporaryDirectory(prefix="sparsefleet-secrets-") as folder, tempfile.TemporaryDirectory() as outside:
         said = Path(outside) / "said.txt"  # what a plugin would have from a vault: nothing of it is in its own source
-        lines = [*of_env, *(text.format(c) for text, c in zip(PAIRS, of_pairs, strict=True))]
-        said.write_text("\n".join([*lines, *(text.format(c) for text, c in zip(URLS, of_urls, strict=True))]))
+        urls = [text.format(c) for text, c in zip(URLS, of_urls, strict=True)]
+        said.write_text("\n".join([*of_env, *urls, *(text.format(of_pairs[n % 8]) for n, text in enumerate(PAIRS))]))
         here = SmallHome(Path(folder), {**dict(zip(VARIABLES, of_env, strict=True)), "LEAKY_FILE": str(said)})
-        outputs = _sweep(here) | _refused(here, of_grids)
-        ends = _ends(here)
+        here.environment.pop("MLFLOW_TRACKING_URI", None)  # the home's own database is what is searched
+        outputs = _sweep(here, of_urls) | _refused(here, of_grids)
+        ends, n_runs = _ends(here), _runs(here)
         texts = {**outputs, **dict(_kept(here))}
         found = [
-            f"{place}: {canaries.index(c)}" for place, text in texts.items() for c in canaries if any(form in text for form in _forms(c))
+            f"{place}: {number}"
+            for place, text in texts.items()
+            for number, both in enumerate(halves)
+            if any(h.encode() in text for h in both)
         ]
         redactions = sum(text.count(b"[redacted") for text in texts.values())
     run.keep({"found": found, "places": len(texts), "redactions": redactions, "ends": ends})
@@ -106,16 +130,12 @@ def figures(run: Run) -> list[Figure]:
         ),
         Figure("grids with a secret, refused", "grids", n_refused, target=len(of_grids)),
         Figure("secrets that were met and taken out", "times", redactions, target=100),
-        Figure(
-            "trials that ended as they should",
-            "trials",
-            ends.count("SUCCEEDED") + ends.count("PLUGIN_ERROR"),
-            target=3,
-            note=", ".join(ends),
-        ),
+        Figure("trials that ended as they should", "trials", sum(ends.get(k) == v for k, v in ENDS.items()), target=3, note=str(ends)),
+        Figure("runs in the database that was searched", "runs", n_runs, target=len(ENDS) + 1, note="one of the sweep, one of every trial"),
     ]
 
 
+ENDS = {"dense": "SUCCEEDED", "leaky, fails: False": "SUCCEEDED", "leaky, fails: True": "PLUGIN_ERROR"}
 _CODES: dict[str, tuple[int, str]] = {}
 
 
@@ -126,7 +146,7 @@ def _said(here: SmallHome, *arguments: str, name: str = "", **environment: str) 
     return f"output of {name}", (done.stdout + done.stderr).encode()
 
 
-def _sweep(here: SmallHome) -> dict[str, bytes]:
+def _sweep(here: SmallHome, of_urls: list[str]) -> dict[str, bytes]:
     """What commands say of a sweep whose plugin tells everything."""
     plugin = here.folder / "leaky.py"
     plugin.write_text(PLUGIN)
@@ -146,8 +166,14 @@ def _sweep(here: SmallHome) -> dict[str, bytes]:
         *(["logs", one] for one in ids),
     ):
         outputs |= dict([_said(here, *command, name=" ".join(command))])
-    url = "http://admin:not-a-canary@127.0.0.1:9/"
-    outputs |= dict([_said(here, "doctor", SPARSEFLEET_PLUGINS=str(plugin), MLFLOW_TRACKING_URI=url)])
+    away = {"SPARSEFLEET_PLUGINS": str(plugin), "MLFLOW_TRACKING_URI": f"http://admin:{of_urls[1]}@127.0.0.1:9/"}
+    outputs |= dict([_said(here, "doctor", **away)])
+    for kind, canary, end in (("http", of_urls[3], 4), ("postgresql", of_urls[5], 2)):  # whoever says that nothing answers there says where
+        url = f"{kind}://bob:{canary}@127.0.0.1:9/runs"
+        outputs |= dict([_said(here, "ui", sweep, name=f"ui {kind}", MLFLOW_TRACKING_URI=url)])
+        code, text = _CODES[f"ui {kind}"]
+        if code != end or "127.0.0.1:9" not in text:
+            raise RuntimeError(f"ui ended with {code} where no server is: {text[-1000:]}")
     return outputs
 
 
@@ -175,9 +201,27 @@ def _refused(here: SmallHome, canaries: list[str]) -> dict[str, bytes]:
     return outputs
 
 
-def _ends(here: SmallHome) -> list[str]:
-    with sqlite3.connect(here.home / "ledger.db") as db:
-        return sorted(str(row[0]) for row in db.execute("SELECT state FROM trials"))
+def _ends(here: SmallHome) -> dict[str, str]:
+    """State by method."""
+    with read_ledger(here.home) as ledger:
+        rows = list(ledger.trials(ledger.sweeps()[0].sweep))
+    return {_method(row.spec, row.arm): row.state for row in rows}
+
+
+def _method(spec: Mapping[str, Any], arm: str) -> str:
+    fails = '"fails": true' in json.dumps(spec)
+    return arm if arm == "dense" else f"leaky, fails: {fails}"
+
+
+def _runs(here: SmallHome) -> int:
+    """How many runs MLflow's database of the home holds, once all are uploaded."""
+    upload = module_command("sparsefleet.report.upload", "--home", str(here.home), "--until-empty")
+    done = subprocess.run(upload, env=here.environment, cwd=here.folder, check=False, capture_output=True, text=True)
+    if done.returncode:
+        log = "".join(path.read_text() for path in here.home.rglob("uploader*.log"))
+        raise RuntimeError(f"the upload ended with {done.returncode}: {done.stdout}{done.stderr}{log[-3000:]}")
+    with closing(sqlite3.connect(here.home / "mlflow.db")) as db:
+        return int(db.execute("SELECT count(*) FROM runs").fetchone()[0])
 
 
 def _kept(here: SmallHome) -> Iterator[tuple[str, bytes]]:
@@ -195,8 +239,3 @@ def _kept(here: SmallHome) -> Iterator[tuple[str, bytes]]:
             with zipfile.ZipFile(path) as archive:
                 for inner in archive.namelist():
                     yield f"{name}:{inner}", archive.read(inner)
-
-
-def _forms(canary: str) -> list[bytes]:
-    """As it may stand in a file."""
-    return [canary.encode(), quote(canary).encode(), json.dumps(canary)[1:-1].encode(), canary[2:-2].encode()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from sparsefleet.track.timing import metrics_of, word
 
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 5000
+_LONGEST_METRIC = 200
 _LONGEST_NAME = 100
 _CUT = " … (cut)"
 _STATUS = {"SUCCEEDED": "FINISHED", "DIVERGED": "FINISHED", "CANCELLED": "KILLED"}
@@ -137,6 +140,13 @@ def ended_of(row: TrialRow) -> int:
     return max(started_of(row), milliseconds((row.record or {}).get("ended") or row.ended))
 
 
+def metric_name(name: str) -> str:
+    """``name`` as MLflow takes it for a metric; plugins name curves and modules as they like. Two names that differ stay different."""
+    parts = [re.sub(r"[^A-Za-z0-9_. :-]", "_", part) for part in name.split("/")]
+    safe = "/".join(part for part in parts if part.strip(". "))[:_LONGEST_METRIC]
+    return safe if safe and safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
 def points_of(row: TrialRow) -> list[Point]:
     """Curves and final metrics of the trial's record."""
     record = row.record
@@ -146,7 +156,7 @@ def points_of(row: TrialRow) -> list[Point]:
     accuracy = record.get("accuracy") or {}
     steps = max([accuracy.get("steps", 0), 1, *(curve["steps"][-1] for curve in record["curves"].values() if curve["steps"])])
     points = [
-        Point(names.CURVE.format(name=name), value, begin + (end - begin) * step // steps, step)
+        Point(names.CURVE.format(name=metric_name(name)), value, begin + (end - begin) * step // steps, step)
         for name, curve in record["curves"].items()
         for step, value in zip(curve["steps"], curve["values"], strict=True)
     ]

@@ -124,3 +124,28 @@ def test_tags_tell_where_and_how_a_trial_ran_and_how_long_it_waited() -> None:
     assert tags[names.ATTEMPTS] == "1 LOST on a; 2 CRASHED on b"
     assert (tags[names.EXIT], tags[names.NODE]) == ("CRASHED: SIGSEGV (signal 11)", "b")
     assert (tags[names.WAIT], tags[names.BUNDLE]) == ("7.5", "e" * 64)
+
+
+def test_whatever_a_plugin_calls_its_curve_mlflow_takes_it():
+    from mlflow.utils.validation import _validate_metric_name
+
+    strange = [
+        "loss (%)",
+        "density/conv[1]",
+        "../x",
+        "/x",
+        "a//b",
+        "",
+        ".",
+        "größe",
+        "x" * 400,
+        "[redacted: HF_TOKEN]",
+        "a\nb",
+        "a b",
+        "density/0.fc",
+    ]
+    found = [names.CURVE.format(name=facts.metric_name(name)) for name in strange]
+    for name in found:
+        _validate_metric_name(name)
+    assert len(set(found)) == len(strange)
+    assert found[-2:] == ["curve/a b", "curve/density/0.fc"]
