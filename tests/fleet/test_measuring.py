@@ -54,6 +54,12 @@ class Script(Passes):
         return [bool(one.chosen) for one in self.asked if one.part.kind == "time"]
 
 
+class Nobody:
+    """Asks the driver to stop."""
+
+    stopping = False
+
+
 class NoPool:
     """The phase ends the supervisors of the trials; here there are none."""
 
@@ -68,7 +74,7 @@ def phase(ledger, monkeypatch):
     def run(script: Script, sweep: str = "a-1", **options):
         monkeypatch.setattr(MeasurePhase, "_pass", lambda self, request: script(request))
         asked = settings(Path(ledger.home), measure=ASKED, **options)
-        MeasurePhase(ledger, sweep, NoPool(), asked, None, Told()).run()
+        MeasurePhase(ledger, sweep, NoPool(), asked, Nobody(), Told()).run()
         rows = ledger.timings(sweep)
         for row in rows:
             for timing in row.timings:
@@ -207,10 +213,6 @@ class OneSlot(NoPool):
 
     def places(self):
         return [], {}
-
-
-class Nobody:
-    stopping = False
 
 
 def said(end, reason=""):
