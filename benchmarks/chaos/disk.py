@@ -129,6 +129,8 @@ def _one_sweep(home: Path, n_points: int, rng: random.Random, asked: Run) -> lis
     results[-1]["violations"] += violations(home, sweep.id)
     results[-1] |= {
         "completed": code == 0 and row.state == "DONE",
+        "last_code": code,
+        "last_log": sweep.log[-1500:],
         "last": True,
         "blamed": sum(row.counts.get(state, 0) for state in FAILED),
     }
@@ -137,7 +139,7 @@ def _one_sweep(home: Path, n_points: int, rng: random.Random, asked: Run) -> lis
 
 def _ended(driver: subprocess.Popen[bytes]) -> int:
     try:
-        return driver.wait(120)
+        return driver.wait(240)
     except subprocess.TimeoutExpired:
         os.killpg(driver.pid, signal.SIGKILL)
         return driver.wait()

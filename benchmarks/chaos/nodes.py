@@ -303,9 +303,7 @@ def head(asked: Run) -> list[Figure]:
     asked.keep({**ended, **result})
     return [
         *_told_without_head(ended, 30.0, asked),
-        Figure(
-            "supervisors and trials that lived on for", "s", left_s, target=15.0, at_least=False, note=asked.note("after the driver's end")
-        ),
+        Figure("supervisors and trials lived on after it for", "s", left_s, target=15.0, at_least=False, note=asked.note()),
         *_told_resumed(result, "results after resume on another cluster", n_trials, asked),
     ]
 
@@ -333,10 +331,10 @@ def _end_without_head(sweep: Sweep, driver: subprocess.Popen[bytes]) -> dict[str
     begun = time.monotonic()
     with suppress(subprocess.TimeoutExpired):
         driver.wait(120.0)
-    seconds, said = time.monotonic() - begun, sweep.log
+    said = sweep.log
     named = f"sparsefleet resume {sweep.id}" in said and "Traceback" not in said
     return {
-        "ended_s": seconds,
+        "ended_s": time.monotonic() - begun,
         "code": driver.poll(),
         "named": int(named),
         "said": said[-2000:],
