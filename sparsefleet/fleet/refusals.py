@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sparsefleet.errors import VersionSkew
+from sparsefleet.errors import SparsefleetError, VersionSkew
 from sparsefleet.redact import redacted
 
 _FIRST_S, _MOST_S = 5.0, 600.0
@@ -76,6 +76,8 @@ class Refusals:
 def brief(error: BaseException) -> str:
     """One line on an error of a supervisor. Of a failed start Ray tells the stack; what was raised comes last."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, SparsefleetError):  # it says what to do
+        return redacted("; ".join(" ".join(line.split()) for line in str(cause).splitlines()))[: 2 * _MOST_CHARACTERS]
     if isinstance(cause, BaseException):
         return redacted(f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}")[:_MOST_CHARACTERS]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from sparsefleet.errors import VersionSkew
+from sparsefleet.errors import BackendUnreachable, VersionSkew
 from sparsefleet.fleet.refusals import Refusals, brief, other_code
 
 FULL = "OSError: [Errno 28] No space left on device"
@@ -71,6 +71,8 @@ def test_the_reason_is_one_line() -> None:
     assert brief(task) == FULL
     assert brief(ray.exceptions.ActorDiedError(task)) == FULL
     assert brief(ray.exceptions.GetTimeoutError()) == "GetTimeoutError"
+    away = BackendUnreachable("the store does not answer", cause="refused", fix="start it")
+    assert brief(ray.exceptions.RayTaskError("hello", "a stack", away)) == "the store does not answer; cause: refused; fix: start it"
     assert "hunter2" not in brief(ray.exceptions.RayActorError(error_msg="no answer from https://me:hunter2@store/bucket"))
     assert len(brief(ray.exceptions.RayActorError(error_msg="x" * 1000))) == 200
 
