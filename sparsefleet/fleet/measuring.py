@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsefleet.errors import VersionSkew
 from sparsefleet.fleet.events import FLEET_EVERY_S, DriverSettings, Event
 from sparsefleet.fleet.interrupts import Interrupts
 from sparsefleet.fleet.jobs import measure_job
 from sparsefleet.fleet.outcome import DAMAGED, LOST_BUDGET, RESULT, WAITS
 from sparsefleet.fleet.pool import Pool
 from sparsefleet.fleet.preflight import check_nodes
+from sparsefleet.fleet.refusals import other_code
 from sparsefleet.fleet.room import Room
 from sparsefleet.fleet.shape import Shape
 from sparsefleet.fleet.slots import Message
@@ -179,8 +181,13 @@ class MeasurePhase:
             if waiting:
                 self._pool.adjust_whole(shape)
                 for slot, description in self._pool.greet():
-                    check_nodes([description], self._to_time, harness_digest())  # a node that came late, or trials that were there already
-                    slot.ready = True
+                    try:  # it may have come late, or the trials were there already
+                        check_nodes([description], self._to_time, harness_digest())
+                        slot.ready = True
+                    except VersionSkew as error:
+                        if not self._pool.has_another(slot):
+                            raise
+                        self._pool.refuse(slot, other_code(error))
                 room = [slot for slot in self._pool.with_room(1) if slot.shape == shape and slot.whole]
                 if self._room.closed():
                     if self._room.error:

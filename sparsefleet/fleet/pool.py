@@ -176,6 +176,11 @@ class Pool:
                 self.accepted = True
                 self._cluster.refusals.forgive(slot.node_id)
 
+    def has_another(self, slot: Slot) -> bool:
+        """True if a node other than this supervisor's could do its work now."""
+        closed = {*self._cluster.closed(), slot.node_id}
+        return any(node.fits(slot.shape) for node in self._cluster.nodes() if node.id not in closed)
+
     def refuse(self, slot: Slot, reason: str, *, sure: bool = True) -> None:
         """No supervisor works on this one's node: it is left alone for a while, and other nodes get what would have started there.
 

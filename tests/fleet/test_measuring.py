@@ -180,6 +180,7 @@ class OneSlot(NoPool):
         self.told = []
         self.is_closed = 0
         self.runs = {}
+        self.others = []
 
     def close(self) -> None:
         self.is_closed += 1
@@ -187,6 +188,13 @@ class OneSlot(NoPool):
     def adjust_whole(self, shape) -> None:
         if not self.slots:
             self.slots = [Slot(shape, None, None, None, 0.0, whole=True)]
+
+    def has_another(self, slot):
+        return bool(self.others)
+
+    def refuse(self, slot, reason):
+        self.told.append(reason)
+        self.slots, self.runs = [], self.others.pop()
 
     def greet(self):
         return [(slot, {**description(), **self.runs, "node": "late"}) for slot in self.slots if not slot.ready]
@@ -272,6 +280,14 @@ def test_a_measurement_that_waits_for_somebody_elses_says_so(driven):
     phase = driven({"values": {"waits_for": "waits for cpu: process 7 measures on it"}}, *results())
     phase.run()
     assert "the measurement waits for cpu: process 7 measures on it" in phase._pool.told
+
+
+def test_a_node_with_other_code_is_left_for_one_that_has_the_right_one(driven, ledger):
+    phase = driven(*results())
+    phase._pool.runs, phase._pool.others = {"core": "0" * 64}, [{}]
+    phase.run()
+    assert ledger.timings("a-1")[0].state == "SUCCEEDED"
+    assert any(told.startswith("it runs other code than the sweep was submitted with: core is") for told in phase._pool.told)
 
 
 @pytest.mark.parametrize("what", ["harness", "core"])

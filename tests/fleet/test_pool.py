@@ -227,3 +227,13 @@ def test_a_sweep_that_has_begun_waits_for_its_only_node_to_work_again(wire: Any)
     with pytest.raises(BackendUnreachable, match="for 60 min no node") as ended:
         w.adjust({CPU: 1}, after_s=20)
     assert ended.value.cause == "a: 1 CPUs, 0 GPUs, 1,048,576 MiB: OSError: [Errno 28] No space left on device"
+
+
+def test_another_node_is_one_that_is_open_and_fits(wire: Any) -> None:
+    w = wire(node("a"), node("b"), node("small", 0))
+    w.adjust({CPU: 1})
+    (slot,) = w.pool.slots
+    w.up(slot, "a")
+    assert w.pool.has_another(slot)
+    w.cluster.refusals.add("id-b", "b", "nothing starts there")
+    assert not w.pool.has_another(slot)
