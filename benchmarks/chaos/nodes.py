@@ -29,6 +29,8 @@ _NODES = 3
 _RESOURCES = "resources: {cpus: 1}"
 _STORE_BYTES = 100 << 20
 _LIMIT_S = 500.0
+_LONG = 120
+"""Epochs of a trial that takes seconds: the one that is hit must not end in that moment."""
 
 
 class Nodes:
@@ -189,8 +191,8 @@ def _common(result: dict[str, Any], note: str) -> list[Figure]:
 
 def lost(asked: Run) -> list[Figure]:
     """RF-05: every process of a node is killed at once."""
-    n_trials = asked.pick(24, 12)
-    with _scene(n_trials, epochs=30) as (nodes, sweep, driver):
+    n_trials = asked.pick(12, 8)
+    with _scene(n_trials, epochs=_LONG) as (nodes, sweep, driver):
         doomed = {name: nodes.processes(name) for name in ("node-1", "node-2")}
         node = _busy_node(sweep)
         asked.say(f"SIGKILL to all processes of {node}")
@@ -208,8 +210,8 @@ def lost(asked: Run) -> list[Figure]:
 
 def frozen(asked: Run) -> list[Figure]:
     """RF-06: every process of a node is stopped, and goes on after a minute."""
-    n_trials, frozen_s = asked.pick(60, 24), asked.pick(60.0, 40.0)
-    with _scene(n_trials, epochs=40) as (nodes, sweep, driver):
+    n_trials, frozen_s = asked.pick(36, 20), asked.pick(60.0, 40.0)
+    with _scene(n_trials, epochs=_LONG) as (nodes, sweep, driver):
         node = _busy_node(sweep)
         stopped = nodes.processes(node)
         _signal(stopped, signal.SIGSTOP)
@@ -237,8 +239,8 @@ def frozen(asked: Run) -> list[Figure]:
 
 def zombie(asked: Run) -> list[Figure]:
     """RF-07: the raylet of a node is killed; its workers live on."""
-    n_trials = asked.pick(40, 16)
-    with _scene(n_trials, epochs=40) as (nodes, sweep, driver):
+    n_trials = asked.pick(18, 10)
+    with _scene(n_trials, epochs=_LONG) as (nodes, sweep, driver):
         node = _busy_node(sweep)
         raylet = nodes.raylet(node)
         workers = [p for p in raylet.children(recursive=True) if _is_ours(p)]
