@@ -157,7 +157,7 @@ def poison(asked: Run) -> list[Figure]:
     poisoned, ends = results(methods, "--max-parallel", "1")
     same = sum(poisoned.get(key) == result for key, result in clean.items())
     n_acted = sum(state not in ("SUCCEEDED", "PENDING", "CANCELLED") for state, _ in ends)
-    asked.keep({"clean": clean, "poisoned": poisoned, "ends": ends})
+    asked.keep({"differ": [key for key in clean if poisoned.get(key) != clean[key]], "ends": ends})
     return [
         Figure("good trials with the bits of the clean sweep", "trials", same, target=n_good + 1, note=asked.note("one of them dense")),
         Figure("poisonous trials that ran and did not end well", "trials", n_acted, target=n_good, note=asked.note()),
