@@ -3,16 +3,15 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from ray_head import free_port, started_head
 
 LIMIT_S = 120.0
 
@@ -21,12 +20,6 @@ def outside_address():
     """One of this machine's that is not loopback; None if it has none."""
     every = (one.address for name in psutil.net_if_addrs().values() for one in name if one.family == socket.AF_INET)
     return next((address for address in every if not address.startswith("127.")), None)
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @pytest.fixture
@@ -64,29 +57,8 @@ def address(place, environment):
         "ray-client-server-port": free_port(),
         "dashboard-agent-listen-port": free_port(),
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    with (place / "head.log").open("wb") as log:
-        head = subprocess.Popen(
-            [*command, *(f"--{name}={value}" for name, value in options.items())],
-            env=environment,
-            cwd=place,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + LIMIT_S
-        while "Ray runtime started" not in (place / "head.log").read_text():
-            assert head.poll() is None and time.monotonic() < until, (place / "head.log").read_text()
-            time.sleep(0.2)
+    with started_head(options, environment, place, LIMIT_S):
         yield f"{host}:{port}"
-    finally:
-        head.terminate()
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
 
 
 @pytest.mark.ray

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ray_head import free_port, started_head
 
 GRID = """
 name: far
@@ -44,12 +43,6 @@ def sparsefleet_pruners():
 '''
 TOKEN = "f0e1d2c3b4a5968778695a4b3c2d1e0ff0e1d2c3b4a5968778695a4b3c2d1e0f"
 LIMIT_S = 240.0
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def environment(home, **more):
@@ -85,30 +78,11 @@ def cluster():
         "ray-client-server-port": free_port(),
         "dashboard-agent-listen-port": free_port(),
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    with (place / "head.log").open("wb") as log:
-        head = subprocess.Popen(
-            [*command, *(f"--{name}={value}" for name, value in options.items())],
-            env=environment(machine, SPARSEFLEET_HOME=str(machine / "sweeps"), SPARSEFLEET_PICTURES="off"),
-            cwd=machine,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + LIMIT_S
-        while "Ray runtime started" not in (place / "head.log").read_text():
-            assert head.poll() is None and time.monotonic() < until, (place / "head.log").read_text()
-            time.sleep(0.2)
+    with started_head(
+        options, environment(machine, SPARSEFLEET_HOME=str(machine / "sweeps"), SPARSEFLEET_PICTURES="off"), machine, LIMIT_S
+    ):
         yield f"http://127.0.0.1:{port}", machine / "sweeps"
-    finally:
-        head.terminate()
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-        shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
