@@ -71,15 +71,19 @@ def read(
     records = "LEFT JOIN records r ON r.id = t.record" if record else ""
     sql = f"SELECT {_COLUMNS}, t.record_sha256, {told} AS told FROM sweep_trials s JOIN trials t ON t.key = s.key {records} WHERE {where}"
     parsed = _Parsed(texts)
-    for row in texts.db.execute(sql, values):
+    found = texts.db.execute(sql, values)
+    columns = [column[0] for column in found.description]
+    for one in found:
+        row = dict(zip(columns, one, strict=True))  # a sqlite3.Row searches its columns for every name that it is asked for
+        sweep, owner, state, digest, told = (row.pop(name) for name in ("sweep", "owner", "state", "record_sha256", "told"))
+        key = row["key"]
+        row.update({name: parsed.shared(key, row[name]) for name in ("resources", "limits", "request")})
+        row["spec"] = parsed.spec(key, row["spec"])
         yield TrialRow(
-            **{name: row[name] for name in ("ordinal", "key", "spec_id", "arm", "twin_key", "rival_key", "depends_on")},
-            **{name: parsed.shared(row["key"], row[name]) for name in ("resources", "limits", "request")},
-            **{name: row[name] for name in ("attempt", "node", "reason", "started", "ended")},
-            spec=parsed.spec(row["key"], row["spec"]),
-            state=truth.state(row["sweep"], row["state"], row["owner"]),
-            record=_record(texts, row, names) if record and row["record_sha256"] else None,
-            attempts=past.get(row["key"], []),
+            **row,
+            state=truth.state(sweep, state, owner),
+            record=_record(texts, key, told, digest, names) if record and digest else None,
+            attempts=past.get(key, []),
         )
 
 
@@ -102,16 +106,16 @@ def alone(texts: Texts, key: str, place: Mapping[str, Any]) -> TrialRow | None:
         **{name: row[name] for name in ("key", "spec_id", "state", "attempt", "node", "reason", "started", "ended")},
         **{name: place.get(name, default) for name, default in shown.items()},
         spec=_Parsed(texts).spec(key, row["spec"]),
-        record=_record(texts, row, ()) if row["record_sha256"] else None,
+        record=_record(texts, key, row["told"], row["record_sha256"], ()) if row["record_sha256"] else None,
         attempts=attempts(texts.db, key),
     )
 
 
-def _record(texts: Texts, row: sqlite3.Row, names: Sequence[str]) -> dict[str, Any]:
+def _record(texts: Texts, key: str, told: Any, digest: str, names: Sequence[str]) -> dict[str, Any]:
     """The record behind its digest; with ``names`` these of its keys."""
     if names:
-        return dict(zip(names, json.loads(texts.told(row["key"], row["told"])), strict=False))
-    record: dict[str, Any] = json.loads(texts.record(row["key"], row["told"], row["record_sha256"]))
+        return dict(zip(names, json.loads(texts.told(key, told)), strict=False))
+    record: dict[str, Any] = json.loads(texts.record(key, told, digest))
     return record
 
 

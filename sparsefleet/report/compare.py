@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sparsefleet.errors import UserError, did_you_mean
@@ -17,6 +18,7 @@ from sparsefleet.report.trust import missing, rankable
 
 if TYPE_CHECKING:
     from sparsefleet.ledger.rows import TimingRow, TrialRow
+    from sparsefleet.trial.spec import Method
 
 _IDENTITY = (
     "dataset",
@@ -75,7 +77,8 @@ def rows(
     table = []
     for one in groups:
         row = _row(one, by_key, row_of, accuracy)
-        row["twin_differs"] = {path: pair for path, pair in row["twin_differs"].items() if path not in baselines.tuned_alike(one)}
+        alike = baselines.tuned_alike(one)
+        row["twin_differs"] = {path: pair for path, pair in row["twin_differs"].items() if path not in alike}
         row.update(baselines.columns(one))
         row.update(measured.columns(one, followers[id(one)]))
         row["headline_missing"] = missing(row)
@@ -187,9 +190,7 @@ def _labels(one: Group, twin: Group | None, source: Group | None = None) -> tupl
     Args:
         source: the row that it starts from: an arm that trains another row's connections says whose.
     """
-    from sparsefleet.trial.spec import Method
-
-    method = Method.model_validate(one.spec["method"])
+    method = _method(json.dumps(one.spec["method"], sort_keys=True))
     activation = one.spec["activation"]["name"]
     changed = twin is not None and twin.spec["activation"]["name"] != activation
     label, variant = method.label, method.variant
@@ -209,6 +210,14 @@ def _labels(one: Group, twin: Group | None, source: Group | None = None) -> tupl
     if (one.spec["start"] or {}).get("gives") == "weights" and method.pruner:
         variant = ",".join(part for part in (variant, "from twin") if part)
     return label, variant
+
+
+@lru_cache(maxsize=256)
+def _method(text: str) -> Method:
+    """Of thousands of rows most share their method."""
+    from sparsefleet.trial.spec import Method
+
+    return Method.model_validate_json(text)
 
 
 def _twin_differs(spec: dict[str, Any], twin: Group | None) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sparsefleet.ledger.rows import TERMINAL
@@ -30,7 +31,7 @@ class Group:
         """The spec_id of the trial with the lowest seed: the row's name."""
         return self.trials[0].spec_id
 
-    @property
+    @cached_property
     def records(self) -> list[dict[str, Any]]:
         """The records of the trials that succeeded."""
         return [t.record for t in self.trials if t.record and t.state == "SUCCEEDED"]
@@ -133,6 +134,8 @@ def leaf(spec: Mapping[str, Any], path: str) -> Any:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted paths at which two specs differ, with both values."""
+    if one == other:
+        return {}
     ours, theirs = dict(leaves(one)), dict(leaves(other))
     paths = [*ours, *(p for p in theirs if p not in ours)]
     return {p: (ours.get(p), theirs.get(p)) for p in paths if ours.get(p) != theirs.get(p)}

@@ -138,9 +138,9 @@ def _drawn_pivots(values: tuple[float, ...]) -> Any:
     drawn -= centre
     error = np.sqrt(_column_sums(np.multiply(drawn, drawn, out=drawn)) / (n - 1)) / math.sqrt(n)
     spread = error > 1e-12 * error.max()
-    if (~spread).mean() > _MOST_FLAT:
-        return None
-    return (centre[spread] - array.mean()) / error[spread]
+    if spread.all():
+        return (centre - array.mean()) / error
+    return (centre[spread] - array.mean()) / error[spread] if (~spread).mean() <= _MOST_FLAT else None
 
 
 def _column_sums(columns: Any) -> Any:
@@ -162,11 +162,11 @@ def _bounds(pivots: Any) -> tuple[float, float]:
     """``numpy.percentile(pivots, [2.5, 97.5])`` bit by bit, without its checks, which take longer than the answer."""
     import numpy as np
 
-    places = [share * (pivots.size - 1) for share in (0.025, 0.975)]
-    lower = [int(place) for place in places]
-    parts = np.partition(pivots, [k for low in lower for k in (low, min(low + 1, pivots.size - 1))])
-    found = []
-    for place, low in zip(places, lower, strict=True):
-        a, b, t = float(parts[low]), float(parts[min(low + 1, pivots.size - 1)]), place - low
-        found.append(a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t))
-    return found[0], found[1]
+    def percentile(share: float) -> float:
+        place = share * (pivots.size - 1)
+        low = int(place)
+        parts = np.partition(pivots, low + 1)  # one place at a time: NumPy has vector code for that
+        a, b, t = float(parts[: low + 1].max()), float(parts[low + 1]), place - low
+        return float(a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t))
+
+    return percentile(0.025), percentile(0.975)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[@-Z\\-_])|\x9b[0-?]*[ -/]*[@-~]"
@@ -17,8 +18,11 @@ def plain(text: object, *, lines: bool = False) -> str:
     Args:
         lines: keep line breaks and tabs; otherwise each becomes a space.
     """
+    text = str(text)
+    if text.isprintable():  # neither controls nor surrogates nor directions, which are of category Cf, are
+        return text
     kept = []
-    for char in _ESCAPES.sub("", str(text)):
+    for char in _ESCAPES.sub("", text):
         if char in "\n\t":
             kept.append(char if lines else " ")
         elif char not in _BIDI and unicodedata.category(char) not in ("Cc", "Cs"):
@@ -28,4 +32,9 @@ def plain(text: object, *, lines: bool = False) -> str:
 
 def width(text: str) -> int:
     """Columns that ``text`` takes on a terminal."""
-    return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+@lru_cache(maxsize=1024)
+def _columns(char: str) -> int:
+    return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1

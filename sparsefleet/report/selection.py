@@ -39,13 +39,16 @@ def settle(trials: Sequence[TrialRow]) -> Settled:
     The best mean of the last validation figure over the seeds wins (a diverged seed counts as chance; of equals the first as written); a candidate
     with failed trials comes after those without, one without any figure last.
     """
-    values = Values(trials, SCORE)
     selections: dict[str, dict[int, list[TrialRow]]] = {}
     paths: dict[str, list[str]] = {}
     for trial in trials:
         for part in parts(trial):
             selections.setdefault(part["id"], {}).setdefault(part["candidate"], []).append(trial)
             paths[part["id"]] = part["paths"]
+    epochs = {t.key: _epochs(t) for t in trials}
+    if not selections:
+        return Settled(list(trials), {}, epochs)
+    values = Values(trials, SCORE)
     tuning: dict[str, dict[str, Any]] = {}
     winners: dict[str, dict[int, str]] = {}
     for name, candidates in sorted(
@@ -65,7 +68,7 @@ def settle(trials: Sequence[TrialRow]) -> Settled:
 
     kept = [t for t in trials if not parts(t) or t.key in tuning or t.request["tuning"]["alone"]]
     shown = [replace(t, twin_key=partner(t, "twin"), rival_key=partner(t, "rival")) for t in kept]
-    return Settled(shown, tuning, {t.key: _epochs(t) for t in trials})
+    return Settled(shown, tuning, epochs)
 
 
 def parts(trial: TrialRow) -> list[dict[str, Any]]:
