@@ -2,10 +2,9 @@
 
 A secret is the value of an environment variable whose name holds TOKEN, KEY, SECRET, PASSWORD, PASSPHRASE or PWD, at the moment of asking, and the
 password in a variable that is a URL; what follows such a name in a text (``password=…``, ``"api_key": "…"``, ``--password …``, ``Bearer …``, all
-that follows ``Authorization:``); and the user and password of a URL. A value of fewer than six characters is left alone, and so are the path of
-something that exists and up to 19 letters that can be pronounced, as ``sparsefleet`` or ``test-bucket``: none of them can be told from ordinary
-text, which would be lost with it, and a key that is a word hides nothing. A digit, a mark, letters without vowels or one more word make it a
-secret; after a name and in a URL even a word is one.
+that follows ``Authorization:``); the user and password of a URL; and a private key in PEM. Left alone are values of fewer than six characters, the
+path of something that exists, switches and words of manuals (``default``, ``postgres``), and in a variable that is only called a KEY, as that of a
+bucket's user, one or two words of together 19 letters that can be pronounced: they name things, and a text would be lost with each of them.
 """
 
 from __future__ import annotations
@@ -21,18 +20,28 @@ from urllib.parse import quote, unquote
 
 SHORTEST = 6
 _VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD", re.IGNORECASE)
-_NO_VALUES = frozenset({"default", "disabled", "enabled", "optional", "required"})
-_WORDS = r"token|secret|passw(?:or)?d|passphrase|pwd|api[_-]?key|access[_-]?key|private[_-]?key|credentials?"
+_NO_VALUES = frozenset(
+    {*("default", "disabled", "enabled", "optional", "required"), *("sparsefleet", "mlflow", "postgres", "minioadmin", "testing", "password")}
+)
+"""Switches, and what stands in every manual: who knows the manual knows it."""
+_WORDS = (
+    r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|(?:api|access|private|secret|account|encryption|signing|ssh)[_-]?key"
+)
 _NAME = re.compile(rf"(?:{_WORDS}|authorization)$", re.IGNORECASE)
-_HINTS = ("token", "secret", "pass", "pwd", "api", "access", "private", "credential", "authorization", "bearer", "basic", "://")
+_HINTS = (
+    *("token", "secret", "pass", "pwd", "api", "access", "private", "account", "encryption", "signing", "ssh"),
+    *("credential", "authorization", "bearer", "basic", "://"),
+)
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL)
 # up to the closing quote; JSON within JSON has backslashes before both
-_QUOTED = rf"""(?P<quote>\\*["'])(?!\s|\[redacted)(?:(?!(?<!\\)(?P=quote)).){{{SHORTEST},2000}}(?<!\\)(?P=quote)"""
-_WORD = re.compile(r"[a-z]{2,}(?:[-_. ][a-z]{2,})*", re.IGNORECASE)
+_QUOTED = rf"""(?P<quote>\\*["'])(?!\s|\[redacted)(?:(?!(?<!\\)(?P=quote)).){{{SHORTEST},8192}}(?<!\\)(?P=quote)"""
+_WORD = re.compile(r"[a-z]{2,}(?:[-_. ][a-z]{2,})?", re.IGNORECASE)
+_NO_WORDS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD", re.IGNORECASE)
 _MOST_LETTERS = 19
 _VOWELS, _CONSONANTS = re.compile("[aeiouy]", re.IGNORECASE), re.compile("[b-df-hj-np-tv-xz]{5}", re.IGNORECASE)
 # a value that goes on to a call or an index is a line of source, not a secret
-_NO_SOURCE = r"(?![a-z_][\w.]*[(\[](?:[ \t]*$|.*[)\]]))"
-_NO_END = r"""(?![,;)\]}]+(?:\s|$|["'<>\\]|[\w.-]+["']?\s*[:=])|\\+["'])"""
+_NO_SOURCE = r"(?![a-z_][\w.]{0,200}[(\[](?:[ \t]{0,200}$|.{0,200}[)\]]))"
+_NO_END = r"""(?![,;)\]}]{1,16}(?:\s|$|["'<>\\]|[\w.-]{1,64}["']?\s{0,8}[:=])|\\{1,16}["'])"""
 _BARE = rf"""(?P<open>\\*["']?)(?!\[redacted){_NO_SOURCE}(?:{_NO_END}[^\s"'<>]){{{SHORTEST},}}"""
 _NO_METAVAR = r"(?!-|(?-i:[A-Z_]*(?:TEXT|FILE|PATH|NAME|VALUE|TOKEN|KEY|SECRET|PASSWORD))\b)"
 _NAMED = rf"""(?:{_WORDS})(?:\\*["'])?\s*[:=]\s*|(?<![\w-])--?[\w-]*(?:{_WORDS})["']?,?[ \t]+{_NO_METAVAR}"""
@@ -43,7 +52,7 @@ _HEADER = re.compile(
 )
 _BEARER = re.compile(rf"\b((?:bearer|basic)\s+)([\w.~+/=-]{{{SHORTEST},}})", re.IGNORECASE)
 _IS_URL = re.compile(r"[A-Za-z][\w+.-]*://\S+@\S+")
-_USER = re.compile(r"(?<=://)[^\s\"'<>]{1,2000}@")
+_USER = re.compile(r"(?<=://)(?:(?!://)[^\s\"'<>]){1,2000}@")  # up to the next URL, which may stand right behind or within this one
 _WEB = ("http://", "https://", "ws://", "wss://")
 _GONE = "[redacted]"
 
@@ -56,6 +65,7 @@ def redacted(text: str) -> str:
         text = pattern.sub(lambda match: f"[redacted: {names[match[0]]}]", text)
     if not _hints(text):
         return text
+    text = _PRIVATE_KEY.sub(_GONE, text)
     text = _USER.sub(lambda match: f"{_GONE}@{match[0][n:]}" if (n := _user_length(match[0], _is_web(match))) else match[0], text)
     text = _HEADER.sub(_without_value, text)
     text = _BEARER.sub(rf"\1{_GONE}", text)
@@ -183,18 +193,20 @@ def _compiled(variables: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], 
     for name, value in variables:
         whole = [value] if _VARIABLE.search(name) else []
         for one in (*whole, *(password for password in passwords_of(value) if len(password) >= SHORTEST)):
-            if one.lower() not in _NO_VALUES and not (one.startswith("/") and os.path.exists(one)) and not _is_word(one):
+            is_name = _is_word(one) and one == value and not _NO_WORDS.search(name)
+            if one.lower() not in _NO_VALUES and not (one.startswith("/") and os.path.exists(one)) and not is_name:
                 for form in _forms(one):
                     names.setdefault(form, name)
     longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))), names
+    return re.compile("|".join(rf"\b{one}\b" if _is_word(one) else re.escape(one) for one in longest_first)), names
 
 
 def _is_word(value: str) -> bool:
-    """True for one or two words that people might say; of letters drawn at random hardly any share of vowels and no run of consonants is so."""
-    if len(value) > _MOST_LETTERS or not _WORD.fullmatch(value) or not (value.islower() or value.isupper() or value.istitle()):
+    """True for one or two words that people might say. Nearly half of all eight letters drawn at random can be said too: no proof that it is none."""
+    letters = re.sub("[-_. ]", "", value)
+    if len(letters) > _MOST_LETTERS or not _WORD.fullmatch(value) or not (value.islower() or value.isupper() or value.istitle()):
         return False
-    return 0.25 <= len(_VOWELS.findall(value)) / len(value) <= 0.7 and _CONSONANTS.search(value) is None
+    return 0.25 <= len(_VOWELS.findall(letters)) / len(letters) <= 0.7 and _CONSONANTS.search(letters) is None
 
 
 def _forms(value: str) -> Iterator[str]:
