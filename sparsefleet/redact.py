@@ -21,12 +21,13 @@ from urllib.parse import quote, unquote
 SHORTEST = 6
 _VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD", re.IGNORECASE)
 _NO_VALUES = frozenset(
-    {*("default", "disabled", "enabled", "optional", "required"), *("sparsefleet", "mlflow", "postgres", "minioadmin", "testing", "password")}
+    {
+        *("default", "disabled", "enabled", "optional", "required"),
+        *("sparsefleet", "mlflow", "postgres", "minioadmin", "testing", "password"),
+    }
 )
 """Switches, and what stands in every manual: who knows the manual knows it."""
-_WORDS = (
-    r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|(?:api|access|private|secret|account|encryption|signing|ssh)[_-]?key"
-)
+_WORDS = r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|(?:api|access|private|secret|account|encryption|signing|ssh)[_-]?key"
 _NAME = re.compile(rf"(?:{_WORDS}|authorization)$", re.IGNORECASE)
 _HINTS = (
     *("token", "secret", "pass", "pwd", "api", "access", "private", "account", "encryption", "signing", "ssh"),

@@ -227,7 +227,7 @@ def _mlflow(session: Session) -> Iterator[Check]:
             yield Check("mlflow runs", "ok", f"{shown}: {n} runs")
         except sqlite3.DatabaseError as error:
             yield Check(
-                "mlflow runs", "fail", f"{shown}: {error}", "restore the file, or move it away: it is rebuilt from the ledger by resume"
+                "mlflow runs", "fail", f"{shown}: {error}", "restore the file, or move it away and: sparsefleet resume SWEEP --upload-again"
             )
         finally:
             db.close()

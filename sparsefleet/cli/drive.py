@@ -19,7 +19,7 @@ from sparsefleet.cli.settings import said_again
 from sparsefleet.cli.sweeps import exit_code, figures, is_measured, status_json
 from sparsefleet.cli.talk import emit, log_folder, next_command, say
 from sparsefleet.cli.trustworthy import require_trustworthy
-from sparsefleet.errors import UserError
+from sparsefleet.errors import BackendUnreachable, PluginError, SparsefleetError, SweepLocked, UserError
 from sparsefleet.spawn import module_command
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ RELAYED = "SPARSEFLEET_RELAYED"
 """Is set where a verb runs on a cluster's head for somebody elsewhere: what it starts must outlive it, so drivers are jobs of their own."""
 Row = dict[str, Any]
 _BACKGROUND_LIMIT_S = 60.0
+_ENDED = (0, 5, 6)
+"""Codes of a driver that has brought its sweep to the end."""
+_ERRORS = {kind.exit_code: kind for kind in (SparsefleetError, UserError, PluginError)}
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,6 @@ def drive(session: Session, wanted: Drive) -> int:
     relayed = bool(os.environ.get(RELAYED))
     if wanted.detach or relayed:
         if is_held(home, row.sweep):
-            from sparsefleet.errors import SweepLocked
-
             raise SweepLocked(f"sweep {row.sweep!r} is being driven already", fix=f"sparsefleet watch {row.sweep}")
         if not relayed:
             return _background(session, row, wanted)
@@ -105,7 +106,7 @@ def _send_what_waits(session: Session, home: Path) -> None:
 
 
 def has_ended(row: SweepRow) -> bool:
-    """True if nothing is left to do: the trials ended, the timings and the upload too."""
+    """True if nothing is left to do but, perhaps, to upload: the trials and the timings have ended."""
     told = figures(row)
     return row.state in ("DONE", "FAILED") and not told["waiting"] and not told["running"]
 
@@ -127,8 +128,6 @@ def foreground(session: Session, row: SweepRow, wanted: Drive, show: Callable[[S
     try:
         from sparsefleet.fleet.driver import submit
     except ModuleNotFoundError as error:
-        from sparsefleet.errors import BackendUnreachable
-
         raise BackendUnreachable(f"{error.name} is not installed", fix="pip install sparsefleet") from error
 
     def before_upload() -> None:
@@ -176,13 +175,13 @@ def _settings(session: Session, row: SweepRow, wanted: Drive) -> DriverSettings:
 
 
 def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
-    """Starts a driver in a session of its own, whose output goes to a log under the home; returns once it holds the sweep, or has ended well.
+    """Starts a driver in a session of its own, whose output goes to a log under the home; returns once it holds the sweep, or has ended it.
 
     Raises:
         SweepLocked: another one was quicker.
-        BackendUnreachable: it ended at once.
+        UserError, PluginError, BackendUnreachable: it ended at once, with the code of that error or another one.
     """
-    from sparsefleet.errors import BackendUnreachable, SweepLocked
+    from sparsefleet.ledger import read_ledger
 
     log = log_folder(session.made_home()) / f"{row.sweep}.log"
     command = module_command("sparsefleet.cli", "resume", row.sweep, *_flags(wanted))
@@ -200,25 +199,34 @@ def _background(session: Session, row: SweepRow, wanted: Drive) -> int:
     finally:
         os.close(fd)
     end = time.monotonic() + _BACKGROUND_LIMIT_S
-    while time.monotonic() < end and child.poll() is None and not _is_driven(session, row.sweep):
+    while time.monotonic() < end and child.poll() is None and not _is_driven(session, row.sweep, child.pid):
         time.sleep(0.05)
-    if child.poll() == SweepLocked.exit_code:
+    code = child.poll() or 0
+    if code == SweepLocked.exit_code:
         raise SweepLocked(f"sweep {row.sweep!r} is being driven already", fix=f"sparsefleet watch {row.sweep}")
-    if child.poll():
+    if code not in _ENDED:
         said = log.read_bytes()[size:].decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise BackendUnreachable(f"the driver ended at once with code {child.returncode}", cause=said[0], fix=f"its log is {log}")
+        error = next((line for line in reversed(said) if line.startswith("error:")), said[-1])
+        kind = _ERRORS.get(code, BackendUnreachable)
+        raise kind(f"the driver ended at once with code {code}", cause=error.removeprefix("error:").strip(), fix=f"its log is {log}")
     if wanted.as_json:
-        emit({**status_json(row, session.home), "driver_pid": child.pid, "log": str(log)})
-    say(f"{row.sweep} runs in the background (process {child.pid}), log {log}")
-    next_command(f"watch {row.sweep}")
-    return 0
+        emit({**status_json(read_ledger(session.home).sweep(row.sweep), session.home), "driver_pid": child.pid, "log": str(log)})
+    if child.returncode is None:
+        say(f"{row.sweep} runs in the background (process {child.pid}), log {log}")
+        next_command(f"watch {row.sweep}")
+    else:
+        say(f"{row.sweep} has ended already, log {log}")
+        next_command(f"compare {row.sweep}")
+    return code
 
 
-def _is_driven(session: Session, sweep: str) -> bool:
-    from sparsefleet.ledger import is_held, read_ledger
+def _is_driven(session: Session, sweep: str, pid: int) -> bool:
+    """True if that process drives the sweep: another driver's lock is none of ours."""
+    from sparsefleet.ledger import read_ledger
+    from sparsefleet.ledger.lock import holder
     from sparsefleet.ledger.rows import LIVE_SWEEP
 
-    if not is_held(session.home, sweep):
+    if holder(session.home, sweep) != pid:
         return False
     with read_ledger(session.home) as ledger:
         return ledger.sweep(sweep).state in LIVE_SWEEP

@@ -162,6 +162,9 @@ def _follow(server: JobServer, job: str, reader: Reader) -> str:
                 reader.restart()
                 asyncio.run(server.tail(job, lambda piece: _print(reader, piece)))
                 state = server.state(job)
+            if state in ENDED and reader.exit_code is None:  # a connection that broke may have cost the last words
+                reader.restart()
+                _print(reader, server.log(job))
             asked_in_vain = None
         except BackendUnreachable as error:
             if asked_in_vain is None:
@@ -171,9 +174,6 @@ def _follow(server: JobServer, job: str, reader: Reader) -> str:
                 raise
             time.sleep(_AGAIN_EVERY_S)
             continue
-        if state in ENDED and reader.exit_code is None:  # a connection that broke may have cost the last words
-            reader.restart()
-            _print(reader, server.log(job))
         if state in ENDED or reader.exit_code is not None:
             return state
         time.sleep(_POLL_S)

@@ -19,6 +19,7 @@ from sparsefleet.cli.trustworthy import require_option
     "resume quickstart-1a2b --failed",
     "resume quickstart-1a2b --remeasure",
     "resume quickstart-1a2b --accept-new-code",
+    "resume quickstart-1a2b --upload-again",
     "resume quickstart-1a2b --detach",
     short="Go on with a sweep.",
 )
@@ -28,13 +29,16 @@ from sparsefleet.cli.trustworthy import require_option
 @click.option(
     "--accept-new-code", is_flag=True, help="Where code, plugins or data changed since: new trials with those of now; old records stay."
 )
+@click.option(
+    "--upload-again", is_flag=True, help="Send all of the sweep to MLflow once more, where that has lost it; what is there stays."
+)
 @click.option("--detach/--wait", default=False, help="Return at once and go on in the background; default: wait.")
 @require_option
 @setting_option("max_parallel", metavar="N")
 @setting_option("data")
 @setting_option("mlflow_uri")
 @json_option
-def resume(session: Session, sweep: str, accept_new_code: bool, **flags: bool) -> None:
+def resume(session: Session, sweep: str, accept_new_code: bool, upload_again: bool, **flags: bool) -> None:
     """Go on with a sweep that was interrupted or cancelled; nothing that has ended runs again.
 
     SWEEP may be a prefix of its id. Ends as submit does. If the code that the open trials depend on has changed, nothing is run: both versions
@@ -47,4 +51,9 @@ def resume(session: Session, sweep: str, accept_new_code: bool, **flags: bool) -
 
         n_new, n = renew(row.sweep, catalog(), session.made_home(), Path(session.get("data")))
         say(f"{row.sweep}: {n_new} of {n} trials depend on what has changed and are new")
+    if upload_again:
+        from sparsefleet.ledger import SweepLock, open_ledger
+
+        with open_ledger(session.made_home()) as ledger, SweepLock(session.home, row.sweep):
+            say(f"{row.sweep}: {ledger.upload_again(row.sweep)} items are sent to MLflow again")
     leave(drive(session, Drive(row.sweep, **flags)))

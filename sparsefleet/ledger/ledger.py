@@ -376,24 +376,20 @@ class Ledger(Transactions):
 
     def outbox_size(self, *, without: str = "") -> int:
         """How many items wait; ``without`` those of this kind."""
-        count: int = self._db.execute("SELECT count(*) FROM outbox WHERE uploaded IS NULL AND kind != ?", (without,)).fetchone()[0]
-        return count
+        return mail.size(self._db, without)
+
+    def upload_again(self, sweep: str) -> int:
+        """Everything of the sweep waits once more, for a tracking server that has lost it; how many items."""
+        with self.batch():
+            return mail.again(self._db, sweep)
 
     def mark_uploaded(self, id: int, run_id: str | None) -> None:
         """The server has it."""
         passing("uploaded-before")
         with self.batch():
-            self._db.execute("UPDATE outbox SET uploaded=?, run_id=?, error=NULL WHERE id=?", (now(), run_id, id))
+            mail.mark_uploaded(self._db, id, run_id)
 
     def mark_failed(self, id: int, error: str) -> None:
         """The server did not take it; it is tried again after the others."""
         with self.batch():
             self._db.execute("UPDATE outbox SET attempts=attempts+1, error=? WHERE id=?", (redacted(error)[:2000], id))
-
-    def run_id(self, kind: str, sweep: str, key: str | None) -> str | None:
-        """The run under which this item was uploaded last."""
-        row = self._db.execute(
-            "SELECT run_id FROM outbox WHERE kind=? AND sweep=? AND key IS ? AND run_id NOT NULL ORDER BY id DESC LIMIT 1",
-            (kind, sweep, key),
-        ).fetchone()
-        return row[0] if row else None

@@ -31,6 +31,14 @@ def is_held(home: Path, sweep: str) -> bool:
     return False
 
 
+def holder(home: Path, sweep: str) -> int | None:
+    """The process that drives the sweep; None if none does, or it has only just taken the lock."""
+    if not is_held(home, sweep):
+        return None
+    told = lock_path(home, sweep).read_text().strip()
+    return int(told) if told.isdecimal() else None
+
+
 class SweepLock:
     """The exclusive right to drive a sweep, held until ``release`` or the process's death.
 

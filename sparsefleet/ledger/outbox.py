@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsefleet.crash_points import passing
 from sparsefleet.ledger.clock import now
+from sparsefleet.ledger.integrity import DAMAGED
 from sparsefleet.ledger.packed import Altered, Texts
 from sparsefleet.ledger.rows import OutboxItem
 
@@ -29,6 +30,9 @@ def enqueue_trial(db: sqlite3.Connection, key: str, attempt: int, state: str) ->
     for (sweep,) in db.execute("SELECT sweep FROM sweep_trials WHERE key=?", (key,)).fetchall():
         shared = owner is not None and owner[0] != sweep
         enqueue(db, "trial", sweep, key, {"attempt": attempt, "state": state, "shared": shared})
+    if db.execute('SELECT 1 FROM attempts WHERE key=? AND "end"=?', (key, DAMAGED)).fetchone():  # its new run has to show its timings too
+        for sweep, config_key in db.execute("SELECT sweep, config_key FROM timings WHERE instr(keys, ?)", (key,)).fetchall():
+            enqueue(db, "timing", sweep, config_key, {"config_key": config_key})
 
 
 def note_places(db: sqlite3.Connection, texts: Texts, sweep: str) -> None:
@@ -54,3 +58,19 @@ def waiting(db: sqlite3.Connection, limit: int) -> list[OutboxItem]:
         OutboxItem(row["id"], row["kind"], row["sweep"], row["key"], json.loads(row["payload"]), row["created"], row["attempts"])
         for row in rows
     ]
+
+
+def size(db: sqlite3.Connection, without: str) -> int:
+    """How many items wait, but for those of one kind."""
+    count: int = db.execute("SELECT count(*) FROM outbox WHERE uploaded IS NULL AND kind != ?", (without,)).fetchone()[0]
+    return count
+
+
+def mark_uploaded(db: sqlite3.Connection, id: int, run_id: str | None) -> None:
+    """The server has it."""
+    db.execute("UPDATE outbox SET uploaded=?, run_id=?, error=NULL WHERE id=?", (now(), run_id, id))
+
+
+def again(db: sqlite3.Connection, sweep: str) -> int:
+    """Every item of the sweep waits again, in the order in which things happened: items are kept, and writing one twice changes nothing."""
+    return db.execute("UPDATE outbox SET uploaded=NULL, attempts=0, error=NULL WHERE sweep=?", (sweep,)).rowcount

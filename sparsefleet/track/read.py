@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _READERS = 8
+_UPLOAD_AGAIN = "delete the sweep's runs in MLflow, then sparsefleet resume SWEEP --upload-again"
 
 
 def rows(sweep: str, uri: str, home_id: str | None = None) -> tuple[list[TrialRow], list[TimingRow]]:
@@ -47,7 +48,7 @@ def rows(sweep: str, uri: str, home_id: str | None = None) -> tuple[list[TrialRo
         raise server.unreachable(uri, error) from error
     except (LookupError, TypeError, AttributeError) as error:  # JSON, but of another shape
         raise IntegrityError(
-            f"what MLflow holds of sweep {sweep} is not what was uploaded", cause=repr(error), fix="upload it again from the ledger"
+            f"what MLflow holds of sweep {sweep} is not what was uploaded", cause=repr(error), fix=_UPLOAD_AGAIN
         ) from error
 
 
@@ -70,7 +71,7 @@ def raw_samples(sweep: str, uri: str, ref: str, home_id: str | None = None) -> b
     except (MlflowException, OSError) as error:
         raise server.unreachable(uri, error) from error
     if hashlib.sha256(data).hexdigest() != ref:
-        raise IntegrityError(f"{name} of run {run_id} does not match its digest", fix="upload it again from the ledger")
+        raise IntegrityError(f"{name} of run {run_id} does not match its digest", fix=_UPLOAD_AGAIN)
     return data
 
 
@@ -167,8 +168,8 @@ def _json(client: MlflowClient, run_id: str, name: str, folder: Path, digest: st
     folder.mkdir(exist_ok=True)
     data = Path(client.download_artifacts(run_id, name, str(folder))).read_bytes()
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        raise IntegrityError(f"{name} of run {run_id} does not match its digest", fix="upload it again from the ledger")
+        raise IntegrityError(f"{name} of run {run_id} does not match its digest", fix=_UPLOAD_AGAIN)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{name} of run {run_id} is no JSON", cause=str(error)[:200], fix="upload it again from the ledger") from error
+        raise IntegrityError(f"{name} of run {run_id} is no JSON", cause=str(error)[:200], fix=_UPLOAD_AGAIN) from error

@@ -241,7 +241,8 @@ def test_the_outbox_keeps_the_last_word_and_puts_failures_last(ledger: Ledger) -
     assert [(i.kind, i.attempts) for i in ledger.outbox(10)] == [("table", 0), ("sweep", 1)]
     ledger.mark_uploaded(sweep.id, "run-7")
     assert ledger.outbox_size() == 1
-    assert ledger.run_id("sweep", "a-1", None) == "run-7"
+    assert ledger.upload_again("a-1") == 2
+    assert [(i.kind, i.attempts) for i in ledger.outbox(10)] == [("sweep", 0), ("table", 0)]
 
 
 def test_reading_needs_a_ledger_and_writes_nothing(tmp_path: Path) -> None:

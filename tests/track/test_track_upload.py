@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -123,11 +124,8 @@ def full_home(home: Path) -> None:
 
 def send_again(home: Path) -> None:
     """Forget what was uploaded; nothing but the outbox knows."""
-    import sqlite3
-
-    with sqlite3.connect(home / "ledger.db") as db:
-        db.execute("UPDATE outbox SET uploaded=NULL, run_id=NULL")
-    db.close()
+    with open_ledger(home) as ledger:
+        ledger.upload_again("quick-12345678")
 
 
 def test_a_committed_trial_is_one_run_with_everything(home: Path) -> None:
@@ -156,6 +154,32 @@ def test_a_committed_trial_is_one_run_with_everything(home: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "spec.json"]
     masks = client.download_artifacts(sparse.info.run_id, names.MASK_FOLDER, str(home))
     assert load_masks(Path(masks))["0"].flat.numel() == 400
+
+
+def test_a_server_that_lost_everything_is_given_it_again(home: Path, empty_database: Path) -> None:
+    full_home(home)
+    write_all(home, server.connect(server.local_uri(home)))
+    wanted = everything(server.connect(server.local_uri(home)))
+    other = home.parent / "mlflow-of-today.db"
+    shutil.copy(empty_database, other)
+    send_again(home)
+    client = server.connect(f"sqlite:///{other}")
+    write_all(home, client)
+    assert everything(client) == wanted
+
+
+def test_a_trial_that_runs_again_after_damage_shows_its_timing_again(home: Path) -> None:
+    full_home(home)
+    client = server.connect(server.local_uri(home))
+    write_all(home, client)
+    (sparse,) = (trial for trial in sweep_trials(2) if trial.arm == "sparse")
+    with open_ledger(home) as ledger:
+        ledger.set_aside(sparse.key, "its record was altered")
+    shutil.rmtree(home / "work" / sparse.key)
+    commit(home, "quick-12345678", sparse)
+    assert drain(home, server.local_uri(home), Following()) == 0
+    (run,) = (run for run in trial_runs(client) if run.data.tags[names.TRIAL_KEY] == sparse.key)
+    assert run.data.metrics["timing/step-b64-float32/speedup_ratio"] == 2.0
 
 
 @pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.slow)])
