@@ -100,9 +100,11 @@ def _send_what_waits(session: Session, home: Path) -> None:
         return
     from sparsefleet.fleet.uploader import Uploader
 
-    Uploader(home, session.get("mlflow_uri"), lambda event: say(event.data["text"])).start()
+    uploader = Uploader(home, session.get("mlflow_uri"), lambda event: say(event.data["text"]))
+    uploader.start()
     waiting = [f"{n_items} items wait for MLflow"] * bool(n_items) + [f"{n_files} files wait for the artifact store"] * bool(n_files)
-    say(f"{' and '.join(waiting)}; they are sent in the background, log {home / 'uploader.log'}")
+    if uploader.pids():
+        say(f"{' and '.join(waiting)}; they are sent in the background, log {home / 'uploader.log'}")
 
 
 def has_ended(row: SweepRow) -> bool:

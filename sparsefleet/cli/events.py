@@ -11,6 +11,7 @@ from sparsefleet.cli.pace import MeasurePace, Row, TrialPace
 from sparsefleet.cli.progress import Snapshot, View, screen
 from sparsefleet.cli.sweeps import figures
 from sparsefleet.cli.talk import say
+from sparsefleet.errors import IntegrityError
 from sparsefleet.ledger.rows import LIVE_SWEEP, TERMINAL
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ class Feed:
 
     def _reached(self, row: Row) -> str:
         """``acc 0.912 [0.905, 0.919] (n=5)``: mean, lowest and highest."""
-        found = self._ledger.test_figures(row.keys)
+        try:
+            found = self._ledger.test_figures(row.keys)
+        except IntegrityError as error:  # a line of progress ends no sweep
+            return f"{error.what}; sparsefleet resume runs that trial again"
         if not found:
             return f"none of {len(row.keys)} trials succeeded"
         failed = f", {len(row.keys) - len(found)} without" if len(found) < len(row.keys) else ""

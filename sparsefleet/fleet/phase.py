@@ -222,9 +222,16 @@ class TrialPhase:
     def _take(self, messages: list[Message]) -> None:
         if not messages:
             return
-        with self._ledger.batch():
-            for message in messages:
-                self._hear(message)
+        said: list[Event] = []
+        emit, self._emit = self._emit, said.append  # whatever the listener does comes after the commit, and cannot undo it
+        try:
+            with self._ledger.batch():
+                for message in messages:
+                    self._hear(message)
+        finally:
+            self._emit = emit
+        for event in said:
+            emit(event)
 
     def _hear(self, message: Message) -> None:
         key, attempt = message.job["key"], message.job["attempt"]

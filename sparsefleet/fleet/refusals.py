@@ -47,7 +47,7 @@ class Refusals:
         n = before.n + 1 if before else 1
         known = before is not None and before.told and before.reason == reason
         tell = not known and (sure or n >= _ENOUGH)
-        self._known[node] = _Refusal(reason, n, now + min(_MOST_S, _FIRST_S * 2 ** (n - 1)), known or tell)
+        self._known[node] = _Refusal(reason, n, now + min(_MOST_S, _FIRST_S * 2 ** min(n - 1, 10)), known or tell)
         return f"{name} is left alone for now, and tried again from time to time: {reason}" if tell else ""
 
     def forgive(self, node: str) -> None:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from sparsefleet.errors import IntegrityError, UserError
-from sparsefleet.space import means_no_space, min_free_mib, no_space
+from sparsefleet.space import means_no_space, min_free_mib, no_space, shortage
 
 VERSION = 2
 FILE = "ledger.db"
@@ -82,7 +82,8 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
         return _prepare(db, path, read_only=read_only)
     except sqlite3.DatabaseError as error:
         db.close()
-        if means_no_space(error):
+        unnamed = "disk I/O error" in str(error) and not hasattr(error, "sqlite_errorname")  # Python 3.10
+        if means_no_space(error) or (unnamed and shortage([home], min_free_mib())):
             raise no_space(home, min_free_mib()) from error
         raise IntegrityError(
             f"{path} cannot be read", cause=str(error), fix="restore it from a backup, or choose another SPARSEFLEET_HOME"

@@ -127,6 +127,9 @@ def _locked(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError as error:
+        os.close(fd)
+        raise _unusable(path, error.strerror or str(error)) from error
 
 
 def _holder(fd: int) -> str:

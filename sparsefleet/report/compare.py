@@ -73,6 +73,7 @@ def rows(
     by_key = {t.key: t for t in settled.trials}
     row_of = {t.key: g for g in groups for t in g.trials}
     measured = timings if isinstance(timings, Timings) else Timings(timings)
+    values = accuracy if metric == "accuracy" else Values(every, metric)
     followers = _followers(groups)
     table = []
     for one in groups:
@@ -83,7 +84,6 @@ def rows(
         row.update(measured.columns(one, followers[id(one)]))
         row["headline_missing"] = missing(row)
         if metric != "accuracy":
-            values = Values(every, metric)
             mine = [v for v in map(values.of, one.trials) if v is not None]
             delta, delta_ci, _ = _paired(one, by_key, values, "twin_key")
             row.update({metric: mean(mine), f"{metric}_ci": interval(mine), f"delta_{metric}": delta, f"delta_{metric}_ci": delta_ci})

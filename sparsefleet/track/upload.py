@@ -140,7 +140,7 @@ def drain(home: Path, uri: str, following: Following, draw: Draw | None = None) 
                 log.warning("%s", error)
                 if alone and tries >= _TRIES_WHEN_ALONE:
                     return UNREACHABLE
-                wait_s = min(_LONGEST_WAIT_S, 2.0 ** (tries - 1))
+                wait_s = min(_LONGEST_WAIT_S, 2.0 ** min(tries - 1, 10))
             following.wait(wait_s)
 
 

@@ -53,11 +53,9 @@ def _read(path: Path, folder: Path, kind: type[TrialSpec] | type[Record]) -> dic
         size = own_file(path, folder).stat().st_size
         if size > _MOST_JSON_BYTES:
             raise UserError(f"{path} has {size:,} bytes, at most {_MOST_JSON_BYTES:,} are read")
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
-        kind.model_validate(value)
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8-sig"))).to_json()
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc'])) or 'all of it'}: {e['msg']}" for e in error.errors()]
         raise UserError(f"{path} is not {what}", cause="; ".join(wrong[:_SHOWN])) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not {what}", cause=f"{type(error).__name__}: {error}") from error
-    return value

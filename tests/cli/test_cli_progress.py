@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,23 @@ def test_a_row_is_told_when_its_last_trial_has_ended(tmp_path: Path, capsys: pyt
         assert found["finished"] == ["digits mlp set csr 0.1: test 0.550 [0.500, 0.600] (n=2)"]
         feed.close()
     assert progress_of(reading.sweep(sweep), tmp_path) is None
+
+
+def test_a_row_with_a_damaged_record_is_told_of_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sparsefleet.cli.events import Feed
+    from sparsefleet.fleet.events import Event
+    from sparsefleet.ledger import SweepLock, open_ledger, read_ledger
+
+    sweep = fill(tmp_path)
+    with open_ledger(tmp_path) as writing, SweepLock(tmp_path, sweep):
+        reading = read_ledger(tmp_path)
+        feed = Feed(tmp_path, reading.sweep(sweep), reading, lambda: None)
+        for trial in [t for t in reading.trials(sweep) if t.arm == "sparse"]:
+            writing.commit(trial.key, writing.lease(trial.key, sweep, "n"), {"state": "SUCCEEDED", "accuracy": {"test": 0.5}})
+        with sqlite3.connect(tmp_path / "ledger.db") as db:
+            db.execute("UPDATE records SET body=zeroblob(100)")
+        for trial in [t for t in reading.trials(sweep, with_record=False) if t.arm == "sparse"]:
+            feed.take(Event("trial", {"key": trial.key, "state": "SUCCEEDED", "wall_s": 1.0}))
+        feed.take(Event("fleet", {"nodes": [], "waiting": []}))
+        assert "does not match its digest; sparsefleet resume runs that trial again" in capsys.readouterr().err
+        feed.close()

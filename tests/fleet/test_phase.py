@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sparsefleet.errors import VersionSkew
 from sparsefleet.fleet.events import DriverSettings, Event
 from sparsefleet.fleet.phase import TrialPhase
 from sparsefleet.fleet.shape import Shape
-from sparsefleet.fleet.slots import Slot
+from sparsefleet.fleet.slots import Message, Slot
 from sparsefleet.ledger import Ledger, SweepLock, SweepTrial, open_ledger
 
 
@@ -150,6 +151,20 @@ CODE = {"core": "a" * 64, "torch": "2.15.0"}
 
 def hello(name: str, **other: str) -> dict[str, Any]:
     return {"node": name, "sparsefleet": "0.1.0", **CODE, "plugins": [], "unusable": [], **other}
+
+
+def test_a_listener_that_fails_undoes_nothing_that_was_heard(ledger: Ledger) -> None:
+    def fails(event: Event) -> None:
+        raise RuntimeError(event.kind)
+
+    enter(ledger, "a", asked("one"), asked("two"))
+    with SweepLock(ledger.home, "a"):
+        loop = phase(ledger, "a", fails)
+        slot = SimpleNamespace(node="here")
+        attempts = {key: ledger.lease(key, "a", "here") for key in ("one", "two")}
+        with pytest.raises(RuntimeError, match="trial"):
+            loop._take([Message(slot, {"key": key, "attempt": n}, "started", {}) for key, n in attempts.items()])
+        assert [ledger.trial(key, sweep="a").state for key in attempts] == ["RUNNING", "RUNNING"]
 
 
 def test_a_node_with_other_code_that_comes_late_ends_nothing(ledger: Ledger, wire: Any) -> None:

@@ -35,6 +35,14 @@ def test_a_node_is_tried_again_later_each_time_and_told_of_once() -> None:
     assert refusals.add("a", "node-a", "ModuleNotFoundError: No module named 'sparsefleet'")
 
 
+def test_a_node_that_never_works_ends_no_sweep_of_weeks() -> None:
+    clock = Clock()
+    refusals = Refusals(clock)
+    for _ in range(2_000):
+        assert refusals.add("a", "node-a", FULL) is not None
+        clock.now += 600
+
+
 def test_a_node_that_works_again_is_as_good_as_any_other() -> None:
     clock = Clock()
     refusals = Refusals(clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -69,6 +70,15 @@ def test_an_infrastructure_failure_names_the_lock_that_cannot_be_opened(folder: 
     assert found["state"] == "INFRA_FAILED"
     assert f"the lock {folder / 'sparsefleet-measure-cpu.lock'} for measurements cannot be opened" in found["reason"]
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_system_without_locks_is_no_fault_of_what_was_to_be_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lease.fcntl, "flock", none_left)
+    with pytest.raises(BackendUnreachable, match="cannot be opened"), device_lease("cpu", 0.0):
+        pass
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
