@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparsefleet.errors import IntegrityError
 from sparsefleet.ledger.packed import Altered, Texts
-from sparsefleet.ledger.rows import TERMINAL
+from sparsefleet.ledger.rows import FAILED, TERMINAL
 from sparsefleet.ledger.store import QUARANTINE, ArtifactStore
 
 DAMAGED = "DAMAGED"
@@ -48,7 +48,9 @@ def set_aside(db: sqlite3.Connection, texts: Texts, home: Path, key: str, reason
     Sweeps that show the trial have not ended any more.
     """
     row = db.execute(
-        "SELECT t.attempt, t.record, r.body FROM trials t LEFT JOIN records r ON r.id = t.record WHERE t.key=? AND t.record NOT NULL",
+        "SELECT t.attempt, t.record, r.body FROM trials t LEFT JOIN records r ON r.id = t.record"
+        " AND NOT EXISTS (SELECT 1 FROM trials o WHERE o.record = t.record AND o.key != t.key)"  # it is the number that was altered
+        " WHERE t.key=? AND t.record NOT NULL",
         (key,),
     ).fetchone()
     if row is None:
@@ -62,7 +64,8 @@ def set_aside(db: sqlite3.Connection, texts: Texts, home: Path, key: str, reason
     path = folder / f"record-{key}-{row['attempt']}.{ending}"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(text)
-    db.execute("DELETE FROM records WHERE id=?", (row["record"],))
+    if row["body"] is not None:
+        db.execute("DELETE FROM records WHERE id=?", (row["record"],))
     db.execute(
         "UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, ended=NULL, record=NULL, record_sha256=NULL WHERE key=?",
         (key,),
@@ -73,3 +76,21 @@ def set_aside(db: sqlite3.Connection, texts: Texts, home: Path, key: str, reason
         (key,),
     )
     return path
+
+
+def retry_failed(db: sqlite3.Connection, sweep: str) -> int:
+    """Puts the sweep's failed trials back into the queue with fresh budgets; how many. Inside a transaction.
+
+    A record that another trial names too stays: one of the two numbers was altered.
+    """
+    failed = f"state IN ({','.join('?' * len(FAILED))}) AND key IN (SELECT key FROM sweep_trials WHERE sweep=?)"
+    values = (*FAILED, sweep)
+    db.execute(
+        f"DELETE FROM records WHERE id IN (SELECT record FROM trials WHERE {failed})"
+        f" AND id NOT IN (SELECT record FROM trials WHERE record NOT NULL AND NOT ({failed}))",
+        values * 2,
+    )
+    done = db.execute(
+        f"UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, record=NULL, record_sha256=NULL WHERE {failed}", values
+    )
+    return done.rowcount

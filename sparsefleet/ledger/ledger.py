@@ -16,7 +16,7 @@ from sparsefleet.ledger import entering, integrity, outbox as mail, schema, swee
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.lock import is_held
 from sparsefleet.ledger.packed import dump, pattern_of, record_kind, sha256
-from sparsefleet.ledger.rows import ACTIVE, FAILED, LIVE_SWEEP, TERMINAL, TIMED, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
+from sparsefleet.ledger.rows import ACTIVE, LIVE_SWEEP, TERMINAL, TIMED, OutboxItem, SweepRow, SweepTrial, TimingRow, TrialRow
 from sparsefleet.ledger.store import ArtifactStore
 from sparsefleet.ledger.transactions import Transactions
 from sparsefleet.ledger.trials import Finished, Truth, alone, attempts, attempts_of_sweep, finished, read, seconds, test_figures
@@ -288,15 +288,8 @@ class Ledger(Transactions):
 
     def retry_failed(self, sweep: str) -> int:
         """Put the sweep's failed trials back into the queue with fresh budgets."""
-        marks = ",".join("?" * len(FAILED))
-        where = f"state IN ({marks}) AND key IN (SELECT key FROM sweep_trials WHERE sweep=?)"
         with self.batch():
-            self._db.execute(f"DELETE FROM records WHERE id IN (SELECT record FROM trials WHERE {where})", (*FAILED, sweep))
-            done = self._db.execute(
-                f"UPDATE trials SET state='PENDING', budget_from=attempt, reason=NULL, record=NULL, record_sha256=NULL WHERE {where}",
-                (*FAILED, sweep),
-            )
-        return done.rowcount
+            return integrity.retry_failed(self._db, sweep)
 
     def ends(self, key: str) -> list[str]:
         """How the attempts since the last ``retry_failed`` ended, oldest first."""

@@ -391,6 +391,23 @@ def test_an_altered_record_is_set_aside_and_its_trial_runs_again(ledger: Ledger)
     assert ledger.damaged("a-1") == {}
 
 
+@pytest.mark.parametrize("way", ["set aside", "tried again"])
+def test_a_trial_whose_record_number_was_altered_takes_no_other_trials_record_away(ledger: Ledger, way: str) -> None:
+    k0, k1, _ = create(ledger)
+    ledger.commit(k0, ledger.lease(k0, "a-1", "n"), record("CRASHED", reason="of the first"))
+    ledger.commit(k1, ledger.lease(k1, "a-1", "n"), record(reason="of the second"))
+    ledger._db.execute("UPDATE trials SET record=(SELECT record FROM trials WHERE key=?) WHERE key=?", (k1, k0))
+    (found,) = ledger.damaged("a-1").items()
+    assert found[0] == k0
+    if way == "set aside":
+        assert b"second" not in ledger.set_aside(*found).read_bytes()
+    else:
+        assert ledger.retry_failed("a-1") == 1
+    assert ledger.damaged("a-1") == {}
+    assert ledger.trial(k1).record["reason"] == "of the second"
+    assert ledger.commit(k0, ledger.lease(k0, "a-1", "n"), record())
+
+
 def test_a_flipped_bit_anywhere_in_a_timing_is_noticed_and_it_is_taken_away(ledger: Ledger) -> None:
     keys = create(ledger)
     ledger.commit_timing("a-1", "config", keys, "SUCCEEDED", [{"speedup": 1.5}], b"raw", "a reason")
