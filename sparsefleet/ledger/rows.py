@@ -12,8 +12,8 @@ FAILED = ("INCORRECT", "PLUGIN_ERROR", "CRASHED", "POISONED", "TIMEOUT", "OOM", 
 TERMINAL = ("SUCCEEDED", "DIVERGED", "CANCELLED", *FAILED)
 TIMED = ("SUCCEEDED", *FAILED)
 """What may become of a timing."""
-NOT_TAKEN = ("INFRA_FAILED", "WAITS", "DAMAGED")
-"""Of timings: the fleet was to blame, so that a sweep which has one has not ended. The last two are no ends; ledgers of 0.1 have them."""
+NOT_TAKEN = ("INFRA_FAILED",)
+"""Of timings: the fleet was to blame, so that a sweep which has one has not ended."""
 LIVE_SWEEP = ("RUNNING", "MEASURING")
 """Sweep states that are true only while a driver holds the sweep's lock."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sparsefleet.errors import IntegrityError, UserError
 from sparsefleet.space import means_no_space, min_free_mib, no_space, shortage
 
-VERSION = 2
+VERSION = 3
 FILE = "ledger.db"
 _LOG_PAGES = 128
 """Of the write-ahead log before it is taken over into the file: SQLite's 1,000 let a log of 4 MiB lie beside a ledger of 4 MiB."""
@@ -63,7 +63,7 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
     """A connection in WAL mode with full synchronisation.
 
     Raises:
-        UserError: there is no ledger to read, or a newer sparsefleet wrote it.
+        UserError: there is no ledger to read, or another sparsefleet wrote it.
         IntegrityError: the file is not a ledger.
     """
     path = home / FILE
@@ -131,5 +131,8 @@ def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> sqlite3.
     if not found:
         raise _none(path.parent)
     if found != VERSION:
-        raise UserError(f"{path} has ledger format {found}, this sparsefleet reads {VERSION}", fix="use the sparsefleet that wrote it")
+        raise UserError(
+            f"{path} has ledger format {found}, this sparsefleet reads {VERSION}",
+            fix="set SPARSEFLEET_HOME to another folder: what is here stays, for the sparsefleet that wrote it",
+        )
     return db

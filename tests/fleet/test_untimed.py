@@ -3,8 +3,7 @@
 import pytest
 
 from sparsefleet.fleet.untimed import lacks_timings, untimed
-from sparsefleet.ledger import timings as times
-from sparsefleet.ledger.rows import NOT_TAKEN, TIMED, TimingRow
+from sparsefleet.ledger.rows import NOT_TAKEN
 
 ASKED = {"level": "screen", "batch_sizes": [64], "ops": ["step"]}
 HERE = "fp:here"
@@ -55,8 +54,6 @@ def test_a_timing_of_another_machine_serves_no_other_sweep(ledger, machine):
         ("TIMEOUT", 1, 1, 1),
         ("CRASHED", 1, 1, 1),
         ("INFRA_FAILED", 1, 1, 1),
-        ("WAITS", 1, 1, 1),
-        ("DAMAGED", 1, 1, 1),
         ("OOM", 0, 1, 1),
         ("PLUGIN_ERROR", 0, 1, 1),
         ("INCORRECT", 0, 0, 0),
@@ -64,11 +61,7 @@ def test_a_timing_of_another_machine_serves_no_other_sweep(ledger, machine):
 )
 def test_ends_without_a_timing(ledger, state, own, again, other):
     """What says nothing of the configuration is tried again; what lies at this moment's memory is asked again on request, and by others."""
-    if state in TIMED:
-        commit(ledger, state)
-    else:  # as 0.1 entered it
-        (job,) = untimed(ledger, "a-1", ASKED)
-        times.store(ledger._db, "a-1", TimingRow(job.config_key, list(job.keys), state, [], None, "the store was away"))
+    commit(ledger, state)
     assert lacks_timings(ledger, "a-1") == (state in NOT_TAKEN)
     assert (left(ledger, "a-1"), left(ledger, "a-1", again=True), left(ledger, "b-2", machine=HERE)) == (own, again, other)
 

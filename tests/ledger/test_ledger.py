@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparsefleet.errors import IntegrityError, SweepLocked, UserError
-from sparsefleet.ledger import Ledger, SweepLock, SweepTrial, is_held, open_ledger, read_ledger, rows
+from sparsefleet.ledger import Ledger, SweepLock, SweepTrial, is_held, open_ledger, read_ledger, rows, schema
 
 
 def trial(ordinal: int, key: str | None = None, **kwargs: object) -> SweepTrial:
@@ -267,10 +267,11 @@ def test_a_reader_waits_for_a_ledger_that_is_being_made(tmp_path: Path) -> None:
 
 def test_a_ledger_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        db.execute("PRAGMA user_version=1")
+        db.execute(f"PRAGMA user_version={schema.VERSION - 1}")
     for opened in (read_ledger, open_ledger):
-        with pytest.raises(UserError, match="has ledger format 1, this sparsefleet reads 2"):
+        with pytest.raises(UserError, match=f"has ledger format {schema.VERSION - 1}, this sparsefleet reads {schema.VERSION}") as caught:
             opened(tmp_path)
+        assert "set SPARSEFLEET_HOME to another folder" in str(caught.value.fix)
 
 
 def test_another_process_does_not_take_the_log_away(ledger: Ledger) -> None:
