@@ -108,7 +108,7 @@ class MeasurePhase:
 
     def _round(self, jobs: Sequence[MeasureJob], *, again: bool = False) -> list[tuple[MeasureJob, MeasureResult]] | None:
         """Measures and commits all; those worth another try; None if someone asked to stop."""
-        self._known = {row.config_key: row for row in self._ledger.timings(self._sweep)}
+        self._known = {row.config_key: row for row in self._ledger.timings(self._sweep, every=True)}
         found = []
         for done, job in enumerate(jobs):
             self._tell(job, "RUNNING", done, len(jobs), again=again)

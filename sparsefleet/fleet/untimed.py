@@ -23,7 +23,8 @@ _AGAIN = ("TIMEOUT", "CRASHED", *NOT_TAKEN)
 def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool = False, machine: str | None = None) -> list[MeasureJob]:
     """The configurations that are still to be timed; timings that another sweep took on this machine are entered for this one too.
 
-    A timing that did not pass its gates, on a busy machine say, is taken over by no other sweep: it is tried again.
+    A timing that did not pass its gates, on a busy machine say, is taken over by no other sweep: it is tried again. One that was taken beside
+    other nets than the sweep has now, or by another harness, stands for none of its trials any more.
 
     Args:
         asked: the grid's ``measure:`` block.
@@ -37,9 +38,13 @@ def untimed(ledger: Ledger, sweep: str, asked: Mapping[str, Any], *, again: bool
     wanted = groups(
         ledger.trials(sweep, with_record=_READS, with_attempts=False), batch_sizes, **{name: asked[name] for name in names if name in asked}
     )
-    have = {row.config_key: row for row in ledger.timings(sweep) if _is_taken(row, again)}
+    rows, asked_for = ledger.timings(sweep, every=True), {job.config_key for job in wanted}
+    have = {row.config_key: row for row in rows if _is_taken(row, again)}
     left: list[MeasureJob] = []
     with ledger.batch():
+        for row in rows:
+            if row.keys and row.config_key not in asked_for:
+                ledger.share_timing(sweep, row, [])
         for job in wanted:
             known = have.get(job.config_key) or _good_enough(ledger.timing(job.config_key, _SHARED), str(asked["level"]), machine)
             if known is None:

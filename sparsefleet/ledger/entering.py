@@ -54,7 +54,10 @@ def _keep_timings(db: sqlite3.Connection, home: Path, sweep: str, keys: set[str]
     for config_key in timings.damaged(db, sweep):
         timings.set_aside(db, home, sweep, config_key)
     for timing in timings.of_sweep(db, sweep):
-        timings.store(db, sweep, replace(timing, keys=[key for key in timing.keys if key in keys]))
+        left = [key for key in timing.keys if key in keys]
+        if left != timing.keys:
+            timings.store(db, sweep, replace(timing, keys=left))
+            mail.enqueue(db, "timing", sweep, timing.config_key, {"config_key": timing.config_key})
 
 
 def _ask_again(db: sqlite3.Connection, texts: Texts, asked: SweepRow, trials: Iterable[SweepTrial]) -> None:

@@ -301,13 +301,16 @@ class Ledger(Transactions):
 
     # timings
 
-    def timings(self, sweep: str) -> list[TimingRow]:
-        """The sweep's timings, one row per configuration.
+    def timings(self, sweep: str, config_key: str | None = None, *, every: bool = False) -> list[TimingRow]:
+        """The sweep's timings, one row per configuration, or the one of this configuration.
+
+        Args:
+            every: also those that stand for no trial of the sweep any more; they stand for some again if they are wanted again.
 
         Raises:
             IntegrityError: one is not what was entered; the message names its configuration.
         """
-        return times.of_sweep(self._db, sweep)
+        return [row for row in times.of_sweep(self._db, sweep, config_key) if row.keys or every]
 
     def damaged_timings(self, sweep: str) -> dict[str, str]:
         """Timings of the sweep that do not match their digest: what is wrong, by configuration."""
@@ -341,16 +344,14 @@ class Ledger(Transactions):
             raise ValueError(f"{state!r} is no end of a timing")
         with self.batch():
             ref = None if samples is None else times.store_samples(self._db, samples)
-            times.store(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, redacted(reason or "") or None))
-            mail.enqueue(self._db, "timing", sweep, config_key, {"config_key": config_key})
+            times.enter(self._db, sweep, TimingRow(config_key, list(keys), state, list(timings), ref, redacted(reason or "") or None))
             passing("timing-inside")
         passing("timing-after")
 
     def share_timing(self, sweep: str, known: TimingRow, keys: Sequence[str]) -> None:
         """Enter a timing that another sweep took, or that now stands for other trials."""
         with self.batch():
-            times.store(self._db, sweep, replace(known, keys=list(keys)))
-            mail.enqueue(self._db, "timing", sweep, known.config_key, {"config_key": known.config_key})
+            times.enter(self._db, sweep, replace(known, keys=list(keys)))
 
     def samples(self, ref: str) -> bytes:
         """Raw samples by their digest."""

@@ -88,7 +88,7 @@ class OutboxItem:
     ``kind`` is sweep, trial, timing or table. A trial's payload is ``{"attempt": n, "state": …, "shared": bool}``: the record is in
     the ledger under ``key``. ``shared`` means that ``sweep`` shows a trial which another sweep ran and reported as its own. ``place`` and
     ``spec_ids`` (of its twin and rival, by key) are in the payload of a trial that ``sweep`` does not show any more. A timing's
-    payload is ``{"config_key": …}``, with ``key`` the same.
+    payload is ``{"config_key": …}``, with ``key`` the same, and ``former``, keys of trials that it stood for until now.
     """
 
     id: int

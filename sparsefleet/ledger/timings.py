@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from sparsefleet.errors import IntegrityError, UserError
+from sparsefleet.ledger import outbox as mail
 from sparsefleet.ledger.clock import now
 from sparsefleet.ledger.packed import dump, sha256
 from sparsefleet.ledger.rows import TimingRow
@@ -56,13 +57,23 @@ def store(db: sqlite3.Connection, sweep: str, row: TimingRow) -> None:
     db.execute("INSERT OR REPLACE INTO timings VALUES (?,?,?,?,?,?,?,?,?)", (*values, sha256(dump(values))))
 
 
-def of_sweep(db: sqlite3.Connection, sweep: str) -> list[TimingRow]:
-    """All timings of the sweep, in the order in which they were taken.
+def enter(db: sqlite3.Connection, sweep: str, row: TimingRow) -> None:
+    """Enter or replace the sweep's timing of one configuration, and tell the uploader: also of trials that it stood for and does no more."""
+    same = _rows(db, "sweep=? AND config_key=?", sweep, row.config_key)
+    stood_for = [key for one in same if _is_whole(one) for key in json.loads(one["keys"])]
+    store(db, sweep, row)
+    former = [key for key in stood_for if key not in row.keys]
+    mail.enqueue(db, "timing", sweep, row.config_key, {"config_key": row.config_key, **({"former": former} if former else {})})
+
+
+def of_sweep(db: sqlite3.Connection, sweep: str, config_key: str | None = None) -> list[TimingRow]:
+    """All timings of the sweep, in the order in which they were taken; or the one of this configuration.
 
     Raises:
         IntegrityError: one is not what was entered.
     """
-    return [_timing(row) for row in _rows(db, "sweep=? ORDER BY created, config_key", sweep)]
+    only = () if config_key is None else (config_key,)
+    return [_timing(row) for row in _rows(db, f"sweep=?{' AND config_key=?' if only else ''} ORDER BY created, config_key", sweep, *only)]
 
 
 def damaged(db: sqlite3.Connection, sweep: str) -> dict[str, str]:
@@ -114,8 +125,8 @@ def of_config(db: sqlite3.Connection, config_key: str, states: Sequence[str]) ->
     return None
 
 
-def _rows(db: sqlite3.Connection, where: str, value: str | int) -> list[sqlite3.Row]:
-    return db.execute(f"SELECT {_COLUMNS} FROM timings WHERE {where}", (value,)).fetchall()
+def _rows(db: sqlite3.Connection, where: str, *values: str | int) -> list[sqlite3.Row]:
+    return db.execute(f"SELECT {_COLUMNS} FROM timings WHERE {where}", values).fetchall()
 
 
 def _text(value: bytes | None) -> str:

@@ -161,7 +161,7 @@ def _timings(client: MlflowClient, parent: Run, folder: Path) -> list[TimingRow]
     for file in client.list_artifacts(run_id, str(Path(names.TIMING_JSON).parent)):
         digest = tags.get(names.TIMING_SHA256.format(config_key=Path(file.path).stem))
         rows.append(TimingRow(**_json(client, run_id, file.path, folder, digest)))
-    return sorted(rows, key=lambda row: (row.created, row.config_key))
+    return sorted((row for row in rows if row.keys), key=lambda row: (row.created, row.config_key))
 
 
 def _json(client: MlflowClient, run_id: str, name: str, folder: Path, digest: str | None = None) -> Any:

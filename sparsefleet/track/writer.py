@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sparsefleet.ledger.store import ArtifactStore
 
 _NOTE_LENGTH = 8000
+_REPLACED = "the sweep compares the trial with other nets, or times it in another way, since"
 _METRICS_PER_BATCH = 800  # with 100 parameters and 100 tags at most 1000 in one call
 _PER_BATCH = 100
 
@@ -245,7 +247,7 @@ class Writer:
 
     def _timing(self, item: OutboxItem) -> str:
         config_key = item.payload["config_key"]
-        timing = next((row for row in self._ledger.timings(item.sweep) if row.config_key == config_key), None)
+        timing = next(iter(self._ledger.timings(item.sweep, config_key, every=True)), None)
         if timing is None:
             return ""
         parent = self._parent(self._ledger.sweep(item.sweep))
@@ -254,24 +256,26 @@ class Writer:
         tags = {name: text for one in timing.timings for name, text in tags_of_timing(one).items()}
         file_text = staging.dumps(staging.timing_facts(timing))
         digest = {names.TIMING_SHA256.format(config_key=config_key): hashlib.sha256(file_text.encode()).hexdigest()}
-        run_ids = [parent.info.run_id]
-        for key in timing.keys:
-            row = self._ledger.trial_to_report(key, {})
-            run = self._runs.find_trial(key, row.attempt, self._ledger.grids_of(key))
-            if run is None or run.info.status == "RUNNING":
-                raise NotYet(f"trial {row.spec_id} of timing {config_key[:12]} is not uploaded yet")
-            gone, said = withdrawn(run.data, timing)
-            points = [Point(name, value, when, 0) for name, value in {**metrics, **gone}.items()]
-            told = {name: facts.cut(text, _NOTE_LENGTH) for name, text in {**tags, **said, **digest}.items()}
-            self._log(run.info.run_id, points=points, tags=told)
-            run_ids.append(run.info.run_id)
-        self._log(parent.info.run_id, tags=digest)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / names.TIMING_JSON.format(config_key=config_key)
             file.parent.mkdir()
             file.write_text(file_text, encoding="utf-8")
-            for run_id in run_ids:
-                self.client.log_artifacts(run_id, folder)
+            for key in timing.keys:
+                row, run = self._run_of(key)
+                if run is None or run.info.status == "RUNNING":
+                    raise NotYet(f"trial {row.spec_id} of timing {config_key[:12]} is not uploaded yet")
+                gone, said = withdrawn(run.data, timing)
+                points = [Point(name, value, when, 0) for name, value in {**metrics, **gone}.items()]
+                told = {name: facts.cut(text, _NOTE_LENGTH) for name, text in {**tags, **said, **digest}.items()}
+                self.client.log_artifacts(run.info.run_id, folder)
+                self._log(run.info.run_id, points=points, tags=told)
+            self.client.log_artifacts(parent.info.run_id, folder)
+        self._log(parent.info.run_id, tags=digest)  # before a file that is refused, it would make the former one look altered
+        replaced = replace(timing, timings=[], state="REPLACED", reason=_REPLACED)
+        for key in item.payload.get("former", ()):
+            if run := self._run_of(key)[1]:
+                gone, said = withdrawn(run.data, replaced)
+                self._log(run.info.run_id, points=[Point(name, value, when, 0) for name, value in gone.items()], tags=said)
         if timing.samples_ref:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / names.SAMPLES_JSON.format(ref=timing.samples_ref)
@@ -279,6 +283,10 @@ class Writer:
                 file.write_bytes(self._ledger.samples(timing.samples_ref))
                 self.client.log_artifacts(parent.info.run_id, folder)
         return str(parent.info.run_id)
+
+    def _run_of(self, key: str) -> tuple[TrialRow, Run | None]:
+        row = self._ledger.trial_to_report(key, {})
+        return row, self._runs.find_trial(key, row.attempt, self._ledger.grids_of(key))
 
     def _table(self, item: OutboxItem) -> str:
         sweep = self._ledger.sweep(item.sweep)
@@ -324,6 +332,4 @@ class Writer:
 
 def _with_place(row: TrialRow, place: TrialRow) -> TrialRow:
     """``row`` as the sweep of ``place`` asks for it: arm, twin, rival and selections are facts of the sweep."""
-    from dataclasses import replace
-
     return replace(row, **{name: getattr(place, name) for name in ("ordinal", "arm", "twin_key", "rival_key", "depends_on", "request")})

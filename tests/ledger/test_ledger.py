@@ -409,6 +409,20 @@ def test_a_trial_whose_record_number_was_altered_takes_no_other_trials_record_aw
     assert ledger.commit(k0, ledger.lease(k0, "a-1", "n"), record())
 
 
+def test_a_timing_that_stands_for_no_trial_any_more_is_not_among_the_sweeps(ledger: Ledger) -> None:
+    """Another machine's would become the table's, and one that the fleet lost would keep the sweep from ending."""
+    keys = create(ledger)
+    ledger.commit_timing("a-1", "lost", keys[:1], "INFRA_FAILED", [], reason="lost 3 times")
+    ledger.commit_timing("a-1", "both", keys, "SUCCEEDED", [{"fingerprint": "fp:here"}])
+    for item in ledger.outbox():
+        ledger.mark_uploaded(item.id, None)
+    create(ledger, n=2, first=1)
+    assert [(row.config_key, row.keys) for row in ledger.timings("a-1")] == [("both", keys[1:])]
+    assert {row.config_key for row in ledger.timings("a-1", every=True)} == {"lost", "both"}
+    assert [row.state for row in ledger.timings("a-1", "lost", every=True)] == ["INFRA_FAILED"]
+    assert {item.key for item in ledger.outbox() if item.kind == "timing"} == {"lost", "both"}  # MLflow has to know, too
+
+
 def test_a_flipped_bit_anywhere_in_a_timing_is_noticed_and_it_is_taken_away(ledger: Ledger) -> None:
     keys = create(ledger)
     ledger.commit_timing("a-1", "config", keys, "SUCCEEDED", [{"speedup": 1.5}], b"raw", "a reason")

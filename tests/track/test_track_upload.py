@@ -20,7 +20,7 @@ from track_state import everything, trial_runs
 from sparsefleet.ledger import open_ledger
 from sparsefleet.ledger.lock import SweepLock
 from sparsefleet.ledger.store import ArtifactStore
-from sparsefleet.track import facts, names, server
+from sparsefleet.track import facts, names, read, server
 from sparsefleet.track.upload import Following, drain, finish, spawn
 from sparsefleet.track.writer import Writer
 from sparsefleet.trial.masks import load_masks
@@ -327,6 +327,61 @@ def test_what_a_second_measurement_did_not_confirm_orders_no_runs(home: Path) ->
     assert wrong.tags["sparsefleet.verdict_reasons.step-b64-float32"] == "INCORRECT: wrong under the clock"
     again = measured("SUCCEEDED", TIMING)
     assert (again.metrics[f"{place}/vs_small_dense_ratio"], faster()) == (0.8, 1)
+
+
+def test_a_timing_that_its_sweep_replaced_orders_no_runs_and_stands_in_no_table(home: Path) -> None:
+    full_home(home)
+    client = server.connect(server.local_uri(home))
+    place, sparse_key = "timing/step-b64-float32", sweep_trials(2)[1].key
+
+    def sparse() -> Any:
+        assert drain(home, server.local_uri(home), Following()) == 0
+        return next(run.data for run in trial_runs(client) if run.data.tags[names.TRIAL_KEY] == sparse_key)
+
+    assert sparse().metrics[f"{place}/speedup_ratio"] == 2.0
+    with open_ledger(home) as ledger:
+        (row,) = ledger.timings("quick-12345678")
+        ledger.share_timing("quick-12345678", row, [])
+    data = sparse()
+    assert all(math.isnan(value) for name, value in data.metrics.items() if name.startswith(f"{place}/"))
+    assert data.tags["sparsefleet.verdict.step-b64-float32"] == "NONE"
+    assert data.tags["sparsefleet.verdict_reasons.step-b64-float32"].startswith("REPLACED: ")
+    assert read.rows("quick", server.local_uri(home))[1] == []
+    with open_ledger(home) as ledger:
+        ledger.share_timing("quick-12345678", row, row.keys)
+    assert sparse().metrics[f"{place}/speedup_ratio"] == 2.0
+    assert read.rows("quick", server.local_uri(home))[1] == [row]
+
+
+def test_a_damaged_timing_keeps_no_other_from_mlflow(home: Path) -> None:
+    full_home(home)
+    with open_ledger(home) as ledger:
+        ledger.commit_timing("quick-12345678", "d" * 64, [sweep_trials(2)[1].key], "SUCCEEDED", [{**TIMING, "op": "forward"}], SAMPLES)
+        ledger._db.execute("UPDATE timings SET timings=replace(timings, '0.002', '0.004') WHERE config_key LIKE 'd%'")
+        assert drain(home, server.local_uri(home), Following()) == 1
+        assert [item.key for item in ledger.outbox()] == ["d" * 64]
+    assert [row.config_key for row in read.rows("quick", server.local_uri(home))[1]] == ["c" * 64]
+
+
+def test_a_timing_whose_file_is_refused_leaves_the_former_one_whole(home: Path) -> None:
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(client, name)
+
+        def log_artifacts(self, run_id: str, folder: str) -> None:
+            if (Path(folder) / "timings").exists():
+                raise Killed
+            client.log_artifacts(run_id, folder)
+
+    full_home(home)
+    client = server.connect(server.local_uri(home))
+    write_all(home, client)
+    with open_ledger(home) as ledger:
+        known = ledger.timings("quick-12345678")
+        ledger.commit_timing("quick-12345678", "c" * 64, known[0].keys, "SUCCEEDED", [{**TIMING, "rounds": 11}], SAMPLES, None)
+    with pytest.raises(Killed):
+        write_all(home, Refusing())
+    assert read.rows("quick", server.local_uri(home))[1] == known
 
 
 def test_a_run_that_was_begun_and_whose_trial_waits_again_does_not_stay(home: Path) -> None:
