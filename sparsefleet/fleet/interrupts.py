@@ -20,7 +20,7 @@ from sparsefleet.ledger.lock import lock_path
 _POLL_S = 0.25
 _SOON_S = 6.0
 _START_S = 2.0
-_NOW_S = 1.2
+_NOW_S = 0.8
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _EXIT_CODE = 130
 
