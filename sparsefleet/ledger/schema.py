@@ -19,6 +19,8 @@ VERSION = 3
 FILE = "ledger.db"
 _LOG_PAGES = 128
 """Of the write-ahead log before it is taken over into the file: SQLite's 1,000 let a log of 4 MiB lie beside a ledger of 4 MiB."""
+_LOCKED_S = 60.0
+"""How long another process may hold the file."""
 _MADE_WITHIN_S = 2.0
 """A file without tables is one that another process is about to fill."""
 
@@ -77,7 +79,9 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
             if means_no_space(error):
                 raise no_space(home, min_free_mib()) from error
             raise
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, isolation_level=None, timeout=60)
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True, isolation_level=None, timeout=_LOCKED_S
+    )
     try:
         return _prepare(db, path, read_only=read_only)
     except sqlite3.DatabaseError as error:
@@ -111,10 +115,23 @@ def _none(home: Path) -> UserError:
     )
 
 
+def _to_wal(db: sqlite3.Connection) -> None:
+    """Here SQLite waits for nobody: while another process does the same to a new file, it refuses at once."""
+    until = time.monotonic() + _LOCKED_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
 def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> sqlite3.Connection:
     db.row_factory = sqlite3.Row
     if not read_only:
-        db.execute("PRAGMA journal_mode=WAL")
+        _to_wal(db)
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit={_LOG_PAGES * 4096}")

@@ -452,3 +452,31 @@ def test_a_flipped_bit_anywhere_in_a_timing_is_noticed_and_it_is_taken_away(ledg
     assert ledger.damaged_timings("a-1") == {}
     assert ledger.sweep("a-1").state == "INTERRUPTED"
     assert ledger.set_timing_aside("a-1", name) is None
+
+
+_OPENING = """
+import sys, time
+from pathlib import Path
+from sparsefleet.ledger import open_ledger
+folder, n = Path(sys.argv[1]), int(sys.argv[2])
+for number in range(n):
+    while not (folder / f"go-{number}").exists():
+        pass
+    open_ledger(folder / f"home-{number}").close()
+    print(number, flush=True)
+"""
+
+
+def test_several_processes_make_one_ledger_at_once(tmp_path: Path) -> None:
+    """Of six, one in forty found it locked: SQLite waits for nobody when a new file's mode is changed."""
+    n = 30
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _OPENING, str(tmp_path), str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for number in range(n):
+        (tmp_path / f"go-{number}").touch()
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{number}\n", process.communicate()[1]
+    assert [process.wait(30) for process in processes] == [0] * len(processes)
