@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def status(session: Session, sweep: str | None, with_trials: bool, as_json: bool) -> None:
     """How the sweeps stand; SWEEP may be a prefix of its id."""
     ledger = reading(session)
-    sweeps = [ledger.sweep(sweep)] if sweep else ledger.sweeps()
+    sweeps = [ledger.sweep(sweep)] if sweep is not None else ledger.sweeps()
     if with_trials and not sweep:
         sweeps = [chosen(ledger, None)]
     trials = list(ledger.trials(sweeps[0].sweep, with_record=False, with_attempts=False)) if with_trials else []

@@ -117,12 +117,13 @@ class Ledger(Transactions):
             UserError: there is none, or several trials begin so.
         """
         prefix = key_or_spec_id_prefix
-        found = self._db.execute(  # as ranges, which the indices know; substr would look at every trial
+        asked = (  # as ranges, which the indices know; substr would look at every trial
             "SELECT key, spec_id FROM trials t WHERE (key >= ?1 AND key < ?2 OR spec_id >= ?1 AND spec_id < ?2)"
-            " AND EXISTS (SELECT 1 FROM sweep_trials s WHERE s.key = t.key AND (?3 IS NULL OR s.sweep = ?3)) ORDER BY started DESC LIMIT 50",
-            (prefix, prefix + chr(sys.maxunicode), sweep),
-        ).fetchall()
-        if not prefix or not found:
+            " AND EXISTS (SELECT 1 FROM sweep_trials s WHERE s.key = t.key AND (?3 IS NULL OR s.sweep = ?3)) ORDER BY started DESC LIMIT 50"
+        )
+        is_id = prefix and prefix.isascii()  # SQLite takes no half of a surrogate pair
+        found = self._db.execute(asked, (prefix, prefix + chr(sys.maxunicode), sweep)).fetchall() if is_id else []
+        if not found:
             raise UserError(f"unknown trial {prefix!r}", fix="sparsefleet status SWEEP lists the trials")
         if len({row["spec_id"] for row in found}) > 1:
             raise UserError(f"several trials begin with {prefix!r}", fix=", ".join(sorted({row["spec_id"] for row in found})[:_LISTED]))

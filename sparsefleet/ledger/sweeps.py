@@ -30,13 +30,13 @@ def grids_of(db: sqlite3.Connection, key: str) -> list[str]:
 
 
 def find(db: sqlite3.Connection, home: Path, prefix: str) -> SweepRow:
-    """The sweep with this id, or the only one whose id begins so.
+    """The sweep with this id, or the only one whose id begins so; nothing at all begins none.
 
     Raises:
         UserError: there is none or more than one; the message lists candidates.
     """
     known = db.execute(_NEWEST_FIRST).fetchall()
-    matching = [row for row in known if row["sweep"].startswith(prefix)]
+    matching = [row for row in known if prefix and row["sweep"].startswith(prefix)]
     exact = [row for row in matching if row["sweep"] == prefix]
     if len(exact or matching) == 1:
         return _read(db, home, (exact or matching)[0])

@@ -192,9 +192,17 @@ def test_names_are_found_by_prefix_or_listed(ledger: Ledger) -> None:
         ledger.sweep("narrow")
     with pytest.raises(UserError, match="several trials"):
         ledger.trial("0")
-    with pytest.raises(UserError, match="unknown trial"):
-        ledger.trial("")
+    for nobody in ("", "\ud800"):  # the half of a pair is what a byte that is no UTF-8 becomes on a command line
+        with pytest.raises(UserError, match="unknown trial"):
+            ledger.trial(nobody)
     assert ledger.trial("0" * 11 + "5").spec == {"seed": 5}
+
+
+def test_nothing_at_all_names_no_sweep(ledger: Ledger) -> None:
+    """Not even the only one: ``sparsefleet cancel "$UNSET"`` must not cancel it."""
+    create(ledger, "wide-12", 1)
+    with pytest.raises(UserError, match="unknown sweep ''"):
+        ledger.sweep("")
 
 
 def test_a_batch_is_all_or_nothing(ledger: Ledger) -> None:
