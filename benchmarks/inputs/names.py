@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import os
 import random
 import re
 import tempfile
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from markdown_it import MarkdownIt
 
+from benchmarks.chaos.sweep import Sweep
 from benchmarks.figures import Figure, Run
 from benchmarks.inputs.command import command
 from benchmarks.inputs.nasty import HEAD
@@ -85,6 +91,13 @@ _OF_A_TABLE = {"table", "thead", "tbody", "tr", "th", "td"}
 _TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _MARKS = "\u061c\u200e\u200f"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_VERBS = {
+    ("status",): "unknown sweep",
+    ("cancel",): "unknown sweep",
+    ("logs",): "unknown trial",
+    ("plugins", "show"): "no plugin is called",
+}
+"""Commands that take a name, and what they say of one that is nobody's."""
 
 
 def hostile(n: int) -> list[str]:
@@ -113,8 +126,18 @@ def figures(run: Run) -> list[Figure]:
     """Names that were taken for a file, or stand unescaped in what people open."""
     names = hostile(run.pick(200, len(SEEDS)))
     keep_catalog()
-    with tempfile.TemporaryDirectory(prefix="sparsefleet-names-") as folder:
-        escaped = [(name, why) for name in names for why in _as_grid(Path(folder), name)]
+    escaped: list[tuple[str, str]] = []
+    n_refused = 0
+    with _entered() as (world, home):
+        there = _files(world)
+        for name in names:
+            refusals = [_refusal(verb, name) for verb in _VERBS]
+            n_refused += refusals.count("")
+            wrong = [*_as_grid(home, name), *filter(None, refusals)]
+            now = _files(world)
+            wrong += [f"touched {path}" for path in sorted(there.keys() | now.keys()) if there.get(path) != now.get(path)]
+            escaped += [(name, why) for why in wrong]
+            there = now
     shown = [(name, where) for name in names for where in _shown(name)]
     run.keep({"escaped": [[ascii(a), b] for a, b in escaped], "shown": [[ascii(a), b] for a, b in shown]})
     return [
@@ -123,6 +146,7 @@ def figures(run: Run) -> list[Figure]:
             "names unescaped on a terminal, page or sheet", "names", len({a for a, _ in shown}), target=0, at_least=False, note=_note(shown)
         ),
         Figure("hostile names", "names", len(names), target=run.pick(200, len(SEEDS))),
+        Figure("refusals that repeat the name, harmlessly", "commands", n_refused, target=len(_VERBS) * len(names)),
     ]
 
 
@@ -130,10 +154,40 @@ def _note(found: list[tuple[str, str]]) -> str:
     return "; ".join(f"{ascii(name)[:40]}: {why}" for name, why in found[:4])
 
 
-def _as_grid(folder: Path, name: str) -> Iterator[str]:
-    """As a grid's name and as an id on the command line: refused, or harmless as a file's name."""
-    import json
+@contextmanager
+def _entered() -> Iterator[tuple[Path, Path]]:
+    """A folder, and a home deep in it that holds one sweep; the user's own home and where commands run lie in the folder, too."""
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-names-") as folder:
+        world = Path(folder).resolve()
+        user, home = world / "user", world / "a" / "b" / "c" / "home"
+        user.mkdir()
+        home.mkdir(parents=True, mode=0o700)
+        own = {"HOME": str(user), "SPARSEFLEET_HOME": str(home), "SPARSEFLEET_CACHE": str(user / "cache")}
+        here = Path.cwd()
+        os.chdir(home.parent)
+        try:
+            with mock.patch.dict(os.environ, own):
+                sweep = Sweep(home, 1)
+                for verb in (("status", sweep.id), ("plugins", "show", "csr")):  # what a first command makes
+                    if (said := command(*verb)).code:
+                        raise RuntimeError(f"{' '.join(verb)} ended with {said.code}: {said.text}")
+                yield world, home
+        finally:
+            os.chdir(here)
 
+
+def _files(world: Path) -> dict[str, str]:
+    """Everything in ``world`` by its digest or kind, and by its time what a name with a root could reach."""
+    inside = {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else oct(path.lstat().st_mode)
+        for path in world.rglob("*")
+        if not path.name.endswith("-shm")  # SQLite's: readers write in it
+    }
+    return inside | {str(path): str(path.lstat().st_mtime_ns) for path in Path("/etc").glob("passwd*")}
+
+
+def _as_grid(home: Path, name: str) -> Iterator[str]:
+    """As a grid's name: refused, or harmless as a file's name."""
     try:
         text = HEAD.replace("name: small", f"name: {json.dumps(name)}")
         sweep = load_text(text, "g.yaml", catalog=keep_catalog()).sweep
@@ -141,18 +195,17 @@ def _as_grid(folder: Path, name: str) -> Iterator[str]:
         if _steers(str(error)):
             yield "the refusal of the grid repeats it"
     else:
-        if not lock_path(folder, sweep).resolve().is_relative_to((folder / "locks").resolve()):
+        if not lock_path(home, sweep).resolve().is_relative_to((home / "locks").resolve()):
             yield f"sweep {sweep}"
         if not _SAFE.fullmatch(name):
             yield "taken as a grid's name"
-    for verb in (
-        (("status", name), ("logs", name), ("cancel", name), ("plugins", "show", name)) if name and not name.startswith("-") else ()
-    ):
-        said = command(*verb)
-        if said.code not in (0, 2, 3) or _steers(said.text):
-            yield f"{verb[0]} ended with {said.code} or repeated it"
-    if [path for path in folder.parent.glob("x*") if path.is_dir() and path.name == "x"]:
-        yield "made a folder"
+
+
+def _refusal(verb: tuple[str, ...], name: str) -> str:
+    """What was wrong with how a command refused a name that nothing has; empty if it did so in words that repeat it harmlessly."""
+    said = command(*verb, "--", name)
+    right = said.code in (2, 3) and f"{_VERBS[verb]} {name!r}" in said.text and not _steers(said.text)
+    return "" if right else f"{' '.join(verb)} ended with {said.code}: {said.text[:120]!a}"
 
 
 def _steers(text: str, lines: bool = True) -> bool:
