@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +25,11 @@ from benchmarks.figures import QUICK, Figure
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
+LEAST_LIMIT_S = 600.0
+"""Of a part; one that says it takes long has five times as much."""
+_UNWIND_S = 30.0
+_MARK = "BENCHMARK_PART"
+"""In the environment of all that a part starts."""
 Row = dict[str, Any]
 
 
@@ -63,18 +69,22 @@ class Found:
 
 
 def run_part(part: Part, *, quick: bool) -> Found:
-    """The figures of a part, from a process of its own, which ends with this one; a part that fails is one broken figure.
+    """The figures of a part, from a process of its own, which ends with this one; a part that fails or does not end is one broken figure.
 
     Args:
         quick: puts every figure in doubt.
     """
     with tempfile.TemporaryDirectory(prefix="sparsefleet-benchmark-") as folder:
         answer = Path(folder) / "figures.json"
-        begun = time.monotonic()
-        code = run_module("benchmarks.part", [part.function, part.id, part.title, str(answer), *(["--quick"] if quick else [])])
+        begun, limit_s = time.monotonic(), max(LEAST_LIMIT_S, 5 * 60 * part.minutes)
+        arguments = [part.function, part.id, part.title, str(answer), *(["--quick"] if quick else [])]
+        code = run_module("benchmarks.part", arguments, {_MARK: folder}, limit_s)
         seconds = time.monotonic() - begun
-        if not answer.exists():
-            return Found([Figure(part.title, "", note=f"its process ended with {code}", broken=True)], seconds=seconds)
+        if code is None:
+            _end_marked(folder)
+        if code is None or not answer.exists():
+            why = f"it had not ended after {limit_s:g} s and was stopped" if code is None else f"its process ended with {code}"
+            return Found([Figure(part.title, "", note=why, broken=True)], seconds=seconds)
         found = json.loads(answer.read_text())
     figures = [Figure(**row) for row in found["figures"]]
     if quick:
@@ -92,11 +102,24 @@ def run_module(
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # so that it unmounts, and stops what it started
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_UNWIND_S)
         return None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _end_marked(mark: str) -> None:
+    """Ends what a part started and left, in whatever session it is."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(_MARK) == mark:
+                process.kill()
 
 
 def merge(older: Sequence[Row], newer: Sequence[Row]) -> list[Row]:

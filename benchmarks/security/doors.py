@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -96,18 +98,26 @@ class Held:
 
     def __enter__(self) -> Held:
         self.process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment, cwd=self._folder
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment, cwd=self._folder
         )
+        self.line = self._awaited()
+        if not self.line:
+            self.__exit__()
+            raise RuntimeError(f"{self._command[-1][:60]} did not start within {_START_S:g} s")
+        return self
+
+    def _awaited(self) -> str:
+        """The line; empty if the process ended without it or took too long, whatever else it says."""
         assert self.process.stdout is not None
-        end = time.monotonic() + _START_S
-        for line in self.process.stdout:
-            if line.startswith(self._word):
-                self.line = line.strip()
-                return self
-            if time.monotonic() > end:
-                break
-        self.__exit__()
-        raise RuntimeError(f"{self._command[-1][:60]} did not start")
+        said, end = b"", time.monotonic() + _START_S
+        while (left := end - time.monotonic()) > 0 and select.select([self.process.stdout], [], [], left)[0]:
+            more = os.read(self.process.stdout.fileno(), 1 << 16)
+            said += more
+            whole = said.decode(errors="replace").split("\n")[:-1]
+            found = next((line.strip() for line in whole if line.startswith(self._word)), "")
+            if found or not more:
+                return found
+        return ""
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
@@ -116,7 +126,11 @@ class Held:
             self.process.wait(5 if self._word == "http" else 30)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGINT)  # Ctrl-C, with which ui ends its server too
-            self.process.wait(30)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
 
 
 def _dashboard(here: SmallHome, environment: dict[str, str]) -> tuple[list[tuple[str, int, str]], dict[str, int]]:
@@ -215,5 +229,5 @@ def _uploaded(here: SmallHome) -> str:
     with open_ledger(here.home) as ledger:
         ledger.create_sweep("doors-12345678", "doors", "12345678", "name: doors\n", {}, [])
     upload = module_command("sparsefleet.report.upload", "--home", str(here.home), "--until-empty")
-    subprocess.run(upload, env=_environment(here), cwd=here.folder, check=True, capture_output=True)
+    subprocess.run(upload, env=_environment(here), cwd=here.folder, check=True, capture_output=True, timeout=120)
     return "doors-12345678"

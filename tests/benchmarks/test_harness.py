@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import __main__ as command
+from benchmarks import __main__ as command, harness
 from benchmarks.figures import Figure
 from benchmarks.harness import Found, Part, merge, run_part
 
@@ -234,6 +234,27 @@ def test_json_is_all_there_is_on_stdout(run: Any) -> None:
     ]
     assert all(figure["quick"] for figure in body["figures"])
     assert "target >= 1 times  UNPROVEN  (quick run)" in err
+
+
+def test_a_part_that_does_not_end_is_stopped_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The orphan is in a session of its own and does not know its parent; the part cleans up."""
+    pid, cleaned = tmp_path / "pid", tmp_path / "cleaned"
+    (tmp_path / "bench_long.py").write_text(
+        "import pathlib, subprocess, time\n"
+        "def figures(run):\n"
+        "    orphan = 'sleep 60 & echo $!'\n"
+        f"    with open({str(pid)!r}, 'wb') as out:\n"
+        "        subprocess.run(orphan, shell=True, start_new_session=True, stdout=out, check=True)\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        f"        pathlib.Path({str(cleaned)!r}).touch()\n"
+    )
+    monkeypatch.setattr(harness, "LEAST_LIMIT_S", 3.0)
+    (figure,) = run_part(Part("L", "long", "bench_long:figures", 0.01), quick=False).figures
+    assert (figure.word, figure.note) == ("BROKEN", "it had not ended after 3 s and was stopped")
+    assert cleaned.exists()
+    wait_for(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
