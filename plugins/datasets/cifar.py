@@ -84,12 +84,23 @@ def _files(root: Path, which: str) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _altered(folder: Path, which: str) -> str:
+    """The files with another MD5 than the reader knows."""
+    from torchvision.datasets.utils import check_integrity
+
+    reader = _reader(which)
+    of = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
+    return ", ".join(name for name, md5 in of.items() if not check_integrity(str(folder / name), md5))
+
+
 def _load(root: Path, which: str, split: str, mean: _Numbers, std: _Numbers) -> TensorData:
     folder = _files(root, which)[0].parent
     try:
         read = _reader(which)(str(root), train=split == "train", download=False)
     except RuntimeError as error:  # an MD5 that differs
-        raise UserError(f"{folder}: the files are not those of {which}", cause=str(error), fix="download them again") from error
+        raise UserError(
+            f"{folder}: other files than those of {which}: {_altered(folder, which)}", cause=str(error), fix="download them again"
+        ) from error
     pictures = torch.from_numpy(read.data).permute(0, 3, 1, 2)
     return TensorData(normalised(pictures, mean, std).contiguous(), torch.tensor(read.targets, dtype=torch.int64))
 

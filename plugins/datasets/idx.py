@@ -25,12 +25,14 @@ def find(folders: Sequence[Path], *, what: str, fix: str) -> dict[tuple[str, str
     Raises:
         UserError: no folder does; the message names the folders and ``fix``.
     """
+    lacking: list[list[str]] = []
     for folder in folders:
         found = {(split, kind): _either(folder, split, kind) for split in _STEM for kind in ("images", "labels")}
         if all(path is not None for path in found.values()):
             return {key: path for key, path in found.items() if path is not None}
+        lacking.append([f"{_name(*key)} or {_name(*key)}.gz" for key, path in found.items() if path is None])
     tried = " or ".join(str(folder) for folder in folders)
-    raise UserError(f"{what} is not in {tried}", cause="the four idx files (…-ubyte or …-ubyte.gz) are not all there", fix=fix)
+    raise UserError(f"{what} is not in {tried}", cause=f"missing: {', '.join(min(lacking, key=len))}", fix=fix)
 
 
 def load(files: dict[tuple[str, str], Path], split: Split, *, mean: float, std: float) -> TensorData:
@@ -80,8 +82,12 @@ def _read(file: "gzip.GzipFile | BinaryIO", path: Path, n_dims: int) -> Tensor:
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(shape) if body else torch.empty(shape, dtype=torch.uint8)
 
 
+def _name(split: str, kind: str) -> str:
+    return f"{_STEM[split]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
+
+
 def _either(folder: Path, split: str, kind: str) -> Path | None:
-    name = f"{_STEM[split]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
+    name = _name(split, kind)
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 

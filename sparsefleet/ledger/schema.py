@@ -71,6 +71,8 @@ def open_file(home: Path, *, read_only: bool) -> sqlite3.Connection:
     path = home / FILE
     if read_only and not path.exists():
         raise _none(home)
+    if path.exists() and not path.is_file():
+        raise IntegrityError(f"{path} is not a regular file")
     if not read_only:
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)

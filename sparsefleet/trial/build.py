@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sparsefleet.rng import key_of
 from sparsefleet.sparsity.distribute import distribute
 from sparsefleet.sparsity.starting import first_nnz
 from sparsefleet.sparsity.vocabulary import Neuron
+from sparsefleet.trial import files
 from sparsefleet.trial.masks import load_masks
 from sparsefleet.trial.spec import PluginRef, TrialSpec
 from sparsefleet.trial.tensor_file import read_tensors
@@ -273,19 +274,25 @@ def load_dense_weights(network: Network, state: Mapping[str, Tensor]) -> None:
         UserError: the twin has other modules or shapes.
     """
     own = dict(network.module.named_parameters()) | dict(network.module.named_buffers())
-    try:
-        with torch.no_grad():
-            for name, sparse in network.sparse.items():
-                weight = state[f"{name}.weight"].to(sparse.values())
-                sparse.write_values(weight.reshape(-1)[sparse.flat_sites().to(weight.device)])
-                bias = getattr(sparse, "bias", None)
-                if bias is not None:
-                    bias.copy_(state[f"{name}.bias"])
-            for key, value in own.items():
-                if not any(key.startswith(f"{name}.") for name in network.sparse) and key in state:
-                    value.copy_(state[key])
-    except (KeyError, RuntimeError) as error:
-        raise UserError("the network to start from does not fit this model", cause=str(error)) from error
+
+    def given(key: str, shape: Sequence[int]) -> Tensor:
+        """Of that very shape: sites of a larger weight would be others, and a smaller one would be broadcast."""
+        if key not in state or tuple(state[key].shape) != tuple(shape):
+            has = tuple(state[key].shape) if key in state else "none"
+            cause = f"{files.MODEL}: {key} must have the shape {tuple(shape)}, got {has}"
+            raise UserError("the network to start from does not fit this model", cause=cause)
+        return state[key]
+
+    with torch.no_grad():
+        for name, sparse in network.sparse.items():
+            weight = given(f"{name}.weight", network.shapes[name]).to(sparse.values())
+            sparse.write_values(weight.reshape(-1)[sparse.flat_sites().to(weight.device)])
+            bias = getattr(sparse, "bias", None)
+            if bias is not None:
+                bias.copy_(given(f"{name}.bias", bias.shape))
+        for key, value in own.items():
+            if not any(key.startswith(f"{name}.") for name in network.sparse) and key in state:
+                value.copy_(given(key, value.shape))
 
 
 def convert(network: Network, spec: TrialSpec, registry: Registry, probe: Tensor) -> tuple[float, dict[str, nn.Parameter]]:

@@ -29,7 +29,8 @@ def delivered(request: TrialRequest) -> Path:
     """
     if request.start is None or not (request.start / files.MODEL).is_file():
         assert request.spec.start is not None
-        raise SparsefleetError(f"the network of trial {request.spec.start.trial} was not delivered")
+        cause = f"{request.start / files.MODEL} is no regular file" if request.start else ""
+        raise SparsefleetError(f"the network of trial {request.spec.start.trial} was not delivered", cause=cause)
     return request.start
 
 

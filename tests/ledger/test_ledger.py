@@ -262,6 +262,13 @@ def test_reading_needs_a_ledger_and_writes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "ledger.db").stat().st_mode & 0o077 == 0
 
 
+def test_what_is_no_file_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").symlink_to("/dev/zero")
+    for opened in (read_ledger, open_ledger):
+        with pytest.raises(IntegrityError, match=r"ledger\.db is not a regular file"):
+            opened(tmp_path)
+
+
 def test_a_reader_waits_for_a_ledger_that_is_being_made(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").touch()
     with pytest.raises(UserError, match="there is no ledger"):  # nobody makes it

@@ -224,6 +224,20 @@ def test_a_trial_starts_from_its_twins_weights(digits_request):
         assert module.values().abs().min() >= weight.abs().median()
 
 
+@pytest.mark.parametrize("altered", [lambda w: w.t().contiguous(), lambda w: torch.cat([w, w]), lambda w: w[:1, :1].clone()])
+def test_a_trial_does_not_start_from_weights_of_another_shape(digits_request, altered):
+    """Of as many elements, of more, or of fewer than its sites ask for: none of them are the twin's weights."""
+    from safetensors.torch import load_file, save_file
+
+    twin = digits_request("twin", train={"epochs": 0, "batch_size": 64})
+    run_trial(twin)
+    weights = load_file(twin.workdir / files.MODEL)
+    save_file({name: altered(value) if name == "fc1.weight" else value for name, value in weights.items()}, twin.workdir / files.MODEL)
+    record = run_trial(digits_request("pruned", start=twin.workdir, **pruned({"kind": "one-shot"}, density=0.5)))
+    assert record.state is State.PLUGIN_ERROR
+    assert "model.safetensors: fc1.weight must have the shape (32, 64), got " in record.reason
+
+
 def test_keep_dense_leaves_the_named_layers_alone(digits_request):
     record = run_trial(digits_request(**rewired("static", keep_dense=["last"])))
     assert [layer.name for layer in record.counts.layers] == ["fc1", "fc2"]
