@@ -67,14 +67,19 @@ def huge_header(path: Path) -> None:
 
 
 def bad_csr(path: Path) -> None:
-    """Well-formed safetensors of a sparse layer whose indices point far outside of its weight: what uses them unchecked dies."""
+    """Well-formed safetensors of a sparse layer whose indices point far outside of its weight: what uses them unchecked dies.
+
+    Of a real file only the indices change; of a dense one, whose reader brings the indices, only what they point into.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
-    good = load_file(path) if path.suffix == ".safetensors" and path.is_file() else {}  # only the indices of a real one change
-    if not any(_is_index(value) for value in good.values()):
-        good = {"fc1.crow": torch.tensor([0, 4, 8]), "fc1.col": torch.arange(8), "fc1.values_": torch.ones(8)}
-    bad = {name: torch.full_like(value, torch.iinfo(value.dtype).max) if _is_index(value) else value for name, value in good.items()}
+    good = load_file(path) if path.suffix == ".safetensors" and path.is_file() else {}
+    if good and not any(_is_index(value) for value in good.values()):
+        bad = {name: value[:1, :1].clone() if value.dim() == 2 else value for name, value in good.items()}
+    else:
+        good = good or {"fc1.crow": torch.tensor([0, 4, 8]), "fc1.col": torch.arange(8), "fc1.values_": torch.ones(8)}
+        bad = {name: torch.full_like(value, torch.iinfo(value.dtype).max) if _is_index(value) else value for name, value in good.items()}
     path.unlink(missing_ok=True)
     save_file(bad, path)
 

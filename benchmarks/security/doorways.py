@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.inputs.command import command
 from benchmarks.security.artifacts import put
@@ -32,6 +34,7 @@ layer: csr
 {more}
 measure: {{level: none}}
 """
+_MODEL = "model.safetensors"
 _PIXEL = "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c6360606000000004000120c3a6c90000000049454e44ae426082"
 
 
@@ -45,11 +48,11 @@ def told(path: Path, *arguments: str) -> str:
         os.environ.update(before)  # a command tells its processes its settings
     if code == 5:  # a trial's end
         state, _, reason = text.partition(": ")
-        return _of_state(state.split()[-1] if state.split() else "", reason)
+        return _of_state(state.split()[-1] if state.split() else "", reason, path.name)
     SAID.append(text.strip()[:300])
     if "bug of sparsefleet" in text or "Traceback" in text:
         return f"a bug: {text[-300:]}"
-    if len(text) > _MOST_WORDS or not (path.name in text or path.parent.name in text):
+    if len(text) > _MOST_WORDS or path.name not in text:
         return f"of {len(text)} characters, without the file's name: {text[:300]}"
     return "" if code in _REFUSED and "error: " in text else f"ended with {code}: {text[-200:]}"
 
@@ -73,7 +76,8 @@ def _files(good: Path) -> Iterator[tuple[str, Knock]]:
         yield f"pictures FOLDER, {Path(name).name}", _in_folder(good, name, "pictures", "--kind", kind)
     yield "run SPEC.json", _named("spec.json", "run", "{}")
     yield "plan GRID.yaml", _named("grid.yaml", "plan", "{}")
-    yield "--plugin FILE", _named("plugin.whl", "plan", "quickstart", "--plugin", "{}")
+    for name in ("plugin.py", "plugin.whl"):
+        yield f"--plugin {name}", _plugin(name)
     yield "allow-list", _named("allowed.toml", "plan", "quickstart", variable="SPARSEFLEET_ALLOW_LIST")
     for suffix in (".npy", ".safetensors", ".csv"):
         yield f"connections, {suffix}", _connections(suffix)
@@ -106,6 +110,15 @@ def _named(name: str, *words: str, variable: str = "") -> Knock:
             return told(path, *(word.format(path) for word in words))
         finally:
             os.environ.pop(variable, None)
+
+    return knock
+
+
+def _plugin(name: str) -> Knock:
+    def knock(artifact: str, folder: Path) -> str:
+        put(artifact, folder / name)
+        more = "method: {pruner: of-the-file}"  # a broken plugin that no grid asks for harms none
+        return _of_grid(folder / name, folder, "digits", more, "plan", "--plugin", str(folder / name))
 
     return knock
 
@@ -186,7 +199,7 @@ def _trials(good: Path) -> Iterator[tuple[str, Knock]]:
     yield "trial that starts from weights", _start(good / "dense", "model.safetensors", weights)
     yield "trial that starts from a mask", _start(good / "sparse", "masks.safetensors", mask)
     yield "trial that starts from a mask, manifest", _start(good / "sparse", "manifest.json", mask)
-    yield "trial with a checkpoint", _checkpoint(sparse)
+    yield "trial with a checkpoint", _checkpoint(good / "stopped")
     yield "timing of a model", _timed(good / "sparse", "model.safetensors")
     yield "timing of masks", _timed(good / "sparse", "masks.safetensors")
     yield "artifact store", lambda artifact, folder: _stored(ArtifactStore((folder / "store").as_uri()), artifact, folder)
@@ -203,19 +216,22 @@ def _spec(**more: Any) -> dict[str, Any]:
     return {**basic, **more}
 
 
-def _run_trial(spec: dict[str, Any], folder: Path, start: Path | None = None) -> Any:
+def _run_trial(spec: dict[str, Any], folder: Path, start: Path | None = None, **more: Any) -> Any:
     from sparsefleet.trial.request import TrialRequest
     from sparsefleet.trial.run import run_trial
     from sparsefleet.trial.spec import TrialSpec
 
-    request = TrialRequest(spec=TrialSpec.model_validate(spec), trial_key="k" * 64, workdir=folder, data_root=folder, start=start)
+    request = TrialRequest(spec=TrialSpec.model_validate(spec), trial_key="k" * 64, workdir=folder, data_root=folder, start=start, **more)
     return run_trial(request)
 
 
-def _of_state(state: str, reason: str) -> str:
+def _of_state(state: str, reason: str, *words: str) -> str:
+    """Empty if a trial's end is a refusal in all these words."""
     SAID.append(f"{state}: {reason.strip()[:300]}")
-    refused = state in ("PLUGIN_ERROR", "INVALID", "DAMAGED") and bool(reason)
-    return "" if refused else f"the trial is {state}: {reason[:200]}"
+    if "Traceback" in reason or re.match(r"\w+Error: ", reason):
+        return f"a bug: {reason[-300:]}"
+    refused = state in ("PLUGIN_ERROR", "INVALID", "DAMAGED") and all(word in reason for word in words)
+    return "" if refused else f"the trial is {state}, without {', '.join(words)}: {reason[:200]}"
 
 
 def _start(good: Path, name: str, spec: dict[str, Any]) -> Knock:
@@ -223,30 +239,50 @@ def _start(good: Path, name: str, spec: dict[str, Any]) -> Knock:
         shutil.copytree(good, folder / "start")
         put(artifact, folder / "start" / name)
         record = _run_trial(spec, folder / "work", folder / "start")
-        return _of_state(record.state.value, record.reason or "")
+        return _of_state(record.state.value, record.reason or "", name, *(["shape"] if artifact == "bad CSR" and name == _MODEL else []))
 
     return knock
 
 
-def _checkpoint(spec: dict[str, Any]) -> Knock:
-    """With a digest that is right: it is set aside, and training begins anew; or the trial says why not."""
+def _checkpoint(good: Path) -> Knock:
+    """One of a real sparse trial, with a digest that is right: it is set aside, and training begins anew; or the trial says why not."""
+    spec = _spec(layer={"name": "csr"}, density=0.25, method={"rewirer": {"name": "set", "params": {"every": 10}}})
+    _stopped(spec, good)
+    facts = json.loads((good / "checkpoint.json").read_bytes().partition(b"\n")[2])["facts"]
 
     def knock(artifact: str, folder: Path) -> str:
         work = folder / "work"
         work.mkdir()
         path = work / "checkpoint.safetensors"
+        shutil.copyfile(good / path.name, path)
         put(artifact, path)
         digest = "0" * 64 if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
-        facts = {"trial_key": "k" * 64, "step": 3, "converted": False, "log": {}}
         side = json.dumps({"sha256": digest, "facts": facts}).encode()
         (work / "checkpoint.json").write_bytes(hashlib.sha256(side).hexdigest().encode() + b"\n" + side)
         record = _run_trial(spec, work)
+        if artifact == "bad CSR":  # whole, by its digest: the check of the indices itself must refuse it
+            return _of_state(record.state.value, record.reason or "", "the checkpoint does not fit", "connections lie outside")
         if record.state.value != "SUCCEEDED":
-            return _of_state(record.state.value, record.reason or "")
+            return _of_state(record.state.value, record.reason or "", "checkpoint")
         said = any("checkpoint set aside" in warning for warning in record.warnings)
         return "" if said and (work / f"{path.name}.damaged").is_symlink() == (artifact == "symlink") else "used without a word"
 
     return knock
+
+
+def _stopped(spec: dict[str, Any], folder: Path) -> None:
+    """Leaves the folder of a trial that was killed between two steps, with its checkpoint."""
+    from sparsefleet.trial.training import Training
+
+    step = Training._train_step
+
+    def until_15(training: Training, x: Any, y: Any) -> None:
+        if training.step == 15:
+            raise KeyboardInterrupt
+        step(training, x, y)
+
+    with mock.patch.object(Training, "_train_step", until_15), suppress(KeyboardInterrupt):
+        _run_trial(spec, folder, checkpoint_every_s=1e-9)
 
 
 def _timed(good: Path, name: str) -> Knock:
@@ -265,7 +301,7 @@ def _timed(good: Path, name: str) -> Knock:
         masks = folder / "trial"
         request = MeasureRequest(job=job, model=folder / "trial" / "model.safetensors", masks=masks, level="screen", part=Pass(kind="time"))
         result = run(request)
-        return _of_state(result.state, result.reason or "")
+        return _of_state(result.state, result.reason or "", name, *(["row pointer"] if artifact == "bad CSR" and name == _MODEL else []))
 
     return knock
 
@@ -291,13 +327,17 @@ def _bundle(store: Any, artifact: str, folder: Path) -> str:
     from sparsefleet.fleet.bundle import unpacked
 
     put(artifact, folder / "bundle")
-    if (folder / "bundle").is_symlink():
-        return ""  # it cannot be stored
+    if (folder / "bundle").is_symlink():  # which cannot be stored, but may lie there
+        sha = "0" * 64
+        (folder / "store" / sha[:2]).mkdir(parents=True, exist_ok=True)
+        (folder / "bundle").rename(folder / "store" / sha[:2] / sha)
+    else:
+        sha = store.put(folder / "bundle").sha256
     try:
-        unpacked({"sha256": store.put(folder / "bundle").sha256}, store, folder / "node" / "home")
+        unpacked({"sha256": sha}, store, folder / "node" / "home")
     except SparsefleetError as error:
         SAID.append(str(error)[:300])
-        return ""
+        return "" if "bundle" in str(error) or sha[:12] in str(error) else f"unclear: {error}"
     return "unpacked"
 
 

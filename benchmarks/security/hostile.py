@@ -29,28 +29,35 @@ def figures(run: Run) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="sparsefleet-hostile-") as name:
         folder = Path(name)
         (folder / "canaries").mkdir()
-        before = set(Path("/tmp").glob("sparsefleet-escaped*"))
+        if there := escaped(folder):
+            raise RuntimeError(f"left by an earlier run, remove it: {', '.join(map(str, there))}")
         processes = [_started(folder, group) for group in _GROUPS]
         ends = [_ended(*one) for one in processes]
         ran = sorted(path.name for path in (folder / "canaries").iterdir())
-        escaped = sorted(path.name for path in [*folder.rglob("escaped"), *(set(Path("/tmp").glob("sparsefleet-escaped*")) - before)])
     tried = [one for end in ends for one in end["tried"]]
+    out = [f"{path} by {one['artifact']} at {one['door']}" for one in tried for path in one["escaped"]]
     wrong = [f"{one['artifact']} at {one['door']}: {one['wrong']}" for one in tried if one["wrong"]]
     died = [f"{group} ended with {end['code']} at {end['at']}" for group, end in zip(_GROUPS, ends, strict=True) if end["code"]]
     whole = {name for name in ARTIFACTS if not any(one["wrong"] for one in tried if one["artifact"] == name)}
     most_s, most_mib = max((one["seconds"] for one in tried), default=0.0), max((one["mib"] for one in tried), default=0.0)
-    run.keep({"tried": tried, "ran": ran, "escaped": escaped, "died": died})
+    run.keep({"tried": tried, "ran": ran, "escaped": out, "died": died})
     doors = len({one["door"] for one in tried})
     none: dict[str, Any] = {"target": 0, "at_least": False}
     return [
         Figure("hostile artifacts of which code ran", "artifacts", len(ran), note=", ".join(ran), **none),
-        Figure("files written outside", "files", len(escaped), note=", ".join(escaped), **none),
+        Figure("files written outside", "files", len(out), note=", ".join(out[:4]), **none),
         Figure("processes that one of them ended", "processes", len(died), note="; ".join(died), **none),
         Figure("artifacts that every door refuses in words", "artifacts", len(whole), target=len(ARTIFACTS), note="; ".join(wrong[:4])),
         Figure("doors that were tried", "doors", doors, target=20, note=f"{len(tried)} tries"),
         Figure("memory that one took, at most", "MiB", most_mib, target=BOMB_MIB / 2, at_least=False),
         Figure("processor time that one took, at most", "s", most_s, target=5, at_least=False, note=_slowest(tried)),
     ]
+
+
+def escaped(folder: Path) -> list[Path]:
+    """What "zip-slip" may have written: below ``folder``, where home and temporary files of a group lie, beside it, and at names with a root."""
+    outside = (folder.parent / "escaped", *map(Path, ("/escaped", "/tmp/escaped", "/tmp/sparsefleet-escaped")))
+    return [*folder.rglob("escaped"), *(path for path in outside if path.exists())]
 
 
 def _slowest(tried: list[dict[str, Any]]) -> str:
@@ -64,6 +71,7 @@ def _started(folder: Path, group: str) -> tuple[subprocess.Popen[bytes], Path]:
         "CANARIES": str(folder / "canaries"),
         "SPARSEFLEET_HOME": str(folder / group / "home"),
         "SPARSEFLEET_DATA": str(folder / group / "data"),
+        "TMPDIR": str(folder / group),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
     (folder / group).mkdir()
@@ -103,9 +111,19 @@ def main(group: str, answer: Path) -> None:
                 wrong = knock(name, folder)
                 if set(canaries().iterdir()) - known:
                     wrong = "its code ran"
+                out_of_it = escaped(Path.cwd())
+                for path in out_of_it:
+                    path.unlink(missing_ok=True)  # or another group did
                 said = SAID[-1] if SAID else ""
                 SAID.clear()
-                told = {"door": door, "artifact": name, "wrong": wrong, "said": said, "seconds": round(time.process_time() - begun, 2)}
+                told = {
+                    "door": door,
+                    "artifact": name,
+                    "wrong": wrong,
+                    "said": said,
+                    "escaped": [*map(str, out_of_it)],
+                    "seconds": round(time.process_time() - begun, 2),
+                }
                 out.write(json.dumps({**told, "mib": round(_status_mib("VmHWM") - before)}) + "\n")
                 shutil.rmtree(folder)
 
