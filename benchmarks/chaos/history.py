@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -242,37 +244,52 @@ _LATER = (  # every attempt of it gets the next number
     f"UPDATE trials SET attempt=attempt+1 WHERE key={_FIRST}",
 )
 _BEFORE = "INSERT INTO attempts SELECT key, 1, sweep, node, started, {ended}, {end}, NULL, 0 FROM attempts WHERE n=2 AND key=" + _FIRST
-PLANTED: dict[str, tuple[str, ...]] = {
-    "committed twice": (*_LATER, _BEFORE.format(ended="started", end="'SUCCEEDED'")),
-    "an attempt is missing": _LATER,
-    "two leases at once": (*_LATER, _BEFORE.format(ended="'9'", end="'LOST'")),
-    "a lease that was never ended": (*_LATER, _BEFORE.format(ended="NULL", end="NULL")),
+PLANTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "committed twice": ("were all committed", (*_LATER, _BEFORE.format(ended="started", end="'SUCCEEDED'"))),
+    "an attempt is missing": (": attempts [2", _LATER),
+    "two leases at once": ("before the one before it ended", (*_LATER, _BEFORE.format(ended="'9'", end="'LOST'"))),
+    "a lease that was never ended": ("was never ended, and attempt", (*_LATER, _BEFORE.format(ended="NULL", end="NULL"))),
     "a budget is exceeded": (
-        f"UPDATE trials SET state='PENDING', record=NULL, record_sha256=NULL, attempt=3 WHERE key={_FIRST}",
-        f"DELETE FROM attempts WHERE key={_FIRST}",
-        *(
-            f"INSERT INTO attempts SELECT key, {n}, 's', 'n', '2026-01-0{n}', '2026-01-0{n}', 'CRASHED', '', 1 FROM trials WHERE key={_FIRST}"
-            for n in (1, 2, 3)
+        "3 attempts ended CRASHED, of 2",
+        (
+            f"UPDATE trials SET state='PENDING', record=NULL, record_sha256=NULL, attempt=3 WHERE key={_FIRST}",
+            f"DELETE FROM attempts WHERE key={_FIRST}",
+            *(
+                f"INSERT INTO attempts SELECT key, {n}, 's', 'n', '2026-01-0{n}', '2026-01-0{n}', 'CRASHED', '', 1 FROM trials WHERE key={_FIRST}"
+                for n in (1, 2, 3)
+            ),
         ),
     ),
-    "a record is lost": (f"UPDATE trials SET record=NULL, record_sha256=NULL WHERE key={_FIRST}",),
-    "a record is altered": (f"UPDATE trials SET record_sha256='{'0' * 64}' WHERE key={_FIRST}",),
+    "a record is lost": ("SUCCEEDED without a record", (f"UPDATE trials SET record=NULL, record_sha256=NULL WHERE key={_FIRST}",)),
+    "a record is altered": ("the record is not what was committed", (f"UPDATE trials SET record_sha256='{'0' * 64}' WHERE key={_FIRST}",)),
     "a record of another trial": (
-        "UPDATE trials SET (record, record_sha256) = (SELECT record, record_sha256 FROM trials t"
-        f" WHERE t.key != {_FIRST} AND t.record NOT NULL LIMIT 1) WHERE key={_FIRST}",
+        "the record is of (",
+        (
+            "UPDATE trials SET (record, record_sha256) = (SELECT record, record_sha256 FROM trials t"
+            f" WHERE t.key != {_FIRST} AND t.record NOT NULL LIMIT 1) WHERE key={_FIRST}",
+        ),
     ),
     "running without a driver": (
-        f"UPDATE trials SET state='RUNNING', owner=(SELECT sweep FROM sweeps LIMIT 1), record=NULL, record_sha256=NULL WHERE key={_FIRST}",
-        f'UPDATE attempts SET "end"=NULL, ended=NULL WHERE key={_FIRST} AND n=(SELECT attempt FROM trials WHERE key={_FIRST})',
+        "nobody will end it",
+        (
+            f"UPDATE trials SET state='RUNNING', owner=(SELECT sweep FROM sweeps LIMIT 1), record=NULL, record_sha256=NULL WHERE key={_FIRST}",
+            f'UPDATE attempts SET "end"=NULL, ended=NULL WHERE key={_FIRST} AND n=(SELECT attempt FROM trials WHERE key={_FIRST})',
+        ),
     ),
-    "done with an open trial": (f"UPDATE trials SET state='PENDING', record=NULL, record_sha256=NULL WHERE key={_FIRST}",),
-    "an end that is none": (f"UPDATE attempts SET \"end\"='FINE' WHERE key={_FIRST}",),
-    "the outbox forgot a trial": (f"DELETE FROM outbox WHERE key={_FIRST}",),
-    "a trial vanished from the sweep": ("DELETE FROM sweep_trials WHERE ordinal=0",),
+    "done with an open trial": (
+        "the sweep is DONE with 1 open",
+        (f"UPDATE trials SET state='PENDING', record=NULL, record_sha256=NULL WHERE key={_FIRST}",),
+    ),
+    "an end that is none": ("attempts ended ['FINE']", (f"UPDATE attempts SET \"end\"='FINE' WHERE key={_FIRST}",)),
+    "the outbox forgot a trial": ("the outbox never heard of it", (f"DELETE FROM outbox WHERE key={_FIRST}",)),
+    "a trial vanished from the sweep": (" trials, the last of which is number ", ("DELETE FROM sweep_trials WHERE ordinal=0",)),
 }
-"""Faults that a driver or a ledger could have, as SQL on a copy of a good ledger."""
+"""Faults that a driver or a ledger could have: what must be said of each, and the fault as SQL on a copy of a good ledger."""
 CONTROL = "nothing: a copy as it is"
-_FILES = {"an artifact is altered": lambda path: path.write_bytes(b"x" * path.stat().st_size), "an artifact is gone": Path.unlink}
+_FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "an artifact is altered": ("does not match its digest", lambda path: path.write_bytes(b"x" * path.stat().st_size)),
+    "an artifact is gone": ("cannot be read from", Path.unlink),
+}
 
 
 def planted(home: Path, sweep: str) -> dict[str, list[str]]:
@@ -280,19 +297,34 @@ def planted(home: Path, sweep: str) -> dict[str, list[str]]:
     found = {}
     with _copied(home) as copy:
         found[CONTROL] = violations(copy, sweep)
-    for name, statements in PLANTED.items():
+    for name, (_, statements) in PLANTED.items():
         with _copied(home) as copy:
             db = sqlite3.connect(copy / "ledger.db")
             for statement in statements:
                 db.execute(statement)
+            if statements[: len(_LATER)] == _LATER:
+                _tell_record(db)
             db.commit()
             db.close()
             found[name] = violations(copy, sweep)
-    for name, damage in _FILES.items():
+    for name, (_, damage) in _FILES.items():
         with _copied(home) as copy:
             damage(next(path for path in sorted((copy / "artifacts").rglob("*")) if path.is_file()))
             found[name] = violations(copy, sweep)
     return found
+
+
+def _tell_record(db: sqlite3.Connection) -> None:
+    """Makes the record agree with the attempts, so that these alone are wrong."""
+    db.row_factory = sqlite3.Row
+    trial = db.execute(f"SELECT t.*, r.body FROM trials t JOIN records r ON r.id = t.record WHERE t.key = {_FIRST}").fetchone()
+    record = json.loads(Stored(db).text(trial["body"]) or "null")
+    attempts = db.execute('SELECT n, node, started, ended, "end", reason, t_s FROM attempts WHERE key=? ORDER BY n', (trial["key"],))
+    told = json.dumps({**record, "attempt": trial["attempt"], "attempts_log": [dict(row) for row in attempts]}).encode()
+    made = zlib.compressobj(wbits=-15)
+    body = bytes(3) + made.compress(told) + made.flush()
+    row = db.execute("INSERT INTO records (body) VALUES (?)", (body + zlib.crc32(body).to_bytes(4, "big"),)).lastrowid
+    db.execute(f"UPDATE trials SET record=?, record_sha256=? WHERE key={_FIRST}", (row, hashlib.sha256(told).hexdigest()))
 
 
 @contextmanager
@@ -313,12 +345,13 @@ def figures(asked: Run) -> list[Figure]:
         home = Path(folder)
         sweep = Sweep(home, n_seeds)
         good: list[str] = []
+        n_killed = 0
         for n_done in (1, n_seeds):
             driver = sweep.driver()
             sweep.wait_for(n_done, driver)
             below = processes_below(driver.pid)
             driver.kill()
-            driver.wait()
+            n_killed += driver.wait() == -signal.SIGKILL  # it may have ended before
             for process in below:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -330,10 +363,12 @@ def figures(asked: Run) -> list[Figure]:
         ended = sweep.row()
         found = planted(home, sweep.id)
     good += found.pop(CONTROL)
-    missed = [name for name, said in found.items() if not said]
+    rules = {name: rule for name, (rule, _) in (*PLANTED.items(), *_FILES.items())}
+    missed = [name for name, said in found.items() if not any(rules[name] in line for line in said)]
     asked.keep({"good": good, "planted": found, "counts": ended.counts, "state": ended.state})
     quick = asked.note()
     return [
+        Figure("drivers killed", "drivers", n_killed, target=2, note=quick),
         Figure("trials of the good sweep", "trials", ended.counts.get("SUCCEEDED", 0), target=2 * n_seeds, note=quick),
         Figure(
             "violations found where there are none", "violations", len(good), target=0, at_least=False, note="; ".join(good[:3]) or quick
