@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import suites
+from benchmarks.harness import RESULTS
 
 
 def test_every_part_of_every_suite_is_there() -> None:
@@ -23,7 +25,26 @@ def test_every_fault_has_a_part_and_those_of_a_day_fit_into_a_quarter_of_an_hour
     asked = [f"RF-{n:02}" for n in range(1, 25)] + [f"BI-{n:02}" for n in range(1, 7)] + [f"SE-{n:02}" for n in (1, 2, 3, 4, 6, 8)]
     chaos = {part.id: part for part in suites.SUITES["chaos"]}
     assert set(asked) - set(chaos) == set()
-    assert sum(part.minutes for part in chaos.values() if part.daily) <= 15
+    took = _measured("chaos")
+    assert sum(max(part.minutes, took.get(part.id, 0)) for part in chaos.values() if part.daily) <= 15
+
+
+def test_parts_say_how_long_they_took() -> None:
+    """Within a factor of two of a full run that is kept: machines differ, and so do days."""
+    minutes = {part.id: part.minutes for part in suites.SUITES["chaos"]}
+    took = {part: took for part, took in _measured("chaos").items() if part in minutes}
+    assert took
+    assert {part: (minutes[part], round(m, 1)) for part, m in took.items() if not m / 2 - 0.1 <= minutes[part] <= 2 * m + 0.1} == {}
+
+
+def _measured(suite: str) -> dict[str, float]:
+    """Minutes of each part's newest full run, of the slowest machine that has one."""
+    longest: dict[str, float] = {}
+    for path in RESULTS.glob(f"{suite}-*.json"):
+        rows = sorted((row for row in json.loads(path.read_text())["figures"] if not row["quick"]), key=lambda row: str(row["date"]))
+        for part, seconds in {row["id"]: row["seconds"] for row in rows}.items():
+            longest[part] = max(longest.get(part, 0.0), seconds / 60)
+    return longest
 
 
 def test_help_imports_nothing_heavy() -> None:
