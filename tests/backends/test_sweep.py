@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import backend_servers as servers
 import pytest
 
+from benchmarks.chaos.stored import Stored
 from sparsefleet.ledger import TrialRow, read_ledger
 from sparsefleet.ledger.spool import FOLDER, pending
 
@@ -129,10 +132,15 @@ def test_each_trial_is_one_finished_run_in_postgresql_with_the_ledgers_values(fl
 
 
 def test_no_token_and_no_key_is_written_down(fleet: Home, ray: servers.RayCluster, s3: servers.ObjectStore) -> None:
-    for path in (path for path in fleet.path.rglob("*") if path.is_file()):
-        data = path.read_bytes()
-        assert ray.token.encode() not in data, path
-        assert s3.secret.encode() not in data, path
+    with closing(sqlite3.connect(fleet.path / "ledger.db")) as db:
+        packed = {f"ledger {number}": text.encode() for number, text in enumerate(Stored(db).every_text())}
+    sent = {f"s3 {name}": data for name, data in stored(s3, "artifacts").items()}
+    assert packed
+    assert sent
+    kept = {str(path): path.read_bytes() for path in fleet.path.rglob("*") if path.is_file()}
+    for place, data in {**kept, **packed, **sent}.items():
+        assert ray.token.encode() not in data, place
+        assert s3.secret.encode() not in data, place
 
 
 def test_an_s3_that_is_away_for_a_whole_sweep_gets_the_files_afterwards(tmp_path: Path, mlflow_uri: str) -> None:

@@ -30,11 +30,11 @@ def test_every_fault_has_a_part_and_those_of_a_day_fit_into_a_quarter_of_an_hour
 
 
 def test_parts_say_how_long_they_took() -> None:
-    """Within a factor of two of a full run that is kept: machines differ, and so do days."""
+    """Within a factor of three of a full run that is kept: machines differ, and so does what runs beside."""
     minutes = {part.id: part.minutes for part in suites.SUITES["chaos"]}
     took = {part: took for part, took in _measured("chaos").items() if part in minutes}
     assert took
-    assert {part: (minutes[part], round(m, 1)) for part, m in took.items() if not m / 2 - 0.1 <= minutes[part] <= 2 * m + 0.1} == {}
+    assert {part: (minutes[part], round(m, 1)) for part, m in took.items() if not m / 3 - 0.1 <= minutes[part] <= 3 * m + 0.2} == {}
 
 
 def _measured(suite: str) -> dict[str, float]:
