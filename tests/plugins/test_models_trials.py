@@ -96,3 +96,12 @@ def test_a_resumed_trial_is_bit_equal(request_of, monkeypatch, name):
     assert in_two_parts(monkeypatch, parts, 5).state == "SUCCEEDED"
     assert_same_network(parts, whole)
     assert record_of(parts)["curves"] == record_of(whole)["curves"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_layer_starts_from_its_twins_weights(request_of, name):
+    twin = request_of(name, "twin", sparse=False)
+    assert run_trial(twin).state == "SUCCEEDED"
+    method = {"pruner": {"name": "magnitude"}, "schedule": {"kind": "one-shot"}}
+    record = run_trial(request_of(name, "pruned", sparse=False, start=twin.workdir, density=0.5, layer={"name": "masked"}, method=method))
+    assert record.state == "SUCCEEDED", record.reason
