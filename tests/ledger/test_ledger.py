@@ -489,9 +489,14 @@ def test_several_processes_make_one_ledger_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", _OPENING, str(tmp_path), str(n)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    for number in range(n):
-        (tmp_path / f"go-{number}").touch()
+    try:
+        for number in range(n):
+            (tmp_path / f"go-{number}").touch()
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == f"{number}\n", process.communicate()[1]
+        assert [process.wait(30) for process in processes] == [0] * len(processes)
+    finally:
         for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == f"{number}\n", process.communicate()[1]
-    assert [process.wait(30) for process in processes] == [0] * len(processes)
+            process.kill()
+            process.communicate()
