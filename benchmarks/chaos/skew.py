@@ -7,18 +7,18 @@ anew only what depends on the plugin.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos.cluster import Nodes, python_path
 from benchmarks.chaos.history import violations
 from benchmarks.chaos.sweep import Sweep, left_behind
 from benchmarks.figures import Figure, Run
@@ -26,7 +26,6 @@ from sparsefleet.ledger import read_ledger
 from sparsefleet.track import server
 
 _REFUSED = 3
-_STORE_BYTES = 100 << 20
 _LIMIT_S = 300.0
 _NOBODY = "http://127.0.0.1:9"
 """Where nobody listens."""
@@ -46,7 +45,6 @@ def sparsefleet_pruners():
 '''
 _METHOD = "{pruner: skewed, schedule: one-shot}"
 _SUBMITTED, _EDITED, _UPGRADED = "conn.weight.abs()", "conn.weight.abs() * 1.0", "conn.weight ** 2"
-_INHERITED = os.environ.get("PYTHONPATH", "")
 _SHOWN = re.compile(r"sf-skewed (\S+) \(([0-9a-f]{12})\)")
 
 
@@ -59,26 +57,6 @@ def install(site: Path, version: str, score: str) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sf-skewed\nVersion: {version}\n")
     (info / "entry_points.txt").write_text("[sparsefleet]\nskewed = sf_skewed\n")
     (info / "INSTALLER").write_text("pip\n")  # so it is not sent along: every node has its own
-
-
-@contextmanager
-def _two_nodes(sites: list[Path]) -> Iterator[str]:
-    """The address of a cluster whose nodes look for code in folders of their own."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster()
-    try:
-        for number, site in enumerate(sites):
-            os.environ["PYTHONPATH"] = _path(site)
-            cluster.add_node(num_cpus=1, include_dashboard=False, node_name=f"node-{number}", object_store_memory=_STORE_BYTES)
-        yield str(cluster.address)
-    finally:
-        os.environ["PYTHONPATH"] = _INHERITED
-        cluster.shutdown()
-
-
-def _path(site: Path) -> str:
-    return os.pathsep.join(filter(None, [str(site), _INHERITED]))
 
 
 @dataclass(frozen=True)
@@ -132,11 +110,11 @@ def figures(asked: Run) -> list[Figure]:
         home.mkdir()
         install(here, "1.1", _SUBMITTED)
         install(there, "1.2", _UPGRADED)
-        environment = {"PYTHONPATH": _path(here), "MLFLOW_TRACKING_URI": _NOBODY}
+        environment = {"PYTHONPATH": python_path(here), "MLFLOW_TRACKING_URI": _NOBODY}
         sweep = Sweep(home, n_seeds, methods=_METHOD, epochs=6, more="resources: {cpus: 1}", environment=environment)
         asked.say("a node with another version")
-        with _two_nodes([here, there]) as address:
-            node = refusal(sweep, "--address", address)
+        with closing(Nodes([here, there])) as nodes:
+            node = refusal(sweep, "--address", nodes.address)
         asked.say("some trials, then the driver is killed")
         _some_trials(sweep, n_seeds + 1)
         install(here, "1.1", _EDITED)
