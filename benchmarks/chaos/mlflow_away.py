@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,10 +24,12 @@ from benchmarks.figures import Figure, Run
 from sparsefleet.ledger import TrialRow, read_ledger
 from sparsefleet.spawn import module_command
 from sparsefleet.track import facts, names, server, ui
-from sparsefleet.track.upload import LOG, spawn
+from sparsefleet.track.upload import AWAY, LOG, spawn
 
 _HOST = "127.0.0.1"
 _LIMIT_S = 600.0
+_FELT_S = 60.0
+_AFTER_S = 5.0
 _POINT = "uploaded-before"
 _METRICS = {
     "test_top1_fraction": "accuracy.test",
@@ -44,10 +46,10 @@ _PARAMS = {"seed": "seed", "density": "density", "dataset": "dataset.name", "tra
 def away(asked: Run) -> list[Figure]:
     """What a grid costs whose MLflow is away, beside one whose MLflow is there, and what is in MLflow when it has come."""
     n, n_pairs = asked.pick(50, 6), asked.pick(3, 2)
-    seconds: dict[str, list[float]] = {"there": [], "away": []}
+    took: dict[str, list[dict[str, float]]] = {"there": [], "away": []}
     with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-") as name:
         folder = Path(name)
-        for kind in seconds:
+        for kind in took:
             (folder / f"server-{kind}").mkdir()
             server.connect(server.local_uri(folder / f"server-{kind}"), create=True)
         port = _port()
@@ -55,10 +57,10 @@ def away(asked: Run) -> list[Figure]:
         uris = {"there": address, "away": f"http://{_HOST}:{port}"}
         try:
             for pair in range(n_pairs):
-                for kind in sorted(seconds, reverse=pair % 2 == 0):  # either begins: a machine that grows slower favours none
-                    sweep = _grid(folder / f"{kind}-{pair}", n, uris[kind])
-                    seconds[kind].append(_lease_to_commit(sweep.rows()))
-                    asked.say(f"MLflow {kind}: {seconds[kind][-1]:.1f} s")
+                for kind in sorted(took, reverse=pair % 2 == 0):  # either begins: a machine that grows slower favours none
+                    sweep, seconds = _grid(folder / f"{kind}-{pair}", n, uris[kind])
+                    took[kind].append(seconds)
+                    asked.say(f"MLflow {kind}: {', '.join(f'{what} {s:.1f} s' for what, s in seconds.items())}")
                     if kind == "away":
                         last = sweep
                     _until(lambda home=sweep.home: not left_behind(home), sweep.home)  # type: ignore[misc]  # uploads would slow the next one
@@ -71,8 +73,12 @@ def away(asked: Run) -> list[Figure]:
             found = compared(address, rows)
         finally:
             _kill(process)
-    ratios = [gone / there for gone, there in zip(seconds["away"], seconds["there"], strict=True)]
-    asked.keep({"seconds": seconds, "waiting": waiting, **found})
+    pairs = list(zip(took["away"], took["there"], strict=True))
+    ratios = [gone["grid"] / there["grid"] for gone, there in pairs]
+    beyond = [gone["command"] - 1.05 * there["command"] for gone, there in pairs]
+    after = [gone["after"] for gone, _ in pairs]
+    usual = {what: median(there[what] for _, there in pairs) for what in ("grid", "command", "after")}
+    asked.keep({"seconds": took, "waiting": waiting, **found})
     return [
         Figure("trials that ended without MLflow", "trials", sum(r.state == "SUCCEEDED" for r in rows), target=n, note=asked.note()),
         Figure("items that waited for MLflow", "items", waiting, target=n, note=asked.note()),
@@ -83,8 +89,30 @@ def away(asked: Run) -> list[Figure]:
             (min(ratios), max(ratios)),
             target=1.05,
             at_least=False,
-            note=asked.note(f"median of {n_pairs} pairs, about {median(seconds['there']):.1f} s from the first lease to the last commit"),
+            note=asked.note(f"median of {n_pairs} pairs, about {usual['grid']:.1f} s from the first lease to the last commit"),
             doubt="quick run" if asked.quick else "",
+        ),
+        Figure(
+            "the command without MLflow, start to exit, beyond 1.05 times that with it",
+            "s",
+            median(beyond),
+            (min(beyond), max(beyond)),
+            target=2.0,
+            at_least=False,
+            note=asked.note(
+                f"about {usual['command']:.1f} s with it, {usual['after']:.1f} s of them after the last commit, as it waits for its uploads;"
+                " 2 s, for Ray's start and end differ by more than 5 % of so short a command"
+            ),
+            doubt="quick run" if asked.quick else "",
+        ),
+        Figure(
+            "the command without MLflow, last commit to exit",
+            "s",
+            median(after),
+            (min(after), max(after)),
+            target=_AFTER_S,
+            at_least=False,
+            note=asked.note("no upload is waited for that cannot be"),
         ),
         *_figures(found, n, asked.note()),
     ]
@@ -93,30 +121,38 @@ def away(asked: Run) -> list[Figure]:
 def killed(asked: Run) -> list[Figure]:
     """What is in MLflow after its server and the uploader were each killed five times with signal 9 in the middle of the upload."""
     n, kills = asked.pick(50, 8), asked.pick(5, 2)
-    deadly = ",".join(f"{_POINT}:{n * (2 * i + 1) // (2 * kills)}" for i in range(kills))
+    dies_at = [n * (4 * i + 3) // (4 * kills) + i for i in range(kills)]  # an item at which it died comes once more
+    deadly = ",".join(f"{_POINT}:{nth}" for nth in dies_at)
     with tempfile.TemporaryDirectory(prefix="sparsefleet-chaos-") as name:
         folder = Path(name)
         at = folder / "server"
         at.mkdir()
         client = server.connect(server.local_uri(at), create=True)
-        sweep = _grid(folder / "home", n, f"http://{_HOST}:{_port()}")  # nobody listens: all of it waits
+        sweep, _ = _grid(folder / "home", n, f"http://{_HOST}:{_port()}")  # nobody listens: all of it waits
         rows, port = sweep.rows(), _port()
         process, address = ui.start(at, port)
         uploader = _Uploader(sweep, address, deadly)
+        hits: list[dict[str, Any]] = []
         try:
-            for wanted in [n * (i + 1) // (kills + 1) for i in range(kills)]:
-                _until(lambda wanted=wanted: uploader.goes_on() and len(_runs(client)) >= wanted, sweep.home)  # type: ignore[misc]
+            for wanted in [n * (4 * i + 1) // (4 * kills) for i in range(kills)]:  # between the uploader's deaths
+                _until(lambda wanted=wanted: uploader.sends() and len(_runs(client)) >= wanted, sweep.home)  # type: ignore[misc]
+                since = time.time()
                 _kill(process)
-                asked.say(f"killed the server at {len(_runs(client))} of {n} runs")
+                hits.append({"runs": len(_runs(client)), "waiting": _waiting(sweep.home), "felt": uploader.fails(since)})
+                asked.say(f"killed the server: {hits[-1]}")
                 process, address = ui.start(at, port)
             _until(lambda: uploader.goes_on() and _waiting(sweep.home) == 0, sweep.home)
         finally:
             uploader.stop()
             _kill(process)
         found = compared(server.local_uri(at), rows)
-    asked.keep({"kills": kills, "deaths": uploader.n_deaths, **found})
-    deaths = Figure("deaths of the uploader with an item in MLflow and not in its books", "deaths", uploader.n_deaths, target=kills)
-    return [deaths, *_figures(found, n, asked.note(f"{kills} kills of each"))]
+    asked.keep({"kills": hits, "deaths": uploader.n_deaths, **found})
+    in_mid_upload = sum(hit["felt"] and hit["waiting"] > 0 for hit in hits)
+    return [
+        Figure("deaths of the uploader with an item in MLflow and not in its books", "deaths", uploader.n_deaths, target=kills),
+        Figure("server kills in mid-upload: items wait, the uploader has sent some, and fails", "kills", in_mid_upload, target=kills),
+        *_figures(found, n, asked.note(f"{kills} kills of each")),
+    ]
 
 
 class _Uploader:
@@ -138,11 +174,29 @@ class _Uploader:
             raise RuntimeError(f"the uploader ended with {code}: {(self._home / LOG).read_text()[-2000:]}")
         return True
 
+    def sends(self) -> bool:
+        """Whether the process that uploads now has sent an item; see ``goes_on``."""
+        return self.goes_on() and self._n_passed() > self._n_before
+
+    def fails(self, since: float) -> bool:
+        """Whether the process that uploads now found after that time that its server is away; False if it dies first, or does not in a minute."""
+        away, end = self._home / AWAY, time.monotonic() + _FELT_S
+        while self._process.poll() is None and time.monotonic() < end:
+            if away.exists() and away.stat().st_mtime > since:
+                return True
+            time.sleep(0.05)
+        return False
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait()
 
+    def _n_passed(self) -> int:
+        path = self._home / "faults" / _POINT
+        return path.stat().st_size if path.exists() else 0
+
     def _started(self) -> subprocess.Popen[bytes]:
+        self._n_before = self._n_passed()
         command = module_command("sparsefleet.report.upload", "--home", str(self._home), "--parent-pid", str(os.getpid()))
         with (self._home / LOG).open("ab") as out:
             return subprocess.Popen(
@@ -216,21 +270,22 @@ def _figures(found: dict[str, Any], n: int, note: str) -> list[Figure]:
     ]
 
 
-def _grid(home: Path, n: int, uri: str) -> Sweep:
-    """A sweep of ``n`` trials, half of them dense, that has ended."""
+def _grid(home: Path, n: int, uri: str) -> tuple[Sweep, dict[str, float]]:
+    """A sweep of ``n`` trials, half of them dense, that has ended; its seconds.
+
+    ``grid`` is from the first lease to the last commit, by the ledger: no start, no end and no upload is in it; ``command`` from the start of the
+    process to its exit; ``after`` from the last commit to the exit.
+    """
     home.mkdir()
     sweep = Sweep(home, n // 2, environment={"MLFLOW_TRACKING_URI": uri})
+    begun = time.monotonic()
     code = sweep.driver().wait(_LIMIT_S)
+    command_s, exited = time.monotonic() - begun, datetime.now(timezone.utc)
     if code:
         raise RuntimeError(f"the sweep ended with {code}: {sweep.log[-2000:]}")
-    return sweep
-
-
-def _lease_to_commit(rows: list[TrialRow]) -> float:
-    """Seconds from the first lease to the last commit, by the ledger: no start, no end and no upload is in them."""
-    past = [attempt for row in rows for attempt in row.attempts]
-    begun, ended = (datetime.fromisoformat(when) for when in (min(a["started"] for a in past), max(a["ended"] for a in past)))
-    return (ended - begun).total_seconds()
+    past = [attempt for row in sweep.rows() for attempt in row.attempts]
+    first, last = (datetime.fromisoformat(when) for when in (min(a["started"] for a in past), max(a["ended"] for a in past)))
+    return sweep, {"grid": (last - first).total_seconds(), "command": command_s, "after": (exited - last).total_seconds()}
 
 
 def _upload(home: Path, uri: str) -> None:

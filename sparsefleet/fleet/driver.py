@@ -127,7 +127,8 @@ def _run(
                         ledger.set_sweep_state(sweep, "MEASURING")
                         emit(_sweep_event(ledger, sweep))
                         uploader.start()
-                        uploader.settle(ledger, lambda: interrupts.stopping)
+                        if measures:
+                            uploader.settle(ledger, lambda: interrupts.stopping)
                         timings = MeasurePhase(ledger, sweep, pool, settings, interrupts, emit)
                         timings.run()
                         damaged = timings.damaged
