@@ -41,3 +41,4 @@ def started_head(options: Mapping[str, Any], environment: Mapping[str, str], fol
             head.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
+            head.wait()

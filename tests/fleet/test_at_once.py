@@ -39,7 +39,12 @@ def test_two_sweeps_share_their_twins_and_each_keeps_to_its_limit(tmp_path: Path
         )
         for sweep in sweeps
     ]
-    said = [driver.communicate(timeout=500)[1] for driver in drivers]
+    try:
+        said = [driver.communicate(timeout=500)[1] for driver in drivers]
+    finally:
+        for driver in drivers:  # both have ended, or are ended
+            driver.kill()
+            driver.wait()
     assert [driver.returncode for driver in drivers] == [0, 0], said
     with read_ledger(home) as ledger:
         rows = {sweep: list(ledger.trials(sweep)) for sweep in sweeps}

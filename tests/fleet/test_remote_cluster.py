@@ -78,11 +78,12 @@ def cluster():
         "ray-client-server-port": free_port(),
         "dashboard-agent-listen-port": free_port(),
     }
-    with started_head(
-        options, environment(machine, SPARSEFLEET_HOME=str(machine / "sweeps"), SPARSEFLEET_PICTURES="off"), machine, LIMIT_S
-    ):
-        yield f"http://127.0.0.1:{port}", machine / "sweeps"
-    shutil.rmtree(place, ignore_errors=True)
+    env = environment(machine, SPARSEFLEET_HOME=str(machine / "sweeps"), SPARSEFLEET_PICTURES="off")
+    try:
+        with started_head(options, env, machine, LIMIT_S):
+            yield f"http://127.0.0.1:{port}", machine / "sweeps"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -75,9 +74,20 @@ def test_two_drivers_on_one_machine_take_turns_and_say_so() -> None:
             _until(lambda: all(driver.waits_for() - {os.getpid()} for driver in drivers), drivers)  # each for the other
         finally:
             for driver in drivers:
-                driver.process.send_signal(signal.SIGTERM)
-            for driver in drivers:
-                driver.process.wait(timeout=60)
+                driver.process.terminate()
+            slow = [driver for driver in drivers if not _ends(driver.process)]
+            for driver in slow:
+                driver.process.kill()
+                driver.process.wait()
+    assert not slow, "a driver did not end within a minute of SIGTERM"
+
+
+def _ends(process: subprocess.Popen[str]) -> bool:
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _until(happens: Callable[[], bool], drivers: list[Driver]) -> None:
