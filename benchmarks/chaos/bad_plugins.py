@@ -154,19 +154,22 @@ def poison(asked: Run) -> list[Figure]:
     n_good = asked.pick(20, 3)
     clean, _ = results([good(n) for n in range(n_good)])
     methods = [method for n in range(n_good) for method in (nasty("poison", step=n + 1), good(n))]
-    poisoned, ends = results(methods, "--max-parallel", "1")
+    with tempfile.TemporaryDirectory() as marks:
+        poisoned, ends = results(methods, "--max-parallel", "1", environment={"POISON_MARKS": marks})
+        n_acted = sum(mark.read_text() == "done" for mark in Path(marks).iterdir())
     same = sum(poisoned.get(key) == result for key, result in clean.items())
-    n_acted = sum(state not in ("SUCCEEDED", "PENDING", "CANCELLED") for state, _ in ends)
+    n_ended = sum(state not in ("SUCCEEDED", "PENDING", "CANCELLED") for state, _ in ends)
     asked.keep({"differ": [key for key in clean if poisoned.get(key) != clean[key]], "ends": ends})
     return [
         Figure("good trials with the bits of the clean sweep", "trials", same, target=n_good + 1, note=asked.note("one of them dense")),
-        Figure("poisonous trials that ran and did not end well", "trials", n_acted, target=n_good, note=asked.note()),
+        Figure("poisonous trials that acted: the poison wrote so, last", "trials", n_acted, target=n_good, note=asked.note()),
+        Figure("poisonous trials that did not end well", "trials", n_ended, target=n_good, note=asked.note()),
     ]
 
 
-def results(methods: Sequence[str], *flags: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def results(methods: Sequence[str], *flags: str, **more: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """By trial key: digests of the network and the accuracy of every good trial that succeeded; state and reason of every nasty one."""
-    with sweep_of(methods, epochs=1) as sweep:
+    with sweep_of(methods, epochs=1, **more) as sweep:
         driven(sweep, *flags)
         rows = sweep.rows()
     found = {}

@@ -90,7 +90,8 @@ def _stubborn_child() -> None:
 
 
 def _poison() -> None:
-    """All that one can do to a process and its surroundings, and still end well."""
+    """All that one can do to a process and its surroundings, and still end well; a file in ``POISON_MARKS`` says that it is done."""
+    mark = os.open(Path(os.environ["POISON_MARKS"], str(_seen["step"])), os.O_WRONLY | os.O_CREAT)  # later no file can be opened
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(666)
     torch.set_flush_denormal(True)
@@ -106,6 +107,8 @@ def _poison() -> None:
     for name in [name for name in sys.modules if name.startswith(("numpy", "sparsefleet"))]:
         del sys.modules[name]
     warnings.simplefilter("error")
+    os.write(mark, b"done")
+    os.close(mark)
 
 
 def _leak() -> None:
