@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from fleet_sweeps import enter
 
+from sparsefleet.ledger import read_ledger
 from sparsefleet.measure.lease import device_lease
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,8 +71,12 @@ def test_two_drivers_on_one_machine_take_turns_and_say_so() -> None:
             with device_lease("cpu", 60.0):
                 for one in ("a", "b"):
                     drivers.append(Driver(Path(name) / one))
-                    _until(lambda: os.getpid() in drivers[-1].waits_for(), drivers)  # it has trained, and finds that this process measures
-            _until(lambda: all(driver.waits_for() - {os.getpid()} for driver in drivers), drivers)  # each for the other
+                    _until(lambda: os.getpid() in drivers[-1].waits_for())  # it has trained, and finds that this process measures
+                assert all(driver.process.poll() is None for driver in drivers)
+            _until(lambda: all(driver.process.poll() is not None for driver in drivers))
+            assert [driver.process.returncode for driver in drivers] == [0, 0]
+            assert any(driver.waits_for() - {os.getpid()} for driver in drivers), "neither waited for the other"
+            assert all(read_ledger(driver.home).timings(driver.sweep) for driver in drivers)
         finally:
             for driver in drivers:
                 driver.process.terminate()
@@ -90,9 +95,8 @@ def _ends(process: subprocess.Popen[str]) -> bool:
     return True
 
 
-def _until(happens: Callable[[], bool], drivers: list[Driver]) -> None:
+def _until(happens: Callable[[], bool]) -> None:
     end = time.monotonic() + 200
     while not happens():
         assert time.monotonic() < end
-        assert all(driver.process.poll() is None for driver in drivers)
         time.sleep(0.1)
