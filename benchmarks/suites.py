@@ -54,7 +54,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part("RF-17", "trials that want too much memory", "benchmarks.chaos.leaks:memory", 0.4),
         Part("RF-20", "other code on a node, an edit, an upgrade: refused", "benchmarks.chaos.skew:figures", 1.5),
         Part("RF-21", "Ctrl-C at twenty moments, once and twice", "benchmarks.chaos.ctrl_c:figures", 5.5),
-        Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 2, daily=True),
+        Part("RF-22", "every history checked, planted faults found", "benchmarks.chaos.history:figures", 1, daily=True),
         Part("RF-23", "2,000 tiny trials under kills", "benchmarks.chaos.kill_workers:soak", 8),
         Part("RF-24", "trials per second, ours and Ray Tune's", "benchmarks.fleet.throughput:figures", 15),
         Part("BI-01", "random grids and random bytes", "benchmarks.inputs.fuzz:figures", 1, daily=True),
