@@ -199,7 +199,7 @@ def _compiled(variables: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], 
                 for form in _forms(one):
                     names.setdefault(form, name)
     longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("|".join(rf"\b{one}\b" if _is_word(one) else re.escape(one) for one in longest_first)), names
+    return re.compile("|".join(rf"\b{re.escape(one)}\b" if _is_word(one) else re.escape(one) for one in longest_first)), names
 
 
 def _is_word(value: str) -> bool:

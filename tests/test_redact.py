@@ -112,6 +112,12 @@ def test_a_password_that_is_a_word_leaves_the_longer_names_that_hold_it(monkeypa
     assert redacted_json({"nnz_weights": 3, "weights": 1}) == {"nnz_weights": 3, "[redacted: DB_PASSWORD]": 1}
 
 
+@pytest.mark.parametrize("like", ["test-bucket", "testXbucket", "test bucket"])
+def test_the_dot_of_a_password_is_a_dot(monkeypatch, like):
+    monkeypatch.setenv("DB_PASSWORD", "test.bucket")
+    assert redacted(f"test.bucket {like}") == f"[redacted: DB_PASSWORD] {like}"
+
+
 @pytest.mark.parametrize("known", ["default", "postgres", "sparsefleet"])
 def test_what_stands_in_every_manual_is_no_secret(monkeypatch, known):
     monkeypatch.setenv("PGPASSWORD", known)
